@@ -1,0 +1,35 @@
+"""The errors that are not simply a caller's ``ValueError`` or ``TypeError``."""
+
+from __future__ import annotations
+
+
+class CombicamError(Exception):
+    """Base of every error that combicam raises by itself."""
+
+
+class LayerError(CombicamError, ValueError):
+    """A layer selection that matches nothing usable in the model."""
+
+
+class TraceError(CombicamError):
+    """The model could not be rewritten into one graph."""
+
+
+class ArtifactError(CombicamError):
+    """A file that is no combicam artifact, or one that does not fit its description."""
+
+
+class ModelError(CombicamError, ValueError):
+    """A model name or a checkpoint that cannot be turned into a CNN."""
+
+
+class MissingExtra(CombicamError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class DecodeError(CombicamError):
+    """An input file that is not a readable image."""
+
+
+class RunError(CombicamError):
+    """A run directory that cannot be used as asked."""

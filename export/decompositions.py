@@ -1,0 +1,207 @@
+"""How backward operators are written in the joint graph.
+
+Weights are constants, so the data gradient of a convolution is a convolution again (MATH: the
+kernel flipped in space and transposed in channels), which every runtime runs at full speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+
+aten = torch.ops.aten
+
+
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, None, None]:
+    """The data gradient; cases:
+
+    1. the forward was transposed: an ordinary convolution;
+    2. stride 1 and padding <= d(k - 1): an ordinary convolution with the kernel flipped in space
+       and transposed in channels per group, padding d(k - 1) - p;
+    3. otherwise: a transposed convolution whose output padding restores the input's size.
+    """
+    if output_mask[1] or output_mask[2]:
+        raise AssertionError("a gradient of a frozen weight was asked for")
+    if not output_mask[0]:
+        return None, None, None
+    none = [0] * len(stride)
+    if transposed:
+        return _conv(grad, weight, stride, padding, dilation, False, none, groups), None, None
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if all(s == 1 for s in stride) and all(p <= r for p, r in zip(padding, reach, strict=True)):
+        flipped = _flip(weight, groups)
+        back = [r - p for r, p in zip(reach, padding, strict=True)]
+        return _conv(grad, flipped, stride, back, dilation, False, none, groups), None, None
+    sizes = zip(x.shape[2:], grad.shape[2:], stride, padding, reach, strict=True)
+    extra = [i - ((o - 1) * s - 2 * p + r + 1) for i, o, s, p, r in sizes]
+    return _conv(grad, weight, stride, padding, dilation, True, extra, groups), None, None
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return aten.convolution(
+        x,
+        weight,
+        None,
+        list(stride),
+        list(padding),
+        list(dilation),
+        transposed,
+        list(output_padding),
+        groups,
+    )
+
+
+def _flip(weight: Tensor, groups: int) -> Tensor:
+    """[g*o, i, ...] -> [g*i, o, ...], flipped in space."""
+    spatial = list(range(2, weight.ndim))
+    flipped = weight.flip(spatial) if any(s > 1 for s in weight.shape[2:]) else weight
+    if groups == 1:
+        return flipped.transpose(0, 1).contiguous()
+    split = flipped.unflatten(0, (groups, -1)).transpose(1, 2)
+    return split.flatten(0, 1).contiguous()
+
+
+def max_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Each window's gradient is added where its maximum was."""
+    zeros = torch.zeros_like(x).flatten(-2)
+    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+
+
+def avg_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    """Each window's gradient, divided by how many cells were averaged, is spread over it.
+
+    Spreading is a depthwise transposed convolution with ones; what a window reached beyond the
+    input (padding, ceil mode) is cut off.
+    """
+    kernel = list(kernel_size) * (2 // len(kernel_size))
+    steps = (list(stride) or kernel) * (2 // len(stride or kernel))
+    pads = list(padding) * (2 // len(padding))
+    channels = x.shape[1]
+    divided = grad / _window_counts(
+        x, grad, kernel, steps, pads, count_include_pad, divisor_override
+    )
+    ones = torch.ones(channels, 1, *kernel, dtype=grad.dtype, device=grad.device)
+    full = _conv(divided, ones, steps, [0, 0], [1, 1], True, [0, 0], channels)
+    edges = zip(x.shape[2:], full.shape[2:], pads, strict=True)
+    (top, bottom), (left, right) = [(-p, int(i) + p - int(o)) for i, o, p in edges]
+    if not any((top, bottom, left, right)):
+        return full
+    return aten.constant_pad_nd(full, [left, right, top, bottom])
+
+
+def _window_counts(
+    x: Tensor,
+    grad: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor | int:
+    if divisor is not None:
+        return divisor
+    axes = []
+    for i, o, k, s, p in zip(x.shape[2:], grad.shape[2:], kernel, stride, padding, strict=True):
+        start = [w * s - p for w in range(int(o))]
+        ends = [min(a + k, int(i) + p) for a in start]
+        if not count_include_pad:
+            start, ends = [max(a, 0) for a in start], [min(e, int(i)) for e in ends]
+        axes.append([e - a for a, e in zip(start, ends, strict=True)])
+    if all(c == k for axis, k in zip(axes, kernel, strict=True) for c in axis):
+        return kernel[0] * kernel[1]
+    rows, columns = (torch.tensor(a, dtype=grad.dtype, device=grad.device) for a in axes)
+    return rows[:, None] * columns[None, :]
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x), with the sigmoid in sight: the backward needs it, too."""
+    return x * torch.sigmoid(x)
+
+
+def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """With s = sigmoid(x) and y = x s, both already in the forward: g (y + s (1 - y))."""
+    gate = torch.sigmoid(x)
+    y = x * gate
+    return grad * (y + gate * (1 - y))
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The table that the trace uses: backward operators in terms of ordinary ones."""
+    table = get_decompositions(
+        [
+            aten.native_batch_norm_backward,
+            aten.cudnn_batch_norm_backward,
+            aten.native_layer_norm_backward,
+            aten.native_group_norm_backward,
+            aten.threshold_backward,
+            aten.gelu_backward,
+            aten.hardswish_backward,
+            aten.hardsigmoid_backward,
+            aten.hardtanh_backward,
+            aten.leaky_relu_backward,
+            aten.elu_backward,
+            aten.mish_backward,
+            aten.sigmoid_backward,
+            aten.tanh_backward,
+            aten.softplus_backward,
+            aten._softmax_backward_data,
+            aten._log_softmax_backward_data,
+            aten.slice_backward,
+            aten.select_backward,
+            aten.native_dropout_backward,
+            aten.upsample_nearest2d_backward,
+            aten._prelu_kernel_backward,
+        ]
+    )
+    own: dict[Any, Callable[..., Any]] = {
+        aten.silu.default: silu,
+        aten.silu_.default: lambda x: x.copy_(silu(x)),
+        aten.silu_backward.default: silu_backward,
+        aten.convolution_backward.default: convolution_backward,
+        aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
+        aten.avg_pool2d_backward.default: avg_pool2d_backward,
+    }
+    return {**table, **own}

@@ -1,0 +1,81 @@
+"""Compute at export what depends on weights alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+# A constant that grows beyond its sources by more is left to the runtime.
+MAX_GROWTH = 1 << 16
+
+
+class FoldConstants(PassBase):  # type: ignore[misc]
+    """f(W) -> W' for every operator f all of whose inputs are constants.
+
+    Cases:
+        1. the result has static shape and is read by something that is no constant: it becomes a
+           buffer ``c_N``;
+        2. a result much larger than its sources (a broadcast) stays an operator;
+        3. a random operator stays.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        graph = graph_module.graph
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                values[node] = _attribute(graph_module, str(node.target))
+            elif node.op == "call_function" and _foldable(node, values):
+                result = _evaluate(node, values)
+                if not _grew(result, node, values):  # case 2
+                    values[node] = result
+        modified = False
+        for node, value in values.items():
+            if node.op == "get_attr" or not isinstance(value, Tensor):
+                continue
+            if all(user in values for user in node.users):
+                continue
+            name = f"c_{len(dict(graph_module.named_buffers()))}"
+            graph_module.register_buffer(name, value.detach().contiguous())
+            with graph.inserting_before(node):
+                constant = graph.get_attr(name)
+                constant.meta = dict(node.meta)
+            node.replace_all_uses_with(constant)
+            modified = True  # case 1
+        graph.eliminate_dead_code()
+        return PassResult(graph_module, modified)
+
+
+def _attribute(module: fx.GraphModule, target: str) -> Any:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _foldable(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        random = torch.Tag.nondeterministic_seeded in target.tags  # case 3
+        if random or target._schema.is_mutable or target.namespace != "aten":
+            return False
+    val = node.meta.get("val")
+    if isinstance(val, Tensor) and any(not isinstance(s, int) for s in val.shape):
+        return False
+    return isinstance(val, (Tensor, tuple, list)) and all(n in values for n in node.all_input_nodes)
+
+
+def _evaluate(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _grew(result: Any, node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    if not isinstance(result, Tensor):
+        return False
+    sources = sum(v.numel() for n in node.all_input_nodes if isinstance(v := values[n], Tensor))
+    return result.numel() > sources + MAX_GROWTH

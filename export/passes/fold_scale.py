@@ -1,0 +1,69 @@
+"""A per-channel factor before a convolution becomes part of its weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+aten = torch.ops.aten
+
+
+class FoldScale(PassBase):  # type: ignore[misc]
+    """W*(s x)  ->  (W s)*x, with s one constant per channel.
+
+    This is what batch normalisation leaves in the backward: the gradient is scaled, then meets a
+    data-gradient convolution. Cases:
+        1. an ordinary convolution, whose weight is [out, in/groups, ...];
+        2. a transposed one, whose weight is [in, out/groups, ...].
+    The product must be read by that convolution alone.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        modified = False
+        for conv in list(graph_module.graph.nodes):
+            if conv.target is not aten.convolution.default:
+                continue
+            while _fold(graph_module, conv):
+                modified = True
+        graph_module.graph.eliminate_dead_code()
+        return PassResult(graph_module, modified)
+
+
+def _fold(module: fx.GraphModule, conv: fx.Node) -> bool:
+    product, weight_node = conv.args[:2]
+    if not isinstance(product, fx.Node) or not isinstance(weight_node, fx.Node):
+        return False
+    if product.target is not aten.mul.Tensor or len(product.users) != 1:
+        return False
+    if weight_node.op != "get_attr":
+        return False
+    weight: Tensor = getattr(module, str(weight_node.target))
+    transposed, groups = bool(conv.args[6]), int(conv.args[8])  # type: ignore[arg-type]
+    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    for x, s in (product.args, product.args[::-1]):
+        scale = _per_channel(module, s, channels)
+        if scale is None or not isinstance(x, fx.Node):
+            continue
+        name = f"s_{len(dict(module.named_buffers()))}"
+        module.register_buffer(name, _scaled(weight, scale, transposed, groups))
+        with module.graph.inserting_before(conv):
+            constant = module.graph.get_attr(name)
+        conv.args = (x, constant, *conv.args[2:])
+        return True
+    return False
+
+
+def _per_channel(module: fx.GraphModule, node: object, channels: int) -> Tensor | None:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value: Tensor = getattr(module, str(node.target))
+    shape = (1,) * (4 - value.ndim) + tuple(value.shape)
+    return value.flatten() if shape == (1, channels, 1, 1) else None
+
+
+def _scaled(weight: Tensor, scale: Tensor, transposed: bool, groups: int) -> Tensor:
+    if transposed:  # case 2
+        return weight * scale.view(-1, 1, 1, 1)
+    per_group = scale.view(groups, 1, -1, 1, 1)  # case 1
+    return (weight.unflatten(0, (groups, -1)) * per_group).flatten(0, 1)

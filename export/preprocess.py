@@ -1,0 +1,78 @@
+"""``Preprocess``: how a photo becomes a model's input; it rides in every artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESIZES = ("squash", "crop")
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resizing and normalisation.
+
+    Args:
+        input_size: (H, W) of the model's input, pixels.
+        mean, std: per channel, of RGB in [0, 1].
+        resize: ``squash`` scales to (H, W), the whole photo is seen; ``crop`` scales until the
+            photo covers (H, W) / crop_pct and takes the centre, as timm and torchvision do.
+        crop_pct: see ``resize``.
+        interpolation: Pillow's filter of that name, antialiased.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    resize: str = "crop"
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        size = tuple(int(s) for s in self.input_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(
+                f"Preprocess: expected input_size as (H, W) in pixels, got {self.input_size!r}"
+            )
+        object.__setattr__(self, "input_size", size)
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3:
+                raise ValueError(f"Preprocess: expected 3 values of {what}, got {values!r}")
+            object.__setattr__(self, what, tuple(float(v) for v in values))
+        if min(self.std) <= 0:
+            raise ValueError(f"Preprocess: expected std > 0, got {self.std!r}")
+        if self.resize not in RESIZES:
+            raise ValueError(f"Preprocess: expected resize in {RESIZES}, got {self.resize!r}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"Preprocess: expected interpolation in {INTERPOLATIONS}, "
+                f"got {self.interpolation!r}"
+            )
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"Preprocess: expected 0 < crop_pct <= 1, got {self.crop_pct!r}")
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 [B,H,W,3] -> float32 [B,3,H,W], (x / 255 - mean) / std."""
+        mean = torch.tensor(self.mean, device=images.device)
+        std = torch.tensor(self.std, device=images.device)
+        scaled = images.float().sub_(mean * 255).div_(std * 255)
+        return scaled.permute(0, 3, 1, 2).contiguous()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

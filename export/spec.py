@@ -1,0 +1,140 @@
+"""``CamSpec``: what is computed, and nothing about how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from combicam.kernels.combine import FUSES, NORMALIZES
+from combicam.kernels.weigh import METHODS
+
+SCORES = ("logit", "prob", "logprob")
+LAYER_RULES = ("blocks", "stages", "last")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "combicam": {},
+    "pytorch-grad-cam": {
+        "score": "logit",
+        "fuse": "mean",
+        "normalize": "grid+map",
+        "align_corners": False,
+        "eps": 1e-7,
+    },
+    "torchcam": {
+        "score": "logit",
+        "fuse": "max",
+        "normalize": "grid",
+        "align_corners": False,
+        "eps": 1e-8,
+    },
+}
+
+
+def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"CamSpec: expected {what} in {list(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class CamSpec:
+    """What an explanation is: layers, method, score, targets and fusion.
+
+    The defaults are Combi-CAM (arXiv 2603.24117): Grad-CAM of every block, unnormalised, upsampled
+    with aligned corners, summed, min-max once. ``logprob`` gives the same map as the softmax
+    probability of the paper and does not underflow.
+
+    Args:
+        layers: ``blocks``, ``stages``, ``last``, or module names and globs.
+        method: a key of ``combicam.kernels.METHODS``.
+        score: ``logit``, ``prob`` or ``logprob`` of the target class.
+        targets: K, how many of the best classes are explained when a call names none.
+        fuse: ``sum``, ``mean``, ``max``, ``product``; ``none`` keeps one map per layer.
+        normalize: where min-max is applied: the fused ``map``; every ``layer`` at image size;
+            every layer on its own ``grid``; ``layer+map``, ``grid+map``; or ``none``.
+        align_corners: convention of the bilinear upsampling.
+        layer_weights: one factor per layer, in order of execution; empty for 1.
+        eps: added to every min-max divisor (other libraries do; 0 is exact).
+
+    Raises:
+        ValueError, TypeError: a value outside of its choices.
+    """
+
+    layers: str | tuple[str, ...] = "blocks"
+    method: str = "gradcam"
+    score: str = "logprob"
+    targets: int = 1
+    fuse: str = "sum"
+    normalize: str = "map"
+    align_corners: bool = True
+    layer_weights: tuple[float, ...] = ()
+    eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        layers = self.layers
+        if isinstance(layers, str):
+            layers = layers if layers in LAYER_RULES else (layers,)
+        else:
+            layers = tuple(layers)
+            if not layers or not all(isinstance(name, str) for name in layers):
+                raise TypeError(
+                    f"CamSpec: expected layers as {list(LAYER_RULES)} or a non-empty list of "
+                    f"module names, got {self.layers!r}"
+                )
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "layer_weights", tuple(float(w) for w in self.layer_weights))
+        _choice("method", self.method, tuple(METHODS))
+        _choice("score", self.score, SCORES)
+        _choice("fuse", self.fuse, FUSES)
+        _choice("normalize", self.normalize, NORMALIZES)
+        if isinstance(self.targets, bool) or not isinstance(self.targets, int) or self.targets < 1:
+            raise ValueError(f"CamSpec: expected targets as an int >= 1, got {self.targets!r}")
+        if not self.eps >= 0:
+            raise ValueError(f"CamSpec: expected eps >= 0, got {self.eps!r}")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The spec that reproduces ``combicam``, ``pytorch-grad-cam`` or ``torchcam``."""
+        if name not in PRESETS:
+            raise ValueError(f"CamSpec.preset: expected one of {list(PRESETS)}, got {name!r}")
+        return cls(**{**PRESETS[name], **changes})
+
+    @property
+    def unit_range(self) -> bool:
+        """Whether heatmaps are certain to lie in [0, 1]."""
+        if self.normalize.endswith("map"):
+            return True
+        weights_fit = all(0 <= w <= 1 for w in self.layer_weights)
+        return self.normalize != "none" and self.fuse != "sum" and weights_fit
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`; unknown fields are refused.
+
+        Raises:
+            ValueError: fields of a newer version.
+        """
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"CamSpec: expected fields of this version, got also {sorted(unknown)}; "
+                "update combicam"
+            )
+        known = dict(values)
+        if not isinstance(known.get("layers", ""), str):
+            known["layers"] = tuple(known["layers"])
+        return cls(**known)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of :meth:`to_json`."""
+        return cls.from_dict(json.loads(text))

@@ -1,0 +1,269 @@
+"""``trace``: a CNN becomes one graph that returns scores and class activation maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from combicam.errors import TraceError
+from combicam.export.decompositions import decompositions
+from combicam.export.layers import select_layers
+from combicam.export.passes import clean
+from combicam.export.probe import LayerInfo, capturing, logits_of, probe
+from combicam.export.spec import CamSpec
+from combicam.kernels.cam_head import cam_head, cam_head_reference
+
+TARGET_INPUTS = ("none", "classes", "weights")
+OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
+# Any size does, if nothing else in a model is likely to have it.
+TRACE_BATCH = 11
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes into a joint graph.
+
+    Attributes:
+        input_size: (H, W) of ``images``, float [B,3,H,W], normalised.
+        classes: n, number of logits.
+        dtype: of the computation, ``float32``, ``bfloat16`` or ``float16``; inputs and outputs
+            are float32.
+        target_input: ``none``: the graph explains its K best classes; ``classes``: a second input
+            ``targets`` int64 [B,K] names them, negative entries mean the k-th best; ``weights``:
+            ``targets`` is float32 [B,K,n], one weight per class (a region).
+    """
+
+    input_size: tuple[int, int]
+    classes: int
+    dtype: str = "float32"
+    target_input: str = "classes"
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """The traced graph: ``images[, targets] -> logits, targets, scores, heatmaps, ranges, maps...``
+
+    Attributes:
+        module: the graph; the batch dimension is symbolic, weights are its buffers.
+        spec: what it computes.
+        layers: the target layers, in the order of the layer maps.
+        signature: its inputs.
+    """
+
+    module: fx.GraphModule
+    spec: CamSpec
+    layers: tuple[LayerInfo, ...]
+    signature: Signature
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs in order; layer maps are called after their layer."""
+        kept = len(self.module.graph.output_node().args[0]) - len(OUTPUTS)  # type: ignore[arg-type]
+        return (*OUTPUTS, *(f"map:{info.name}" for info in self.layers[:kept]))
+
+
+def example_inputs(joint: JointGraph, batch: int = 2) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes, on the graph's device; classes are left to the graph."""
+    signature, count = joint.signature, joint.spec.targets
+    device = next((b.device for b in joint.module.buffers()), torch.device("cpu"))
+    images = torch.zeros(batch, 3, *signature.input_size, device=device)
+    if signature.target_input == "none":
+        return (images,)
+    if signature.target_input == "classes":
+        return images, torch.full((batch, count), -1, dtype=torch.int64, device=device)
+    weights = torch.full((batch, count, signature.classes), 1.0, device=device)
+    return images, weights
+
+
+def trace(
+    model: nn.Module,
+    spec: CamSpec,
+    input_size: tuple[int, int],
+    *,
+    target_input: str = "classes",
+    keep_layers: bool = False,
+    portable: bool = False,
+) -> JointGraph:
+    """Rewrite a CNN into one graph that returns scores and maps.
+
+    The forward runs once, gradients of the K scores are taken with respect to the target layers
+    alone, and ``combicam::cam_head`` makes heatmaps of both.
+
+    Args:
+        model: in eval mode with frozen parameters (see :func:`~combicam.export.snapshot`).
+        spec: what to compute.
+        input_size: (H, W), pixels; fixed in the graph, the batch is not.
+        target_input: see :class:`Signature`.
+        keep_layers: return the layer maps, too.
+        portable: write the head in standard operators instead of ``combicam::cam_head``.
+
+    Raises:
+        LayerError: the spec's layers do not fit the model.
+        TraceError: the model cannot be traced, or K exceeds its classes.
+    """
+    probed = probe(model, input_size)
+    layers = select_layers(model, probed, spec.layers)
+    if spec.targets > probed.classes:
+        raise TraceError(
+            f"trace: expected targets <= {probed.classes} (the classes), got {spec.targets}"
+        )
+    if spec.layer_weights and len(spec.layer_weights) != len(layers):
+        raise TraceError(
+            f"trace: expected one layer weight per layer ({len(layers)}), got "
+            f"{len(spec.layer_weights)}"
+        )
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    signature = Signature(
+        input_size, probed.classes, str(dtype).removeprefix("torch."), target_input
+    )
+    head = cam_head_reference if portable else cam_head
+    joint = _joint_function(model, spec, layers, signature, head, keep_layers)
+    module = clean(_to_graph(joint, model, spec, signature))
+    return JointGraph(module, spec, layers, signature)
+
+
+def _joint_function(
+    model: nn.Module,
+    spec: CamSpec,
+    layers: tuple[LayerInfo, ...],
+    signature: Signature,
+    head: Callable[..., list[Tensor]],
+    keep_layers: bool,
+) -> Callable[..., list[Tensor]]:
+    names = [info.name for info in layers]
+    dtype = getattr(torch, signature.dtype)
+    state_names = list(_state(model))
+
+    def joint(*flat: Tensor) -> list[Tensor]:
+        images, *given = flat[len(state_names) :]
+        targets = given[0] if given else None
+        acts: dict[str, Tensor] = {}
+        state = dict(zip(state_names, flat, strict=False))
+        with torch.enable_grad():
+            with capturing(model, names, acts):
+                logits = logits_of(torch.func.functional_call(model, state, (images.to(dtype),)))
+            logits = logits.float()
+            y, chosen, scores = _scores(logits, targets, spec, signature)  # y [B,K]
+            grads = _gradients(y, [acts[name] for name in names])
+        with torch.no_grad():
+            heatmaps, ranges, *maps = head(
+                [acts[name].detach() for name in names],
+                grads,
+                list(signature.input_size),
+                spec.method,
+                spec.fuse,
+                spec.normalize,
+                spec.align_corners,
+                spec.eps,
+                list(spec.layer_weights),
+            )
+        outputs = [logits.detach(), chosen, scores.detach(), heatmaps, ranges]
+        return outputs + (maps if keep_layers else [])
+
+    return joint
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _scores(
+    logits: Tensor, targets: Tensor | None, spec: CamSpec, signature: Signature
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores to differentiate [B,K], the classes [B,K], and their probability [B,K]."""
+    logp = logits.log_softmax(-1)
+    if signature.target_input == "weights":
+        assert targets is not None
+        mass = (targets * logp.exp()[:, None]).sum(-1)
+        logit = (targets * logits[:, None]).sum(-1)
+        y = {"logit": logit, "prob": mass, "logprob": mass.log()}[spec.score]
+        return y, torch.full_like(mass, -1, dtype=torch.int64), mass
+    chosen = logits.detach().topk(spec.targets, -1).indices
+    if targets is not None:
+        chosen = torch.where(targets < 0, chosen, targets)
+    picked = logp.gather(-1, chosen)
+    y = {"logit": logits.gather(-1, chosen), "prob": picked.exp(), "logprob": picked}[spec.score]
+    return y, chosen, picked.exp()
+
+
+def _gradients(y: Tensor, acts: list[Tensor]) -> list[Tensor]:
+    """d y[b,k] / d act[b], per layer [B,K,C,h,w]; images of a batch do not mix in eval mode."""
+    if y.shape[1] == 1:
+        return [g.unsqueeze(1) for g in torch.autograd.grad(y.sum(), acts)]
+    per_target = [torch.autograd.grad(column, acts, retain_graph=True) for column in y.sum(0)]
+    return [torch.stack(grads, 1) for grads in zip(*per_target, strict=True)]
+
+
+def _to_graph(
+    joint: Callable[..., list[Tensor]], model: nn.Module, spec: CamSpec, signature: Signature
+) -> fx.GraphModule:
+    """Trace on fake tensors with a symbolic batch; weights become buffers of the graph."""
+    state = _state(model)
+    device = next(iter(state.values())).device if state else torch.device("cpu")
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def fake(example: Tensor) -> Tensor:
+        dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (example.ndim - 1)
+        context = StatelessSymbolicContext(dynamic_sizes=dynamic)
+        return mode.from_tensor(example, symbolic_context=context)
+
+    images = fake(torch.zeros(TRACE_BATCH, 3, *signature.input_size, device=device))
+    flat = [mode.from_tensor(t.detach(), static_shapes=True) for t in state.values()]
+    flat.append(images)
+    if signature.target_input != "none":
+        shape = [TRACE_BATCH, spec.targets]
+        dtype = torch.int64
+        if signature.target_input == "weights":
+            shape, dtype = [*shape, signature.classes], torch.float32
+        flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
+    try:
+        with mode, torch.inference_mode(False):
+            module = make_fx(joint, decomposition_table=decompositions())(*flat)
+            if any(_mutates(node) for node in module.graph.nodes):
+                module = make_fx(torch.func.functionalize(module))(*flat)
+    except Exception as error:
+        raise TraceError(
+            f"trace: {type(model).__name__} could not be traced ({type(error).__name__}: {error})"
+        ) from error
+    batch = images.shape[0]
+    if mode.shape_env is None or mode.shape_env.replace(batch.node.expr).is_number:  # type: ignore[union-attr]
+        raise TraceError(
+            f"trace: {type(model).__name__} fixes the batch size (something in it depends on the "
+            "number of images); make every operation of its forward independent of the batch"
+        )
+    return _bind(module, state)
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _bind(module: fx.GraphModule, state: dict[str, Tensor]) -> fx.GraphModule:
+    """Replace the inputs that stand for weights by buffers, and name what stays."""
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    for node, (name, tensor) in zip(placeholders[: len(state)], state.items(), strict=True):
+        attribute = "w_" + name.replace(".", "_")
+        while hasattr(module, attribute):
+            attribute += "_"
+        module.register_buffer(attribute, tensor.detach())
+        with module.graph.inserting_before(node):
+            constant = module.graph.get_attr(attribute)
+            constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+        module.graph.erase_node(node)
+    rest: list[Any] = placeholders[len(state) :]
+    for node, name in zip(rest, ("images", "targets"), strict=False):
+        node.name = node.target = name
+    module.recompile()
+    return module

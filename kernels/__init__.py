@@ -1,0 +1,7 @@
+"""The arithmetic of class activation maps: one operation a file, each with its torch reference."""
+
+from combicam.kernels.cam_head import cam_head, cam_head_reference
+from combicam.kernels.combine import combine_reference
+from combicam.kernels.weigh import METHODS, weigh_reference
+
+__all__ = ["METHODS", "cam_head", "cam_head_reference", "combine_reference", "weigh_reference"]

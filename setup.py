@@ -1,0 +1,68 @@
+"""Packaging: the top-level folders are the sub-packages of ``combicam``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+FOLDERS = {"combicam": "combicam", "combicam.engine": "engine", "combicam.export": "export", "combicam.kernels": "kernels"}
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "combicam/version.py").read_text())
+assert VERSION is not None
+
+packages = [
+    name
+    for package, folder in FOLDERS.items()
+    for name in [package, *(f"{package}.{found}" for found in find_packages(str(ROOT / folder)))]
+]
+
+LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
+TEST = [
+    *MODELS,
+    "pytest>=8",
+    "pytest-benchmark>=5",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "grad-cam>=1.5.4",
+    "torchcam>=0.4.0",
+    "captum>=0.7",
+]
+
+setup(
+    name="combicam",
+    version=VERSION.group(1),
+    description="Multi-layer class activation maps of any CNN at the cost of running it",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir=FOLDERS,
+    package_data={"combicam": ["py.typed", "demo/*.safetensors", "demo/*.csv"]},
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=1.26",
+        "onnx>=1.17",
+        "onnxscript>=0.5",
+        f"onnxruntime-gpu>=1.20; {LINUX_X86}",
+        "onnxruntime>=1.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "triton>=3.5; sys_platform == 'linux'",
+        "pyarrow>=15",
+        "pillow>=10.1",
+        "safetensors>=0.4",
+        "tyro>=0.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={"models": MODELS, "test": TEST, "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2"]},
+    entry_points={"console_scripts": ["combicam = combicam.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3 :: Only",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
