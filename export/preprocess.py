@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -67,6 +67,10 @@ class Preprocess:
         std = torch.tensor(self.std, device=images.device)
         scaled = images.float().sub_(mean * 255).div_(std * 255)
         return scaled.permute(0, 3, 1, 2).contiguous()
+
+    def resized(self, input_size: tuple[int, int]) -> Self:
+        """The same for another input size."""
+        return replace(self, input_size=input_size)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""

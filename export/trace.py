@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from torch.fx.experimental.symbolic_shapes import (
 from combicam.errors import TraceError
 from combicam.export.decompositions import decompositions
 from combicam.export.layers import select_layers
-from combicam.export.passes import clean
+from combicam.export.passes import clean, lower
 from combicam.export.probe import LayerInfo, capturing, logits_of, probe
 from combicam.export.spec import CamSpec
-from combicam.kernels.cam_head import cam_head, cam_head_reference
+from combicam.kernels.cam_head import cam_head
 
 TARGET_INPUTS = ("none", "classes", "weights")
 OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
@@ -72,6 +72,10 @@ class JointGraph:
         kept = len(self.module.graph.output_node().args[0]) - len(OUTPUTS)  # type: ignore[arg-type]
         return (*OUTPUTS, *(f"map:{info.name}" for info in self.layers[:kept]))
 
+    def portable(self) -> JointGraph:
+        """The same graph in standard operators alone, as artifacts hold it."""
+        return replace(self, module=lower(self.module))
+
 
 def example_inputs(joint: JointGraph, batch: int = 2) -> tuple[Tensor, ...]:
     """Inputs of the right shapes, on the graph's device; classes are left to the graph."""
@@ -93,7 +97,6 @@ def trace(
     *,
     target_input: str = "classes",
     keep_layers: bool = False,
-    portable: bool = False,
 ) -> JointGraph:
     """Rewrite a CNN into one graph that returns scores and maps.
 
@@ -106,7 +109,6 @@ def trace(
         input_size: (H, W), pixels; fixed in the graph, the batch is not.
         target_input: see :class:`Signature`.
         keep_layers: return the layer maps, too.
-        portable: write the head in standard operators instead of ``combicam::cam_head``.
 
     Raises:
         LayerError: the spec's layers do not fit the model.
@@ -127,8 +129,7 @@ def trace(
     signature = Signature(
         input_size, probed.classes, str(dtype).removeprefix("torch."), target_input
     )
-    head = cam_head_reference if portable else cam_head
-    joint = _joint_function(model, spec, layers, signature, head, keep_layers)
+    joint = _joint_function(model, spec, layers, signature, keep_layers)
     module = clean(_to_graph(joint, model, spec, signature))
     return JointGraph(module, spec, layers, signature)
 
@@ -138,7 +139,6 @@ def _joint_function(
     spec: CamSpec,
     layers: tuple[LayerInfo, ...],
     signature: Signature,
-    head: Callable[..., list[Tensor]],
     keep_layers: bool,
 ) -> Callable[..., list[Tensor]]:
     names = [info.name for info in layers]
@@ -157,7 +157,7 @@ def _joint_function(
             y, chosen, scores = _scores(logits, targets, spec, signature)  # y [B,K]
             grads = _gradients(y, [acts[name] for name in names])
         with torch.no_grad():
-            heatmaps, ranges, *maps = head(
+            heatmaps, ranges, *maps = cam_head(
                 [acts[name].detach() for name in names],
                 grads,
                 list(signature.input_size),

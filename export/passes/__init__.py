@@ -6,12 +6,15 @@ Each is a ``torch.fx`` pass: ``requires`` and ``ensures`` check the graph, ``cal
 
 from __future__ import annotations
 
+import copy
+
 from torch import fx
 
 from combicam.export.passes.drop_aliases import DropAliases
 from combicam.export.passes.fold_batch_norm import FoldBatchNorm
 from combicam.export.passes.fold_constants import FoldConstants
 from combicam.export.passes.fold_scale import FoldScale
+from combicam.export.passes.lower_head import LowerHead
 from combicam.export.passes.merge_common import MergeCommon
 
 PASSES = (DropAliases, FoldConstants, FoldBatchNorm, FoldScale, MergeCommon)
@@ -29,6 +32,14 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
+def lower(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in standard operators alone; weights are shared."""
+    copied = fx.GraphModule(module, copy.deepcopy(module.graph))
+    result = LowerHead()(copied)
+    assert result is not None
+    return clean(result.graph_module)
+
+
 def drop_unused_buffers(module: fx.GraphModule) -> None:
     """Delete the constants that no node reads any more."""
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
@@ -43,6 +54,8 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "FoldScale",
+    "LowerHead",
     "MergeCommon",
     "clean",
+    "lower",
 ]

@@ -1,0 +1,39 @@
+"""``BatchExplainer``: what the runner needs of an explainer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from combicam.engine.explanation import Explanation
+from combicam.export.classes import ClassTable
+from combicam.export.preprocess import Preprocess
+from combicam.export.spec import CamSpec
+
+
+class BatchExplainer(Protocol):
+    """A callable from uint8 photos to explanations; ``combicam.Explainer`` is one."""
+
+    @property
+    def spec(self) -> CamSpec:
+        """What is computed."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How photos are resized before the call."""
+
+    @property
+    def classes(self) -> ClassTable | None:
+        """Names and places of the classes, if known."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are expected."""
+
+    def __call__(self, images: Tensor, /) -> Explanation:
+        """Explain uint8 [B,H,W,3] on ``device``; normalisation is the explainer's work."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Everything that changes results: weights, spec, preprocessing, versions."""

@@ -1,0 +1,55 @@
+"""The ``encode`` and ``commit`` stages: results become shard files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from time import perf_counter
+
+from combicam.engine.explaining import ExplainedBatch
+from combicam.engine.run_directory import RunDirectory, shard_record
+from combicam.engine.shard_format import ShardFormat
+from combicam.engine.shards import ShardWriter, shard_path
+
+
+def write_shards(
+    explained: Iterable[ExplainedBatch],
+    run: RunDirectory,
+    shard_format: ShardFormat,
+    done: Callable[[dict[str, float], int], None],
+) -> None:
+    """Encode batches and commit every shard that is complete.
+
+    Args:
+        explained: batches, shard by shard.
+        run: where.
+        shard_format: columns of the rows.
+        done: called with a batch's seconds per stage and number of rows.
+    """
+    writer: ShardWriter | None = None
+    statuses: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
+    try:
+        for item in explained:
+            batch = item.batch
+            start = perf_counter()
+            if writer is None:
+                writer = ShardWriter(shard_path(run.path, batch.shard), shard_format)
+            table = shard_format.table(batch.records, item.results)
+            writer.add(table)
+            statuses.update(table.column("status").to_pylist())
+            encoded = perf_counter()
+            batch.add_seconds("encode", encoded - start)
+            if batch.is_last:
+                writer.commit()
+                writer = None
+                batch.add_seconds("commit", perf_counter() - encoded)
+            for stage, value in batch.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + value
+            if batch.is_last:
+                run.write_record(batch.shard, shard_record(batch.shard, statuses, seconds))
+                statuses, seconds = Counter(), {}
+            done(batch.seconds, len(batch.records))
+    finally:
+        if writer is not None:
+            writer.discard()

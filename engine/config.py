@@ -1,0 +1,57 @@
+"""``RunConfig``: how a run is executed; what it computes is the explainer's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One streaming run over many photos.
+
+    Args:
+        input: folder, glob, list (text, CSV, Parquet) or WebDataset tars.
+        output: run directory; an existing one is continued.
+        batch_size: most images explained at once.
+        workers: threads that read and decode.
+        shard_size: images per committed file.
+        overlays: how many of the first explained photos are also drawn as PNG.
+        heatmap_size: (H, W) of the stored heatmaps, pixels; None for the model's input size.
+        max_pixels: photos with more pixels in their header are refused as ``too_large``
+            (Pillow itself refuses above 178,956,970).
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    input: str
+    output: Path
+    batch_size: int = 32
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    shard_size: int = 1000
+    overlays: int = 0
+    heatmap_size: tuple[int, int] | None = None
+    max_pixels: int = 200_000_000
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not str(self.input):
+            raise ValueError("RunConfig: expected input as a folder, glob, list or tars, got ''")
+        object.__setattr__(self, "input", str(self.input))
+        object.__setattr__(self, "output", Path(self.output))
+        for name in ("batch_size", "workers", "shard_size", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
+        if self.overlays < 0:
+            raise ValueError(f"RunConfig: expected overlays >= 0, got {self.overlays}")
+        if self.heatmap_size is not None:
+            size = tuple(int(s) for s in self.heatmap_size)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(
+                    f"RunConfig: expected heatmap_size as (H, W) in pixels, "
+                    f"got {self.heatmap_size!r}"
+                )
+            object.__setattr__(self, "heatmap_size", size)

@@ -1,0 +1,296 @@
+"""``Explainer``: a batch of images in, scores and heatmaps out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from combicam.engine.backends import BACKENDS
+from combicam.engine.explanation import Explanation
+from combicam.engine.sessions import ArtifactSession, ModelSession, Request, Session
+from combicam.engine.targets import read_targets
+from combicam.export.artifact import Description, read_description, weights_digest
+from combicam.export.classes import ClassTable
+from combicam.export.models import LoadedModel
+from combicam.export.preprocess import Preprocess
+from combicam.export.probe import LayerInfo
+from combicam.export.snapshot import check_finite, snapshot
+from combicam.export.spec import PRESETS, CamSpec
+from combicam.version import __version__
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Explainer:
+    """Class activation maps of a CNN, in one graph with its scores.
+
+    Calls are thread-safe. The caller's model keeps its hooks, ``.grad``, ``requires_grad`` and
+    training flags. Weights are read when the explainer is made: make a new one after training.
+
+    Args:
+        model: any CNN [B,3,H,W] -> logits [B,n]; a ``torch.nn.Module`` (explained in eval mode)
+            or a :class:`~combicam.export.models.LoadedModel`.
+        input_size: (H, W), pixels; a LoadedModel knows its own.
+        layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps: see
+            :class:`~combicam.export.spec.CamSpec`.
+        device: default: where the model is.
+        dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``; ``auto`` is eager.
+        keep_layers: also return every layer's map.
+        preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
+        classes: names and places of the classes.
+
+    Raises:
+        ValueError, TypeError: an argument outside of its choices.
+        LayerError: layers that do not fit the model.
+        ModelError: weights that are NaN or infinite.
+        TraceError: a model that cannot become one graph.
+
+    Source: Combi-CAM, arXiv 2603.24117; methods and presets as in ``CamSpec``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | LoadedModel,
+        input_size: tuple[int, int] | None = None,
+        layers: str | Sequence[str] = "blocks",
+        method: str = "gradcam",
+        score: str = "logprob",
+        fuse: str = "sum",
+        normalize: str = "map",
+        align_corners: bool = True,
+        targets: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        backend: str = "auto",
+        *,
+        layer_weights: Sequence[float] = (),
+        eps: float = 0.0,
+        keep_layers: bool = False,
+        preprocess: Preprocess | None = None,
+        classes: ClassTable | None = None,
+    ) -> None:
+        spec = CamSpec(
+            layers=layers if isinstance(layers, str) else tuple(layers),
+            method=method,
+            score=score,
+            targets=targets,
+            fuse=fuse,
+            normalize=normalize,
+            align_corners=align_corners,
+            layer_weights=tuple(layer_weights),
+            eps=eps,
+        )
+        _check_backend(backend)
+        loaded = model if isinstance(model, LoadedModel) else None
+        module = _prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
+        preprocess = _preprocess(preprocess, loaded, input_size)
+        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        session = ModelSession(
+            module,
+            spec,
+            preprocess.input_size,
+            keep_layers,
+            "eager" if backend == "auto" else backend,
+            self.device,
+        )
+        joint = session.joint(session.top)
+        self.description = Description(
+            model=loaded.name if loaded else type(model).__name__,
+            spec=spec,
+            layers=joint.layers,
+            signature=joint.signature,
+            outputs=joint.output_names,
+            preprocess=preprocess,
+            classes=classes or (loaded.classes if loaded else None),
+            weights=weights_digest(module),
+        )
+        _check_classes(self.description)
+        self.session: Session = session
+
+    @classmethod
+    def preset(cls, name: str, model: nn.Module | LoadedModel, *args: Any, **changes: Any) -> Self:
+        """An explainer with the semantics of ``combicam``, ``pytorch-grad-cam`` or ``torchcam``.
+
+        Args:
+            name: which library's numbers to give.
+            model, args, changes: as for the constructor; ``changes`` win over the preset.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Explainer.preset: expected one of {list(PRESETS)}, got {name!r}")
+        return cls(model, *args, **{**PRESETS[name], **changes})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: torch.device | str | None = None, backend: str = "auto"
+    ) -> Self:
+        """An explainer over an artifact; the network's own code is not needed.
+
+        Args:
+            path: a .onnx or .ts file that combicam wrote.
+            device: default: CUDA where torch and the file's runtime have it, else the CPU.
+            backend: ``auto``, or the runtime of that kind of file.
+
+        Raises:
+            FileNotFoundError, ArtifactError: no such file, or not an artifact.
+            ValueError: a backend that does not fit the file.
+        """
+        path = Path(path)
+        self = cls.__new__(cls)
+        self.description = read_description(path)
+        self.device = torch.device(device) if device is not None else _best_device(path)
+        self.session = ArtifactSession(path, self.description, backend, self.device)
+        return self
+
+    @property
+    def spec(self) -> CamSpec:
+        """What is computed."""
+        return self.description.spec
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How photos become inputs."""
+        return self.description.preprocess
+
+    @property
+    def classes(self) -> ClassTable | None:
+        """Names and places of the classes, where known."""
+        return self.description.classes
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The target layers, in order of execution."""
+        return self.description.layers
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the images, pixels."""
+        return self.description.signature.input_size
+
+    def fingerprint(self) -> dict[str, str]:
+        """What determines the results: weights, spec, layers, preprocessing, precision, version."""
+        d = self.description
+        return {
+            "model": d.model,
+            "weights": d.weights,
+            "spec": d.spec.to_json(),
+            "layers": " ".join(info.name for info in d.layers),
+            "preprocess": str(sorted(d.preprocess.to_dict().items())),
+            "dtype": d.signature.dtype,
+            "combicam": __version__,
+        }
+
+    def __call__(self, images: Tensor | np.ndarray[Any, Any], targets: Any = None) -> Explanation:
+        """Explain a batch.
+
+        Args:
+            images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB.
+            targets: None for the K best classes of each image; classes as int [B] or [B,K]
+                (negative: the k-th best); or regions as float [B,K,n], one weight per class.
+
+        Returns:
+            Tensors on the explainer's device.
+
+        Raises:
+            TypeError, ValueError: shapes or classes that do not fit.
+            ArtifactError: an artifact that was exported for other targets.
+        """
+        batch = self._images(images)
+        inputs = [batch]
+        request = self.session.top
+        if targets is not None or request.target_input == "weights":
+            given, kind = read_targets(targets, len(batch), self.description.signature.classes)
+            request = Request(kind, given.shape[1])
+            inputs.append(given.to(self.device))
+        elif request.target_input == "classes":
+            inputs.append(torch.full((len(batch), request.count), -1, device=self.device))
+        logits, chosen, scores, heatmaps, ranges, *maps = self.session.execute(request)(inputs)
+        return Explanation(
+            heatmaps=heatmaps,
+            targets=chosen,
+            scores=scores,
+            logits=logits,
+            ranges=ranges,
+            flat=ranges[..., 0] == ranges[..., 1],
+            layer_maps={info.name: m for info, m in zip(self.layers, maps, strict=False)},
+        )
+
+    def _images(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        batch = torch.as_tensor(images)
+        h, w = self.input_size
+        expected = f"float [B,3,{h},{w}] (normalised) or uint8 [B,{h},{w},3] (RGB)"
+        if batch.dtype == torch.uint8:
+            fits = batch.ndim == 4 and tuple(batch.shape[1:]) == (h, w, 3)
+        else:
+            fits = batch.ndim == 4 and tuple(batch.shape[1:]) == (3, h, w)
+            fits &= batch.dtype in DTYPES.values()
+        if not fits or not len(batch):
+            raise ValueError(
+                f"Explainer: expected images as {expected}, got {batch.dtype} "
+                f"{tuple(batch.shape)}; resize them, or make an explainer with another input_size"
+            )
+        batch = batch.detach().to(self.device, non_blocking=True)
+        return self.preprocess.normalize(batch) if batch.dtype == torch.uint8 else batch.float()
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"Explainer: expected backend in {list(BACKENDS)}, got {backend!r}")
+
+
+def _prepared(
+    model: object, device: torch.device | str | None, dtype: torch.dtype | str | None
+) -> nn.Module:
+    """The private copy, moved and cast as asked; without a wish it shares the model's weights."""
+    name = str(dtype).removeprefix("torch.") if dtype is not None else None
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"Explainer: expected dtype in {list(DTYPES)}, got {dtype!r}")
+    module = snapshot(model)
+    check_finite(module)
+    if device is not None:
+        module = module.to(device)
+    if name is not None:
+        module = module.to(DTYPES[name])
+        check_finite(module)  # float16 may overflow
+    return module
+
+
+def _preprocess(
+    given: Preprocess | None, loaded: LoadedModel | None, input_size: tuple[int, int] | None
+) -> Preprocess:
+    known = given or (loaded.preprocess if loaded else None)
+    if known is None:
+        if input_size is None:
+            raise ValueError(
+                "Explainer: expected input_size=(H, W) in pixels, got None; a bare module does "
+                "not say which size it was trained with"
+            )
+        return Preprocess(input_size)
+    return known if input_size is None else known.resized(input_size)
+
+
+def _check_classes(description: Description) -> None:
+    table, n = description.classes, description.signature.classes
+    if table is not None and len(table) != n:
+        raise ValueError(
+            f"Explainer: expected a class table with {n} classes (the logits), got {len(table)}"
+        )
+
+
+def _best_device(path: Path) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if path.suffix == ".onnx":
+        import onnxruntime as ort
+
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,116 @@
+"""``Manifest``: every input of a run, in order, with its shard; written once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from combicam.engine.atomic import commit, temporary_path
+from combicam.engine.entry import Entry
+from combicam.engine.sources import IMAGE_SUFFIXES
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("shard", pa.int32(), nullable=False),
+    ]
+)
+_CHUNK = 65536
+
+
+def write_manifest(path: Path, entries: Iterable[Entry], shard_size: int) -> None:
+    """Write ``manifest.parquet`` atomically; row group i is shard i.
+
+    Raises:
+        ValueError: no entries, or two of one id.
+    """
+    table = pa.Table.from_batches(_batches(entries, shard_size), SCHEMA)
+    if table.num_rows == 0:
+        raise ValueError(
+            "list inputs: expected at least one image, got none; folders, globs and tars are "
+            f"searched for {' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    _check_unique(table)
+    with pq.ParquetWriter(temporary_path(path), SCHEMA, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=shard_size)
+    commit(path)
+
+
+def _batches(entries: Iterable[Entry], shard_size: int) -> Iterator[Any]:
+    """Record batches: columns of millions of entries are small, objects are not."""
+    entries = iter(entries)
+    start = 0
+    while chunk := list(islice(entries, _CHUNK)):
+        columns = {
+            "id": [entry.id for entry in chunk],
+            "uri": [entry.uri for entry in chunk],
+            "offset": [entry.offset for entry in chunk],
+            "size": [entry.size for entry in chunk],
+            "shard": [(start + i) // shard_size for i in range(len(chunk))],
+        }
+        yield pa.RecordBatch.from_pydict(columns, SCHEMA)
+        start += len(chunk)
+
+
+def _check_unique(table: Any) -> None:
+    counts = table.column("id").cast(pa.large_string()).value_counts()
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated) == 0:
+        return
+    name = repeated[0]["values"].as_py()
+    rows = pc.indices_nonzero(pc.equal(table.column("id"), name)).to_pylist()[:2]
+    places = []
+    for row in rows:
+        uri, offset = (table.column(key)[row].as_py() for key in ("uri", "offset"))
+        places.append(f"input {row + 1}: {uri}" + ("" if offset is None else f" at byte {offset}"))
+    raise ValueError(
+        f"list inputs: expected unique ids, got {name!r} twice ({'; '.join(places)}); "
+        "remove one, or give ids in an id column"
+    )
+
+
+class Manifest:
+    """A written manifest; a shard is read when asked for, so memory does not grow with a run."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def images(self) -> int:
+        """How many inputs."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def shards(self) -> int:
+        """How many shards."""
+        return int(self._file.metadata.num_row_groups)
+
+    def shard_images(self, index: int) -> int:
+        """How many inputs a shard has."""
+        return int(self._file.metadata.row_group(index).num_rows)
+
+    def shard(self, index: int) -> list[Entry]:
+        """A shard's inputs, in order."""
+        columns = self._file.read_row_group(index, columns=["id", "uri", "offset", "size"])
+        return [Entry(**row) for row in columns.to_pylist()]

@@ -1,0 +1,88 @@
+"""Pictures of a run's first explained photos: ``RUN/overlays/*.png``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from combicam.engine.atomic import commit, temporary_path
+from combicam.engine.batch_explainer import BatchExplainer
+from combicam.engine.blending import blend, panel
+from combicam.engine.config import RunConfig
+from combicam.engine.loading import load
+from combicam.engine.manifest import Manifest
+from combicam.engine.run_directory import RunDirectory
+from combicam.engine.shard_format import OK
+from combicam.engine.shards import shard_path
+
+_ROWS = 16
+
+
+def draw_overlays(
+    run: RunDirectory, manifest: Manifest, config: RunConfig, explainer: BatchExplainer
+) -> tuple[Path, ...]:
+    """Draw the first ``config.overlays`` ok rows; photos that are gone since are left out.
+
+    Args:
+        run: whose shards are all committed.
+        manifest: of the run.
+        config: overlays, heatmap_size and max_pixels are used.
+        explainer: gives the preprocessing: the photo is shown as the model saw it.
+
+    Returns:
+        The files, in the order of the rows.
+    """
+    folder = run.path / "overlays"
+    folder.mkdir(exist_ok=True)
+    height, width = config.heatmap_size or explainer.preprocess.input_size
+    rows = _ok_rows(run, manifest)
+    paths: list[Path] = []
+    while len(paths) < config.overlays and (found := next(rows, None)) is not None:
+        number, entry, row = found
+        pixels = load(entry, explainer.preprocess, config.max_pixels).pixels
+        if pixels is None:
+            continue
+        heatmap = np.frombuffer(row["heatmap"], np.uint8).reshape(-1, height, width)[0]
+        fitted = Image.fromarray(heatmap).resize(pixels.shape[1::-1], Image.Resampling.BILINEAR)
+        picture = panel(
+            [pixels, blend(pixels, np.asarray(fitted))], ["input", "heatmap"], _footer(row)
+        )
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(entry.id).stem)[-80:]
+        path = folder / f"{number:06d}_{name}.png"
+        Image.fromarray(picture).save(temporary_path(path), format="PNG")
+        commit(path)
+        paths.append(path)
+    return tuple(paths)
+
+
+def _ok_rows(run: RunDirectory, manifest: Manifest) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+    """Number, entry and columns of the explained rows, in order, a few at a time."""
+    number = 0
+    for shard in range(manifest.shards):
+        entries = iter(manifest.shard(shard))
+        with pq.ParquetFile(shard_path(run.path, shard)) as file:
+            for batch in file.iter_batches(_ROWS):
+                for row in batch.to_pylist():
+                    entry = next(entries)
+                    if row["status"] == OK:
+                        yield number, entry, row
+                    number += 1
+
+
+def _footer(row: dict[str, Any]) -> list[str]:
+    words = [row.get("class_name") or f"class {row['targets'][0]}"]
+    if row.get("lat") is not None:
+        words.append(_place(row["lat"], row["lon"]))
+    probability = row["scores"][0]
+    words.append(f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}")
+    return [row["id"], " · ".join(words)]
+
+
+def _place(lat: float, lon: float) -> str:
+    return f"{abs(lat):.2f}°{'N' if lat >= 0 else 'S'} {abs(lon):.2f}°{'E' if lon >= 0 else 'W'}"

@@ -1,0 +1,145 @@
+"""``Pipeline``: the threads of a run; ``read → decode → batch → explain → encode → commit``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from threading import Lock, Thread
+from typing import TypeVar
+
+from combicam.engine.batch_explainer import BatchExplainer
+from combicam.engine.batching import Batch, batches, even_batch_size
+from combicam.engine.channel import Channel
+from combicam.engine.committing import write_shards
+from combicam.engine.config import RunConfig
+from combicam.engine.entry import Entry
+from combicam.engine.explaining import ExplainedBatch, ExplainStage
+from combicam.engine.loading import load_in_order
+from combicam.engine.manifest import Manifest
+from combicam.engine.run_directory import RunDirectory
+from combicam.engine.shard_format import ShardFormat
+from combicam.engine.stage_times import StageTimes
+
+T = TypeVar("T")
+
+_TICK_S = 0.1
+_STOP_S = 5.0
+_DEPTH = 2
+
+
+class Pipeline:
+    """Runs shards through all stages at once; owns every thread.
+
+    Memory is bounded by the window of decoded photos and two batches between stages.
+
+    Args:
+        config: how.
+        explainer: what.
+        run: where; its lock is held.
+        manifest: of the run.
+        shard_format: of the run's rows.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        explainer: BatchExplainer,
+        run: RunDirectory,
+        manifest: Manifest,
+        shard_format: ShardFormat,
+    ) -> None:
+        self._config = config
+        self._explainer = explainer
+        self._run = run
+        self._manifest = manifest
+        self._format = shard_format
+        self._error: BaseException | None = None
+        self._open_channels()
+        self._lock = Lock()
+        self.explain_stage = ExplainStage(explainer, shard_format.shape)
+        self.times = StageTimes(config.workers)
+        self.images = 0
+
+    def process(self, shards: Sequence[int], on_tick: Callable[[], None]) -> None:
+        """Process and commit shards.
+
+        Args:
+            shards: their indices.
+            on_tick: called in this thread, some times a second.
+
+        Raises:
+            RunError: the explainer failed; whatever else a stage raises.
+        """
+        self._open_channels()
+        pool = ThreadPoolExecutor(self._config.workers, "combicam-load")
+        stages: list[Callable[[], None]] = [
+            lambda: self._feed(self._batches(shards, pool), self._to_explain),
+            lambda: self._feed(self.explain_stage.explained(self._to_explain), self._to_encode),
+            lambda: write_shards(self._to_encode, self._run, self._format, self._count),
+        ]
+        threads = [Thread(target=self._guarded, args=(stage,), daemon=True) for stage in stages]
+        for thread in threads:
+            thread.start()
+        writer = threads[-1]
+        try:
+            while writer.is_alive():
+                writer.join(_TICK_S)
+                on_tick()
+        except BaseException:
+            self._abort()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            # What is being written must be gone before the lock is; a batch may be left behind.
+            writer.join()
+            for thread in threads[:-1]:
+                thread.join(_STOP_S)
+        if self._error is not None:
+            raise self._error
+
+    def _open_channels(self) -> None:
+        self._to_explain: Channel[Batch] = Channel(_DEPTH)
+        self._to_encode: Channel[ExplainedBatch] = Channel(_DEPTH)
+
+    def _count(self, seconds: dict[str, float], rows: int) -> None:
+        self.times.add(seconds)
+        self.images += rows
+
+    def _batches(self, shards: Sequence[int], pool: Executor) -> Iterator[Batch]:
+        config, explainer = self._config, self._explainer
+
+        def entries() -> Iterator[Entry]:
+            for shard in shards:
+                yield from self._manifest.shard(shard)
+
+        loaded = load_in_order(
+            entries(),
+            pool,
+            max(2 * config.batch_size, 4 * config.workers),
+            explainer.preprocess,
+            config.max_pixels,
+        )
+        pin = explainer.device.type == "cuda"
+        for shard in shards:
+            images = self._manifest.shard_images(shard)
+            size = even_batch_size(images, config.batch_size)
+            yield from batches(shard, images, size, loaded, pin)
+
+    @staticmethod
+    def _feed(items: Iterator[T], channel: Channel[T]) -> None:
+        for item in items:
+            channel.put(item)
+        channel.close()
+
+    def _guarded(self, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except BaseException as error:
+            # The first is the cause; the others only notice that the run stops.
+            with self._lock:
+                self._error = self._error or error
+            self._abort()
+
+    def _abort(self) -> None:
+        self._to_explain.abort()
+        self._to_encode.abort()

@@ -1,0 +1,124 @@
+"""``run_images``: explain any number of photos into a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from combicam.engine.batch_explainer import BatchExplainer
+from combicam.engine.config import RunConfig
+from combicam.engine.manifest import Manifest, write_manifest
+from combicam.engine.overlays import draw_overlays
+from combicam.engine.pipeline import Pipeline
+from combicam.engine.run_directory import RunDirectory
+from combicam.engine.shard_format import OK, ShardFormat
+from combicam.engine.sources import list_inputs
+from combicam.engine.summary import RunSummary
+
+
+def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
+    """Explain every input, one row each, into ``config.output``; done shards are kept.
+
+    Args:
+        config: inputs, output and resources.
+        explainer: what is computed.
+
+    Returns:
+        The summary, also written to ``summary.json``.
+
+    Raises:
+        ValueError: INPUT is nothing usable, or heatmaps cannot be stored as bytes in [0, 1].
+        RunError: the directory belongs to another run, or the explainer failed.
+        KeyboardInterrupt: committed shards stay, nothing else does.
+    """
+    shard_format = _format(config, explainer)
+    with RunDirectory(config.output) as run, _quiet_pillow():
+        run.prepare(
+            _fingerprint(config, explainer),
+            lambda path: write_manifest(path, list_inputs(config.input), config.shard_size),
+        )
+        with Manifest(run.manifest) as manifest:
+            missing = [i for i in range(manifest.shards) if not run.is_committed(i)]
+            pipeline = Pipeline(config, explainer, run, manifest, shard_format)
+            if missing:
+                _process(config, pipeline, manifest, missing)
+            summary = _summary(run, manifest, pipeline, is_new=bool(missing))
+            if config.overlays:
+                paths = draw_overlays(run, manifest, config, explainer)
+                summary = dataclasses.replace(summary, overlays=paths)
+        summary.write(run.summary)
+    return summary
+
+
+def _format(config: RunConfig, explainer: BatchExplainer) -> ShardFormat:
+    spec = explainer.spec
+    if spec.fuse == "none" or not spec.unit_range:
+        raise ValueError(
+            f"run: expected a spec whose heatmaps are one map in [0, 1], got fuse={spec.fuse!r}, "
+            f"normalize={spec.normalize!r}; use normalize='map', or the explainer in memory"
+        )
+    height, width = config.heatmap_size or explainer.preprocess.input_size
+    return ShardFormat(spec, (spec.targets, height, width), explainer.classes)
+
+
+def _fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
+    """Everything that decides what rows hold."""
+    return {
+        "explainer": explainer.fingerprint(),
+        "input": str(Path(config.input).absolute()),
+        "heatmap_size": config.heatmap_size,
+        "shard_size": config.shard_size,
+        "max_pixels": config.max_pixels,
+    }
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """What Pillow warns of either fails, and is a row, or is harmless."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _process(config: RunConfig, pipeline: Pipeline, manifest: Manifest, missing: list[int]) -> None:
+    done = manifest.images - sum(manifest.shard_images(i) for i in missing)
+    with tqdm(
+        total=manifest.images, initial=done, unit="image", disable=not config.progress
+    ) as bar:
+
+        def tick() -> None:
+            if pipeline.images:
+                bar.set_postfix_str(f"busiest: {pipeline.times.bottleneck}", refresh=False)
+            bar.update(done + pipeline.images - bar.n)
+
+        pipeline.process(missing, tick)
+
+
+def _summary(run: RunDirectory, manifest: Manifest, pipeline: Pipeline, is_new: bool) -> RunSummary:
+    # Nothing done: the speed of the invocation that did it is more use than zeros.
+    if not is_new and run.summary.exists():
+        return RunSummary.read(run.summary)
+    wall, stages = pipeline.times.wall_s, pipeline.times.seconds()
+    statuses: Counter[str] = Counter()
+    for shard in range(manifest.shards):
+        statuses.update(run.record(shard)["statuses"])
+    return RunSummary(
+        run=run.path,
+        images=statuses.total(),
+        shards=manifest.shards,
+        failures={status: n for status, n in sorted(statuses.items()) if status != OK},
+        new_images=pipeline.images,
+        wall_s=round(wall, 4),
+        images_per_s=round(pipeline.images / wall, 3),
+        stages=stages,
+        bottleneck=pipeline.times.bottleneck if is_new else None,
+        batch_limit=pipeline.explain_stage.limit,
+        halvings=pipeline.explain_stage.halvings,
+    )

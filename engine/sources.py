@@ -1,0 +1,188 @@
+"""List what a run's INPUT means: a folder, a glob, a list of paths, or tars."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from combicam.engine.entry import Entry, path_uri, printable, uri_path
+from combicam.engine.tars import tar_entries
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif".split()
+)
+TEXT_SUFFIXES = (".txt", ".lst", ".list")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+PATH_COLUMNS = ("uri", "path", "file", "filename")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def list_inputs(source: str) -> Iterator[Entry]:
+    """Every input of a run, in a fixed order.
+
+    Folders, globs and tars are sorted by path, members stay in their tar's order, lists in theirs.
+
+    Args:
+        source: folder (searched through), glob, ``.txt``, ``.csv`` or ``.parquet`` list (paths
+            relative to the list's folder), image, ``.tar``, or ``shards-{000..003}.tar``.
+
+    Raises:
+        ValueError: INPUT does not exist, is of no known kind, or mixes images and tars.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _expand(_walk(path), path)
+    if path.is_file():
+        return _from_file(path)
+    pattern = _RANGE.sub("*", source)
+    if glob.has_magic(pattern):
+        base = _fixed_part(pattern)
+        return _expand((p for name in expand_ranges(source) for p in _matches(name, base)), base)
+    raise ValueError(f"list inputs: expected a folder, glob, list or tars, got {source!r}: no such")
+
+
+def expand_ranges(pattern: str) -> list[str]:
+    """``a-{08..10}.tar`` -> ``a-08.tar a-09.tar a-10.tar``; several ranges multiply.
+
+    Raises:
+        ValueError: a range that ends before it starts.
+    """
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match[1], match[2]
+    if int(last) < int(first):
+        raise ValueError(f"list inputs: expected a range that goes up, got {match[0]}")
+    heads = (
+        pattern[: match.start()] + str(i).zfill(len(first))
+        for i in range(int(first), int(last) + 1)
+    )
+    tails = expand_ranges(pattern[match.end() :])
+    return [head + tail for head in heads for tail in tails]
+
+
+def _matches(name: str, base: Path) -> Iterable[Path]:
+    """What a glob finds; a name without wildcards is found even if nothing is there."""
+    if not glob.has_magic(name):
+        return [Path(name)]
+    return base.glob(Path(name).relative_to(base).as_posix())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    # Folders too: one that is called x.jpg is an input, which then fails.
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield Path(parent, name)
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder above the first wildcard."""
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[: min(fixed, len(parts) - 1)])
+
+
+def _expand(paths: Iterable[Path], base: Path) -> Iterator[Entry]:
+    """Entries of images or of tars; anything else is no input."""
+    # Bytes: the smallest that can be sorted, and millions of them are.
+    images: list[bytes] = []
+    tars: list[bytes] = []
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            images.append(os.fsencode(path))
+        elif suffix == ".tar":
+            tars.append(os.fsencode(path))
+    if images and tars:
+        raise ValueError(
+            f"list inputs: expected images or tars, got both ({images[0]!r}, {tars[0]!r}); "
+            "give a glob of one kind"
+        )
+    for encoded in sorted(images or tars):
+        path = Path(os.fsdecode(encoded))
+        name = printable(path.relative_to(base).as_posix())
+        if tars:
+            yield from tar_entries(path, name, IMAGE_SUFFIXES)
+        else:
+            yield Entry(name, path_uri(path))
+
+
+def _from_file(path: Path) -> Iterator[Entry]:
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix == ".tar":
+        return _expand([path], path.parent)
+    if suffix in TEXT_SUFFIXES:
+        return _from_rows(path, ((name, None) for name in _text_rows(path)))
+    if suffix == ".csv":
+        return _from_rows(path, _csv_rows(path))
+    if suffix in PARQUET_SUFFIXES:
+        return _from_rows(path, _parquet_rows(path))
+    raise ValueError(
+        f"list inputs: expected a folder, a glob, an image, *.tar, *.csv, "
+        f"{'/'.join(TEXT_SUFFIXES + PARQUET_SUFFIXES)}, got {path}"
+    )
+
+
+def _from_rows(path: Path, rows: Iterable[tuple[Any, Any]]) -> Iterator[Entry]:
+    """Entries of (path, id or None) rows of the list at ``path``."""
+    for number, (name, identity) in enumerate(rows, 1):
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"list inputs: expected a path in row {number} of {path}, got {name!r}"
+            )
+        if _SCHEME.match(name) and not name.startswith("file://"):
+            raise ValueError(
+                f"list inputs: expected local paths or file://, got {name!r} in row {number} "
+                f"of {path}; download it first"
+            )
+        has_id = identity is not None and identity != ""
+        yield Entry(
+            printable(str(identity) if has_id else name), path_uri(path.parent / uri_path(name))
+        )
+
+
+def _text_rows(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for line in file:
+            name = os.fsdecode(line.rstrip(b"\r\n"))
+            if name:
+                yield name
+
+
+def _path_column(path: Path, names: Iterable[str]) -> str:
+    names = list(names)
+    for column in PATH_COLUMNS:
+        if column in names:
+            return column
+    raise ValueError(
+        f"list inputs: expected {path} to have a column {', '.join(PATH_COLUMNS)}, got {names}"
+    )
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[Any, Any]]:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        column = _path_column(path, reader.fieldnames or ())
+        try:
+            for row in reader:
+                yield row[column], row.get("id")
+        except csv.Error as error:
+            raise ValueError(f"list inputs: expected {path} to be CSV, got: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[Any, Any]]:
+    with pq.ParquetFile(path) as file:
+        column = _path_column(path, file.schema_arrow.names)
+        has_id = "id" in file.schema_arrow.names
+        for batch in file.iter_batches(columns=[column, "id"] if has_id else [column]):
+            names = batch.column(column).to_pylist()
+            ids = batch.column("id").to_pylist() if has_id else [None] * len(names)
+            yield from zip(names, ids, strict=True)
