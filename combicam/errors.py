@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error, for use inside another; torch appends its C++ stack."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
 class CombicamError(Exception):
     """Base of every error that combicam raises by itself."""
 

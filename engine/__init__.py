@@ -2,22 +2,31 @@
 
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.blending import blend, panel
-from combicam.engine.config import RunConfig
+from combicam.engine.config import ComputeConfig, RunConfig
+from combicam.engine.explainer import Explainer
 from combicam.engine.explanation import Explanation
-from combicam.engine.runner import run_images
+from combicam.engine.exporting import Verification, export
+from combicam.engine.making import make_explainer
+from combicam.engine.runner import run, run_images
 from combicam.engine.shards import ShardData, read_shard
 from combicam.engine.stage_times import StageSeconds
 from combicam.engine.summary import RunSummary
 
 __all__ = [
     "BatchExplainer",
+    "ComputeConfig",
+    "Explainer",
     "Explanation",
     "RunConfig",
     "RunSummary",
     "ShardData",
     "StageSeconds",
+    "Verification",
     "blend",
+    "export",
+    "make_explainer",
     "panel",
     "read_shard",
+    "run",
     "run_images",
 ]

@@ -1,10 +1,42 @@
-"""``RunConfig``: how a run is executed; what it computes is the explainer's."""
+"""``RunConfig``: everything that a run over many photos is told."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from combicam.engine.backends import BACKENDS
+from combicam.export.models import ModelConfig
+from combicam.export.spec import CamSpec
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Where and how exactly the graph is executed.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA where there is one.
+        amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``; ``auto`` is eager, or
+            the runtime of the artifact.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+
+    device: str | None = None
+    amp_dtype: str | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(
+                f"ComputeConfig: expected backend in {list(BACKENDS)}, got {self.backend!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -14,6 +46,9 @@ class RunConfig:
     Args:
         input: folder, glob, list (text, CSV, Parquet) or WebDataset tars.
         output: run directory; an existing one is continued.
+        model: which network, a name is enough.
+        cam: what is computed; an artifact brings its own.
+        compute: device, precision and backend.
         batch_size: most images explained at once.
         workers: threads that read and decode.
         shard_size: images per committed file.
@@ -27,9 +62,12 @@ class RunConfig:
         ValueError: a value that cannot be.
     """
 
-    input: str
-    output: Path
-    batch_size: int = 32
+    input: tyro.conf.Positional[str]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    model: ModelConfig
+    cam: CamSpec = field(default_factory=CamSpec)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     shard_size: int = 1000
     overlays: int = 0
@@ -40,6 +78,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not str(self.input):
             raise ValueError("RunConfig: expected input as a folder, glob, list or tars, got ''")
+        if isinstance(self.model, str):
+            object.__setattr__(self, "model", ModelConfig(self.model))
         object.__setattr__(self, "input", str(self.input))
         object.__setattr__(self, "output", Path(self.output))
         for name in ("batch_size", "workers", "shard_size", "max_pixels"):

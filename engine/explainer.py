@@ -21,6 +21,7 @@ from combicam.export.preprocess import Preprocess
 from combicam.export.probe import LayerInfo
 from combicam.export.snapshot import check_finite, snapshot
 from combicam.export.spec import PRESETS, CamSpec
+from combicam.kernels.combine import is_flat
 from combicam.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,6 +110,7 @@ class Explainer:
             preprocess=preprocess,
             classes=classes or (loaded.classes if loaded else None),
             weights=weights_digest(module),
+            note=loaded.note if loaded else "",
         )
         _check_classes(self.description)
         self.session: Session = session
@@ -171,6 +173,11 @@ class Explainer:
         return self.description.layers
 
     @property
+    def note(self) -> str:
+        """What a user should know before trusting the network."""
+        return self.description.note
+
+    @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the images, pixels."""
         return self.description.signature.input_size
@@ -219,7 +226,7 @@ class Explainer:
             scores=scores,
             logits=logits,
             ranges=ranges,
-            flat=ranges[..., 0] == ranges[..., 1],
+            flat=is_flat(ranges),
             layer_maps={info.name: m for info, m in zip(self.layers, maps, strict=False)},
         )
 

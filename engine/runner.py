@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.config import RunConfig
+from combicam.engine.making import make_explainer
 from combicam.engine.manifest import Manifest, write_manifest
 from combicam.engine.overlays import draw_overlays
 from combicam.engine.pipeline import Pipeline
@@ -21,6 +22,22 @@ from combicam.engine.run_directory import RunDirectory
 from combicam.engine.shard_format import OK, ShardFormat
 from combicam.engine.sources import list_inputs
 from combicam.engine.summary import RunSummary
+
+
+def run(config: RunConfig) -> RunSummary:
+    """Build the explainer that a configuration names and explain every input with it.
+
+    Args:
+        config: inputs, output, model, spec and resources.
+
+    Returns:
+        The summary, also written to ``summary.json``.
+
+    Raises:
+        CombicamError, ValueError, FileNotFoundError: see :func:`run_images` and
+            :func:`~combicam.engine.making.make_explainer`.
+    """
+    return run_images(config, make_explainer(config.model, config.cam, config.compute))
 
 
 def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import onnx
 import torch
 
-from combicam.errors import ArtifactError
+from combicam.errors import ArtifactError, first_line
 from combicam.export.classes import ClassTable
 from combicam.export.onnx_file import METADATA_KEY, write_onnx
 from combicam.export.preprocess import Preprocess
@@ -36,6 +36,7 @@ class Description:
         preprocess: how photos become inputs.
         classes: what the classes are, where known.
         weights: SHA-256 of the network's weights.
+        note: what a user should know before trusting it.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Description:
     preprocess: Preprocess
     classes: ClassTable | None = None
     weights: str = ""
+    note: str = ""
 
     def to_json(self) -> str:
         """One JSON object, keys sorted."""
@@ -61,6 +63,7 @@ class Description:
                 "preprocess": self.preprocess.to_dict(),
                 "classes": self.classes.to_dict() if self.classes else None,
                 "weights": self.weights,
+                "note": self.note,
             },
             sort_keys=True,
         )
@@ -91,10 +94,11 @@ class Description:
                 preprocess=Preprocess.from_dict(values["preprocess"]),
                 classes=ClassTable.from_dict(classes) if classes else None,
                 weights=values["weights"],
+                note=values["note"],
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"artifact: its description is damaged ({type(error).__name__}: {error}); "
+                f"artifact: its description is damaged ({first_line(error)}); "
                 "export it again"
             ) from error
 
@@ -146,7 +150,7 @@ def read_description(path: Path) -> Description:
         raise
     except Exception as error:
         raise ArtifactError(
-            f"artifact: {path} is no {path.suffix} file ({type(error).__name__}: {error})"
+            f"artifact: {path} is no {path.suffix} file ({first_line(error)})"
         ) from error
     return Description.from_json(text)
 

@@ -156,6 +156,56 @@ def _window_counts(
     return rows[:, None] * columns[None, :]
 
 
+def upsample_nearest2d_backward(
+    grad: Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    scales_h: float | None = None,
+    scales_w: float | None = None,
+) -> Tensor:
+    """See :func:`_resize_backward`."""
+
+    def resize(x: Tensor, size: list[int], h: float | None, w: float | None) -> Tensor:
+        return aten.upsample_nearest2d.default(x, size, h, w)
+
+    return _resize_backward(grad, input_size, resize, scales_h, scales_w)
+
+
+def upsample_bilinear2d_backward(
+    grad: Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    align_corners: bool,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
+) -> Tensor:
+    """See :func:`_resize_backward`."""
+
+    def resize(x: Tensor, size: list[int], h: float | None, w: float | None) -> Tensor:
+        return aten.upsample_bilinear2d.default(x, size, align_corners, h, w)
+
+    return _resize_backward(grad, input_size, resize, scales_h, scales_w)
+
+
+def _resize_backward(
+    grad: Tensor,
+    input_size: Sequence[int],
+    resize: Callable[[Tensor, list[int], float | None, float | None], Tensor],
+    scales_h: float | None,
+    scales_w: float | None,
+) -> Tensor:
+    """Resizing is linear in each axis, Y = R X C^T, so the gradient is R^T G C.
+
+    The two constant matrices are what resizing makes of the unit vectors.
+    """
+    (h, w), (out_h, out_w) = input_size[2:], grad.shape[2:]
+    unit_h = torch.eye(h, dtype=grad.dtype, device=grad.device)[None, :, :, None]
+    unit_w = torch.eye(w, dtype=grad.dtype, device=grad.device)[None, :, None, :]
+    rows = resize(unit_h, [out_h, 1], scales_h, None)[0, :, :, 0]  # [h,H]
+    columns = resize(unit_w, [1, out_w], None, scales_w)[0, :, 0]  # [w,W]
+    return rows @ grad @ columns.t()
+
+
 def silu(x: Tensor) -> Tensor:
     """x sigmoid(x), with the sigmoid in sight: the backward needs it, too."""
     return x * torch.sigmoid(x)
@@ -192,7 +242,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
             aten.slice_backward,
             aten.select_backward,
             aten.native_dropout_backward,
-            aten.upsample_nearest2d_backward,
             aten._prelu_kernel_backward,
         ]
     )
@@ -202,6 +251,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.silu_backward.default: silu_backward,
         aten.convolution_backward.default: convolution_backward,
         aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
+        aten.upsample_nearest2d_backward.default: upsample_nearest2d_backward,
+        aten.upsample_bilinear2d_backward.default: upsample_bilinear2d_backward,
         aten.avg_pool2d_backward.default: avg_pool2d_backward,
     }
     return {**table, **own}

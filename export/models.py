@@ -8,16 +8,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 
-from combicam.errors import MissingExtra, ModelError
+from combicam.errors import MissingExtra, ModelError, first_line
 from combicam.export.classes import ClassTable
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
-ALIASES = {"demo": "combicam.demo.network:load"}
+ALIASES = {"demo": "combicam.demo.model:load"}
 NESTED_KEYS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -57,7 +58,7 @@ class ModelConfig:
         classes: CSV with class, name, latitude, longitude, s2_token.
     """
 
-    model: str
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     checkpoint: Path | None = None
     pretrained: bool = False
     random_weights: bool = False
@@ -190,7 +191,7 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"{config.model}: expected an importable {module_name}:{attribute}, got "
-            f"{type(error).__name__}: {error}"
+            f"{first_line(error)}"
         ) from error
     built = make()
     if isinstance(built, nn.Module):
@@ -246,7 +247,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise ModelError(
             f"checkpoint {path}: expected .safetensors or a torch file of tensors alone, got "
-            f"{type(error).__name__}: {error}"
+            f"{first_line(error)}"
         ) from error
     for key in NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -11,7 +11,7 @@ import torch
 from onnxscript import opset18
 from torch import Tensor, fx
 
-from combicam.errors import TraceError
+from combicam.errors import TraceError, first_line
 from combicam.export.trace import JointGraph, example_inputs
 
 METADATA_KEY = "combicam"
@@ -83,7 +83,7 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
                 verbose=False,
             )
     except Exception as error:
-        raise TraceError(f"export: no ONNX form was found ({type(error).__name__}: {error})") from error
+        raise TraceError(f"export: no ONNX form was found ({first_line(error)})") from error
     assert exported is not None
     exported.model.metadata_props[METADATA_KEY] = metadata
     weights = sum(t.numel() * t.element_size() for t in joint.module.buffers())

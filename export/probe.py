@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from combicam.errors import TraceError
+from combicam.errors import TraceError, first_line
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,6 @@ def _call(model: nn.Module, images: Tensor) -> object:
     except Exception as error:
         raise TraceError(
             f"trace: {type(model).__name__} does not run on images of shape "
-            f"{tuple(images.shape)} ({type(error).__name__}: {error}); check input_size and that "
+            f"{tuple(images.shape)} ({first_line(error)}); check input_size and that "
             "the model takes one normalised [B,3,H,W] tensor"
         ) from error

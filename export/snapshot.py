@@ -43,6 +43,9 @@ def snapshot(model: nn.Module) -> nn.Module:
                 f"Explainer: {type(model).__name__} cannot be copied ({error}); remove what the "
                 "module has stored from a forward call, such as activations with gradients"
             ) from error
+    for module in clone.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # the same values, and nothing to undo in the graph
     return clone.eval()
 
 

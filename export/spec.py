@@ -47,7 +47,8 @@ class CamSpec:
 
     Args:
         layers: ``blocks``, ``stages``, ``last``, or module names and globs.
-        method: a key of ``combicam.kernels.METHODS``.
+        method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise`` or
+            ``layercam`` (formulas at ``combicam.kernels.weigh_reference``).
         score: ``logit``, ``prob`` or ``logprob`` of the target class.
         targets: K, how many of the best classes are explained when a call names none.
         fuse: ``sum``, ``mean``, ``max``, ``product``; ``none`` keeps one map per layer.

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from combicam.errors import TraceError
+from combicam.errors import TraceError, first_line
 from combicam.export.trace import JointGraph
 
 METADATA_FILE = "combicam.json"
@@ -39,7 +39,7 @@ def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
             scripted.save(str(path), _extra_files={METADATA_FILE: metadata})
     except Exception as error:
         raise TraceError(
-            f"export: no TorchScript form was found ({type(error).__name__}: {error})"
+            f"export: no TorchScript form was found ({first_line(error)})"
         ) from error
 
 

@@ -16,8 +16,9 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from combicam.errors import TraceError
+from combicam.errors import TraceError, first_line
 from combicam.export.decompositions import decompositions
+from combicam.export.interpolate import SymbolicInterpolate
 from combicam.export.layers import select_layers
 from combicam.export.passes import clean, lower
 from combicam.export.probe import LayerInfo, capturing, logits_of, probe
@@ -228,13 +229,13 @@ def _to_graph(
             shape, dtype = [*shape, signature.classes], torch.float32
         flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
     try:
-        with mode, torch.inference_mode(False):
+        with mode, torch.inference_mode(False), SymbolicInterpolate():
             module = make_fx(joint, decomposition_table=decompositions())(*flat)
             if any(_mutates(node) for node in module.graph.nodes):
                 module = make_fx(torch.func.functionalize(module))(*flat)
     except Exception as error:
         raise TraceError(
-            f"trace: {type(model).__name__} could not be traced ({type(error).__name__}: {error})"
+            f"trace: {type(model).__name__} could not be traced ({first_line(error)})"
         ) from error
     batch = images.shape[0]
     if mode.shape_env is None or mode.shape_env.replace(batch.node.expr).is_number:  # type: ignore[union-attr]

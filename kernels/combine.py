@@ -11,6 +11,19 @@ FUSES = ("sum", "mean", "max", "product", "none")
 NORMALIZES = ("map", "layer", "layer+map", "grid", "grid+map", "none")
 
 
+# What upsampling leaves of a constant map in float32, relative to its size: a few roundings.
+FLAT = 1e-6
+
+
+def is_flat(ranges: Tensor) -> Tensor:
+    """Whether a map is constant to float32's rounding: [..., 2] (min, max) -> bool [...].
+
+    NaN is not flat.
+    """
+    low, high = ranges[..., 0], ranges[..., 1]
+    return high - low <= FLAT * torch.maximum(low.abs(), high.abs())
+
+
 def min_max(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     """(x - min) / (max - min + eps) over the last two dimensions; a flat map gives zeros.
 
@@ -22,11 +35,12 @@ def min_max(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
         The normalised maps, and float32 [..., 2] with min and max before.
     """
     low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    ranges = torch.cat([low, high], -1)
     span = high - low
-    varied = span > 0  # false for a flat map and for NaN
+    varied = (span > FLAT * torch.maximum(low.abs(), high.abs())) & (span < torch.inf)  # not NaN
     scaled = (x - low) / (torch.where(varied, span, torch.ones_like(span)) + eps)
     scaled = torch.where(varied, scaled, torch.zeros_like(scaled))
-    return scaled, torch.cat([low, high], -1).squeeze(-2)
+    return scaled, ranges.squeeze(-2)
 
 
 def upsample(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

@@ -1,0 +1,174 @@
+"""``combicam run | export | layers | demo``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from combicam.demo.tour import DemoConfig, demo
+from combicam.engine import ComputeConfig, RunConfig, RunSummary, export, make_explainer, run_images
+from combicam.errors import CombicamError
+from combicam.export.layers import select_layers
+from combicam.export.models import LoadedModel, ModelConfig, load_model
+from combicam.export.probe import LayerInfo, probe
+from combicam.export.snapshot import snapshot
+from combicam.export.spec import CamSpec
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a network and its explanation as one file.
+
+    Args:
+        output: model.onnx or model.ts.
+        model: which network.
+        cam: what to compute.
+        amp_dtype: precision of the computation: float32, bfloat16, float16.
+        target_input: ``classes`` (a second input names them), ``none`` (the best ones), or
+            ``weights`` (regions).
+        keep_layers: also return every layer's map.
+    """
+
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    model: ModelConfig
+    cam: CamSpec = field(default_factory=CamSpec)
+    amp_dtype: str | None = None
+    target_input: str = "classes"
+    keep_layers: bool = False
+
+
+@dataclass(frozen=True)
+class LayersConfig:
+    """List the layers that can be explained, and which ones the rules select.
+
+    Args:
+        model: which network; no weights are needed.
+        all: list every module with a 4-D output, not only blocks.
+    """
+
+    model: ModelConfig
+    all: bool = False
+
+
+Command = (
+    Annotated[RunConfig, tyro.conf.subcommand("run", description="Explain many photos.")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[LayersConfig, tyro.conf.subcommand("layers")]
+    | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
+)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"  {key:<{width}}  {value}" for key, value in rows)
+
+
+def _summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    failed = ", ".join(f"{n} {status}" for status, n in summary.failures.items())
+    rows = [
+        ("images", str(summary.images)),
+        ("failures", f"{sum(summary.failures.values())}" + (f" ({failed})" if failed else "")),
+        ("images/s", f"{summary.images_per_s:.1f}"),
+        ("slowest stage", summary.bottleneck or "nothing was left to do"),
+        ("run", str(summary.run)),
+    ]
+    if summary.overlays:
+        rows.append(("overlays", str(summary.overlays[0].parent)))
+    return rows
+
+
+def _run(config: RunConfig) -> None:
+    explainer = make_explainer(config.model, config.cam, config.compute)
+    if explainer.note:
+        print(explainer.note, file=sys.stderr)
+    print(_table(_summary_rows(run_images(config, explainer))))
+
+
+def _export(config: ExportConfig) -> None:
+    compute = ComputeConfig("cpu", config.amp_dtype)
+    explainer = make_explainer(config.model, config.cam, compute, keep_layers=config.keep_layers)
+    found = export(explainer, config.output, target_input=config.target_input)
+    assert found is not None
+    size = config.output.stat().st_size / 1e6
+    print(
+        _table(
+            [
+                ("file", f"{config.output} ({size:.1f} MB)"),
+                ("layers", ", ".join(info.name for info in explainer.layers)),
+                ("heatmap error", f"{found.max_heatmap_error:.2g} on {found.images} images"),
+                ("logit error", f"{found.max_logit_error:.2g}"),
+            ]
+        )
+    )
+
+
+def _layers(config: LayersConfig) -> None:
+    wanted = config.model
+    if wanted.checkpoint is None and not wanted.pretrained:
+        wanted = replace(wanted, random_weights=True)
+    loaded = load_model(wanted)
+    for line in layer_table(loaded, config.all):
+        print(line)
+
+
+def layer_table(loaded: LoadedModel, everything: bool = False) -> list[str]:
+    """One line per layer: its shape, and the rules that select it."""
+    model = snapshot(loaded.module)
+    probed = probe(model, loaded.preprocess.input_size)
+    rules: dict[str, list[str]] = {}
+    for rule in ("blocks", "stages", "last"):
+        for info in select_layers(model, probed, rule):
+            rules.setdefault(info.name, []).append(rule)
+    shown: list[LayerInfo] = [i for i in probed.layers.values() if everything or i.name in rules]
+    width = max(len(info.name) for info in shown)
+    kind = max(len(info.kind) for info in shown)
+    lines = [f"{'layer':<{width}}  {'module':<{kind}}  {'C':>5} {'h':>4} {'w':>4}  selected by"]
+    for info in shown:
+        lines.append(
+            f"{info.name:<{width}}  {info.kind:<{kind}}  {info.channels:>5} {info.height:>4} "
+            f"{info.width:>4}  {' '.join(rules.get(info.name, []))}"
+        )
+    return lines
+
+
+def _demo(config: DemoConfig) -> None:
+    found = demo(config)
+    rows = _summary_rows(found.summary)
+    rows[3:3] = [
+        ("right cell", f"{found.accuracy:.1%}"),
+        (
+            "pointing accuracy",
+            f"{found.pointing:.1%} of maxima on the planted evidence (chance {found.chance:.1%}, "
+            f"Grad-CAM of the last block {found.pointing_last:.1%})",
+        ),
+    ]
+    rows += [("comparison", str(found.picture)), ("photos", str(config.output / "photos"))]
+    print(_table(rows))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point ``combicam``."""
+    config = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=arguments,
+        prog="combicam",
+        description=__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        if isinstance(config, RunConfig):
+            _run(config)
+        elif isinstance(config, ExportConfig):
+            _export(config)
+        elif isinstance(config, LayersConfig):
+            _layers(config)
+        else:
+            _demo(config)
+    except (CombicamError, ValueError, TypeError, FileNotFoundError) as error:
+        raise SystemExit(f"combicam: error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

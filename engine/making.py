@@ -1,0 +1,67 @@
+"""From configurations to an explainer: what the command line does before anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from combicam.engine.config import ComputeConfig
+from combicam.engine.explainer import Explainer
+from combicam.export.models import ModelConfig, load_model
+from combicam.export.spec import CamSpec
+
+
+def make_explainer(
+    model: ModelConfig,
+    cam: CamSpec | None = None,
+    compute: ComputeConfig | None = None,
+    *,
+    keep_layers: bool = False,
+) -> Explainer:
+    """Load a network, or an exported file, and make an explainer of it.
+
+    Args:
+        model: which network.
+        cam: what to compute; default: Combi-CAM. An artifact brings its own.
+        compute: device, precision, backend.
+        keep_layers: also return every layer's map.
+
+    Raises:
+        ModelError, MissingExtra, FileNotFoundError: no such network or weights.
+        ValueError: another spec than the artifact's.
+        LayerError, TraceError, ArtifactError: see :class:`Explainer`.
+    """
+    compute = compute or ComputeConfig()
+    if model.is_artifact:
+        return _load(model, cam, compute)
+    loaded = load_model(model)
+    spec = (cam or CamSpec()).to_dict()
+    return Explainer(
+        loaded,
+        device=compute.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        dtype=compute.amp_dtype,
+        backend=compute.backend,
+        keep_layers=keep_layers,
+        **spec,
+    )
+
+
+def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Explainer:
+    explainer = Explainer.load(Path(model.model), device=compute.device, backend=compute.backend)
+    if cam not in (None, CamSpec(), explainer.spec):
+        raise ValueError(
+            f"{model.model}: expected the spec that the artifact was exported with "
+            f"({explainer.spec.to_json()}), got {cam.to_json() if cam else None}; export it again"
+        )
+    given = [
+        name
+        for name in ("checkpoint", "pretrained", "num_classes", "img_size", "resize", "classes")
+        if getattr(model, name)
+    ]
+    if given or compute.amp_dtype:
+        raise ValueError(
+            f"{model.model}: expected no {', '.join(given) or 'amp_dtype'}: an artifact holds its "
+            "weights, preprocessing, classes and precision; export it again to change them"
+        )
+    return explainer

@@ -1,0 +1,61 @@
+"""``F.interpolate`` while tracing: the overloads that keep a symbolic batch symbolic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+
+
+class SymbolicInterpolate(TorchFunctionMode):
+    """Sends nearest and bilinear resizing of 4-D tensors straight to their operators.
+
+    The overload that ``F.interpolate`` calls is taken apart in C++, which fixes the batch size.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.interpolate:
+            resized = _resize(*args, **(kwargs or {}))
+            if resized is not None:
+                return resized
+        return func(*args, **(kwargs or {}))
+
+
+def _resize(
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor | None:
+    if input.ndim != 4 or mode not in ("nearest", "bilinear") or antialias:
+        return None
+    scales: list[float | None] = [None, None]
+    if size is not None:
+        sizes = [size, size] if isinstance(size, int) else list(size)
+    else:
+        factors = scale_factor if isinstance(scale_factor, (tuple, list)) else [scale_factor] * 2
+        sizes = [int(int(i) * f) for i, f in zip(input.shape[2:], factors, strict=True)]
+        if not recompute_scale_factor:
+            scales = [float(f) for f in factors]
+    if mode == "nearest":
+        nearest: Tensor = aten.upsample_nearest2d.default(input, sizes, *scales)
+        return nearest
+    bilinear: Tensor = aten.upsample_bilinear2d.default(
+        input, sizes, bool(align_corners), *scales
+    )
+    return bilinear

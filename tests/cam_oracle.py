@@ -1,0 +1,115 @@
+"""Class activation maps written a second time, by hand and layer by layer, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def acts_and_grads(
+    model: nn.Module, layer: str, images: Tensor, targets: Tensor, score: str
+) -> tuple[Tensor, Tensor]:
+    """One forward and one full backward for one layer, as the authors' recipe does it."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()  # in-place operators behind the layer must not change it
+
+    handle = model.get_submodule(layer).register_forward_hook(keep)
+    try:
+        logits = model(images.clone().requires_grad_())
+    finally:
+        handle.remove()
+    if score == "logprob":
+        logits = logits.log_softmax(-1)
+    elif score == "prob":
+        logits = logits.softmax(-1)
+    y = logits.gather(1, targets[:, None]).sum()
+    (grad,) = torch.autograd.grad(y, kept[-1])
+    return kept[-1].detach(), grad
+
+
+def gradcam(acts: Tensor, grads: Tensor) -> Tensor:
+    weights = grads.mean((2, 3), keepdim=True)
+    return (weights * acts).sum(1).clamp(min=0)
+
+
+def gradcam_pp(acts: Tensor, grads: Tensor) -> Tensor:
+    alpha = grads**2 / (2 * grads**2 + grads**3 * acts.sum((2, 3), keepdim=True) + 1e-8)
+    alpha[grads == 0] = 0
+    weights = (alpha * grads.clamp(min=0)).sum((2, 3), keepdim=True)
+    return (weights * acts).sum(1).clamp(min=0)
+
+
+def xgradcam(acts: Tensor, grads: Tensor) -> Tensor:
+    total = acts.sum((2, 3), keepdim=True) + 1e-8
+    weights = (grads * acts / total).sum((2, 3), keepdim=True)
+    return (weights * acts).sum(1).clamp(min=0)
+
+
+def hirescam(acts: Tensor, grads: Tensor) -> Tensor:
+    return (grads * acts).sum(1).clamp(min=0)
+
+
+def elementwise(acts: Tensor, grads: Tensor) -> Tensor:
+    return (grads * acts).clamp(min=0).sum(1)
+
+
+def layercam(acts: Tensor, grads: Tensor) -> Tensor:
+    return (grads.clamp(min=0) * acts).sum(1).clamp(min=0)
+
+
+METHODS = {
+    "gradcam": gradcam,
+    "gradcam++": gradcam_pp,
+    "xgradcam": xgradcam,
+    "hirescam": hirescam,
+    "elementwise": elementwise,
+    "layercam": layercam,
+}
+
+
+def unit(maps: Tensor) -> Tensor:
+    """Min-max per image; zeros for a flat map."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low), 0.0)
+
+
+def combi_cam(
+    model: nn.Module,
+    layers: Sequence[str],
+    images: Tensor,
+    targets: Tensor,
+    method: str = "gradcam",
+    score: str = "prob",
+) -> Tensor:
+    """The authors' computation, one forward and backward a layer: float64 [B,H,W]."""
+    total: Tensor | float = 0.0
+    for layer in layers:
+        acts, grads = acts_and_grads(model, layer, images, targets, score)
+        cam = METHODS[method](acts, grads)[:, None]
+        total = total + F.interpolate(
+            cam, size=images.shape[2:], mode="bilinear", align_corners=True
+        )
+    assert isinstance(total, Tensor)
+    return unit(total[:, 0])
+
+
+def calibrated(model: nn.Module, size: tuple[int, int], seed: int = 0) -> nn.Module:
+    """Random weights whose normalisations fit their activations, so that maps do not degenerate."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(8, 3, *size))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
+    return model.eval()

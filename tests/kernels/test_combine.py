@@ -1,0 +1,111 @@
+"""Fusion: linearity, conventions of the corners, flat maps, ranges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from combicam.kernels import combine_reference
+from combicam.kernels.combine import FUSES, NORMALIZES, is_flat, min_max
+
+SIZE = (24, 31)
+
+
+def random_maps(count: int = 4, batch: int = 2, targets: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    grids = [(7, 9), (7, 9), (3, 4), (1, 1), (24, 31)][:count]
+    return [torch.rand(batch, targets, *grid, generator=generator) * 3 for grid in grids]
+
+
+def by_hand(maps: list[torch.Tensor], align: bool) -> list[torch.Tensor]:
+    kwargs = {"size": SIZE, "mode": "bilinear", "align_corners": align}
+    return [F.interpolate(m.double(), **kwargs) for m in maps]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("fuse", ["sum", "mean", "max", "product"])
+def test_fusion_of_upsampled_maps(fuse: str, align: bool) -> None:
+    maps = random_maps()
+    stack = torch.stack(by_hand(maps, align))
+    expected = {
+        "sum": stack.sum(0),
+        "mean": stack.mean(0),
+        "max": stack.amax(0),
+        "product": stack.prod(0),
+    }[fuse]
+    fused, ranges = combine_reference(maps, SIZE, fuse, "none", align)
+    assert (fused - expected).abs().max() < 1e-5 * expected.max()
+    torch.testing.assert_close(ranges[..., 0].double(), expected.amin((-2, -1)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ranges[..., 1].double(), expected.amax((-2, -1)), rtol=1e-5, atol=1e-5)
+
+
+def test_corners_of_the_two_conventions() -> None:
+    ramp = torch.tensor([[0.0, 1.0]])[None, None]
+    aligned, _ = combine_reference([ramp], (1, 4), "sum", "none", True)
+    half, _ = combine_reference([ramp], (1, 4), "sum", "none", False)
+    np.testing.assert_allclose(aligned[0, 0, 0], [0, 1 / 3, 2 / 3, 1], atol=1e-6)
+    np.testing.assert_allclose(half[0, 0, 0], [0, 0.25, 0.75, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("fuse", FUSES)
+@pytest.mark.parametrize("normalize", NORMALIZES)
+def test_final_normalisation_fills_the_unit_range(fuse: str, normalize: str) -> None:
+    heatmaps, ranges = combine_reference(random_maps(3), SIZE, fuse, normalize)
+    lead = (2, 2, 3) if fuse == "none" else (2, 2)
+    assert heatmaps.shape == (*lead, *SIZE) and ranges.shape == (*lead, 2)
+    if normalize.endswith("map"):
+        high, low = heatmaps.amax((-2, -1)), heatmaps.amin((-2, -1))
+        varied = ranges[..., 1] > ranges[..., 0]
+        assert varied.any() and (low == 0).all()
+        torch.testing.assert_close(high, varied.float())
+    else:
+        torch.testing.assert_close(heatmaps.amax((-2, -1)), ranges[..., 1])
+
+
+def test_layers_are_normalised_at_image_size_or_on_their_grid() -> None:
+    maps = random_maps(3)
+    for normalize, expected in (
+        ("layer", sum(min_max(m)[0] for m in by_hand(maps, True))),
+        ("grid", sum(by_hand([min_max(m)[0] for m in maps], True))),
+    ):
+        fused, _ = combine_reference(maps, SIZE, "sum", normalize)
+        assert (fused - expected).abs().max() < 1e-5
+
+
+def test_layer_weights_multiply_after_the_layers_normalisation() -> None:
+    maps, weights = random_maps(3), (0.5, 2.0, 3.0)
+    for normalize in ("none", "layer"):
+        full = by_hand(maps, True)
+        full = [min_max(m)[0] for m in full] if normalize == "layer" else full
+        expected = sum(w * m for w, m in zip(weights, full, strict=True))
+        fused, _ = combine_reference(maps, SIZE, "sum", normalize, layer_weights=weights)
+        assert (fused - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 1e30])
+def test_flat_maps_give_zeros(value: float) -> None:
+    heatmaps, ranges = combine_reference([torch.full((1, 1, 4, 4), value)], (8, 8))
+    assert (heatmaps == 0).all()
+    torch.testing.assert_close(ranges, torch.full((1, 1, 2), value))
+
+
+def test_nan_shows_in_the_ranges_and_never_in_the_heatmap() -> None:
+    maps = [torch.ones(2, 1, 4, 4)]
+    maps[0][0, 0, 1, 1] = torch.nan
+    maps[0][1, 0, 1, 1] = 2
+    heatmaps, ranges = combine_reference(maps, (8, 8))
+    assert heatmaps.isfinite().all() and ranges[0].isnan().all() and ranges[1].isfinite().all()
+
+
+def test_eps_is_added_to_the_divisor() -> None:
+    maps = torch.tensor([[0.0, 1.0]])[None, None]
+    heatmaps, _ = combine_reference([maps], (1, 2), eps=1.0)
+    np.testing.assert_allclose(heatmaps[0, 0, 0], [0, 0.5])
+
+
+def test_a_small_variation_on_a_small_map_is_not_flat() -> None:
+    maps = torch.tensor([[1e-20, 2e-20]])[None, None]
+    heatmaps, ranges = combine_reference([maps], (1, 2))
+    np.testing.assert_allclose(heatmaps[0, 0, 0], [0, 1])
+    assert not is_flat(ranges).any() and is_flat(torch.tensor([5.0, 5.0000005]))
