@@ -8,7 +8,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-FOLDERS = {"combicam": "combicam", "combicam.engine": "engine", "combicam.export": "export", "combicam.kernels": "kernels"}
+FOLDERS = {
+    "combicam": "combicam",
+    "combicam.engine": "engine",
+    "combicam.export": "export",
+    "combicam.kernels": "kernels",
+}
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "combicam/version.py").read_text())
 assert VERSION is not None
 
@@ -57,7 +62,11 @@ setup(
         "tyro>=0.9",
         "tqdm>=4.66",
     ],
-    extras_require={"models": MODELS, "test": TEST, "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2"]},
+    extras_require={
+        "models": MODELS,
+        "test": TEST,
+        "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2"],
+    },
     entry_points={"console_scripts": ["combicam = combicam.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3 :: Only",

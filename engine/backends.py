@@ -15,7 +15,7 @@ from torch import Tensor
 from combicam.errors import ArtifactError
 from combicam.export.onnx_file import write_onnx
 from combicam.export.torchscript_file import write_torchscript
-from combicam.export.trace import JointGraph
+from combicam.export.trace import JointGraph, example_inputs
 
 BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "aoti")
 # A joint graph as a function: images[, targets] -> outputs, on the backend's device.
@@ -38,6 +38,19 @@ def eager_backend(joint: JointGraph) -> Execute:
 def compile_backend(joint: JointGraph) -> Execute:
     """The graph through ``torch.compile``; the first call of a batch size compiles."""
     return _no_grad(torch.compile(joint.module))
+
+
+def aoti_backend(joint: JointGraph) -> Execute:
+    """A portable graph through AOTInductor: compiled once for any batch size, no Python inside."""
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    inputs = example_inputs(joint)
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in inputs)
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="combicam-") as folder:
+        program = torch.export.export(joint.module, inputs, dynamic_shapes=shapes, strict=False)
+        package = aoti_compile_and_package(program, package_path=f"{folder}/graph.pt2")
+        return _no_grad(aoti_load_package(package))
 
 
 def torchscript_backend(path: Path, device: torch.device) -> Execute:
@@ -86,7 +99,9 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
     names = [entry.name for entry in session.get_inputs()]
 
     def execute(inputs: Sequence[Tensor]) -> list[Tensor]:
-        feed = {n: np.ascontiguousarray(t.cpu().numpy()) for n, t in zip(names, inputs, strict=True)}
+        feed = {
+            n: np.ascontiguousarray(t.cpu().numpy()) for n, t in zip(names, inputs, strict=True)
+        }
         return [torch.from_numpy(np.asarray(o)).to(device) for o in session.run(None, feed)]
 
     return execute

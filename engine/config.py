@@ -21,8 +21,8 @@ class ComputeConfig:
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA where there is one.
         amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
-        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``; ``auto`` is eager, or
-            the runtime of the artifact.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
+            eager, or the runtime of the artifact.
 
     Raises:
         ValueError: an unknown backend.

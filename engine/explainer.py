@@ -20,8 +20,9 @@ from combicam.export.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.probe import LayerInfo
 from combicam.export.snapshot import check_finite, snapshot
-from combicam.export.spec import PRESETS, CamSpec
+from combicam.export.spec import CamSpec, preset_values
 from combicam.kernels.combine import is_flat
+from combicam.kernels.weigh import EPS
 from combicam.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,11 +38,13 @@ class Explainer:
         model: any CNN [B,3,H,W] -> logits [B,n]; a ``torch.nn.Module`` (explained in eval mode)
             or a :class:`~combicam.export.models.LoadedModel`.
         input_size: (H, W), pixels; a LoadedModel knows its own.
-        layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps: see
+        layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps,
+            method_eps: see
             :class:`~combicam.export.spec.CamSpec`.
         device: default: where the model is.
         dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
-        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``; ``auto`` is eager.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
+            eager. The compiled ones need a C++ compiler.
         keep_layers: also return every layer's map.
         preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
         classes: names and places of the classes.
@@ -72,6 +75,7 @@ class Explainer:
         *,
         layer_weights: Sequence[float] = (),
         eps: float = 0.0,
+        method_eps: float = EPS,
         keep_layers: bool = False,
         preprocess: Preprocess | None = None,
         classes: ClassTable | None = None,
@@ -86,6 +90,7 @@ class Explainer:
             align_corners=align_corners,
             layer_weights=tuple(layer_weights),
             eps=eps,
+            method_eps=method_eps,
         )
         _check_backend(backend)
         loaded = model if isinstance(model, LoadedModel) else None
@@ -126,9 +131,7 @@ class Explainer:
         Raises:
             ValueError: no such preset.
         """
-        if name not in PRESETS:
-            raise ValueError(f"Explainer.preset: expected one of {list(PRESETS)}, got {name!r}")
-        return cls(model, *args, **{**PRESETS[name], **changes})
+        return cls(model, *args, **preset_values(name, **changes))
 
     @classmethod
     def load(

@@ -38,6 +38,7 @@ def export(
     *,
     target_input: str = "classes",
     verify: bool = True,
+    tolerance: float = TOLERANCE,
 ) -> Verification | None:
     """Write ``model.onnx`` or ``model.ts``: graph, weights, spec, layers, preprocessing, classes.
 
@@ -51,13 +52,14 @@ def export(
         target_input: ``classes``: int64 [B,K], negative entries mean the k-th best class;
             ``none``: always the K best; ``weights``: float32 [B,K,n], regions.
         verify: load the file and compare it with the network; a file that disagrees is deleted.
+        tolerance: largest absolute difference of a heatmap's pixel; half precision needs more.
 
     Returns:
         The comparison, or None without ``verify``.
 
     Raises:
         ValueError: another suffix.
-        ArtifactError: an explainer without a network, or a file that disagrees by more than 1e-3.
+        ArtifactError: an explainer without a network, or a file that disagrees by more.
         TraceError: the graph has no such form.
     """
     path = Path(path)
@@ -76,10 +78,10 @@ def export(
     if not verify:
         return None
     found = _compare(explainer, Explainer.load(path, device=session.device))
-    if not found.max_heatmap_error <= TOLERANCE:
+    if not found.max_heatmap_error <= tolerance:
         path.unlink()
         raise ArtifactError(
-            f"export: expected heatmaps within {TOLERANCE} of the network's, got an error of "
+            f"export: expected heatmaps within {tolerance} of the network's, got an error of "
             f"{found.max_heatmap_error:.3g}; {path} was deleted, verify=False keeps it"
         )
     return found

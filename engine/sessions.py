@@ -12,6 +12,7 @@ from torch import nn
 
 from combicam.engine.backends import (
     Execute,
+    aoti_backend,
     artifact_backend,
     compile_backend,
     eager_backend,
@@ -52,7 +53,7 @@ class ModelSession:
     Args:
         module: a snapshot of the network.
         spec, input_size, keep_layers: what to trace.
-        backend: ``eager``, ``compile``, ``torchscript`` or ``onnxruntime``.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime`` or ``aoti``.
         device: where the network is.
     """
 
@@ -100,6 +101,8 @@ class ModelSession:
     def _start(self, joint: JointGraph) -> Execute:
         if self.backend in PORTABLE:
             return portable_backend(joint.portable(), self.backend, self.device)
+        if self.backend == "aoti":
+            return aoti_backend(joint.portable())
         return compile_backend(joint) if self.backend == "compile" else eager_backend(joint)
 
 

@@ -87,9 +87,7 @@ class Description:
                 model=values["model"],
                 spec=CamSpec.from_dict(values["spec"]),
                 layers=tuple(LayerInfo(**info) for info in values["layers"]),
-                signature=Signature(
-                    **{**signature, "input_size": tuple(signature["input_size"])}
-                ),
+                signature=Signature(**{**signature, "input_size": tuple(signature["input_size"])}),
                 outputs=tuple(values["outputs"]),
                 preprocess=Preprocess.from_dict(values["preprocess"]),
                 classes=ClassTable.from_dict(classes) if classes else None,
@@ -98,8 +96,7 @@ class Description:
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"artifact: its description is damaged ({first_line(error)}); "
-                "export it again"
+                f"artifact: its description is damaged ({first_line(error)}); export it again"
             ) from error
 
 

@@ -78,13 +78,19 @@ class ClassTable:
         try:
             rows.sort(key=lambda row: int(row["class"]))
             numbers = [int(row["class"]) for row in rows]
-            places = [
-                (float(row["latitude"]), float(row["longitude"])) for row in rows
-            ] if "latitude" in rows[0] else []
+            places = (
+                [(float(row["latitude"]), float(row["longitude"])) for row in rows]
+                if "latitude" in rows[0]
+                else []
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"ClassTable: {path} has a value that is no number: {error}") from error
+            raise ValueError(
+                f"ClassTable: {path} has a value that is no number: {error}"
+            ) from error
         if numbers != list(range(len(rows))):
-            raise ValueError(f"ClassTable: expected classes 0..{len(rows) - 1} in {path}, each once")
+            raise ValueError(
+                f"ClassTable: expected classes 0..{len(rows) - 1} in {path}, each once"
+            )
 
         def column(key: str) -> tuple[str, ...]:
             return tuple(row[key] for row in rows) if key in rows[0] else ()

@@ -101,6 +101,19 @@ def max_pool2d_backward(
     return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
 
 
+def constant_pad_nd(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
+    """Negative padding, the backward of padding, is a slice; torch's own fixes the batch size."""
+    if all(p >= 0 for p in pad):
+        return NotImplemented if any(pad) else x
+    for i in range(0, len(pad), 2):
+        axis = x.ndim - 1 - i // 2
+        before, after = max(0, -pad[i]), max(0, -pad[i + 1])
+        if before or after:
+            x = aten.slice.Tensor(x, axis, before, int(x.shape[axis]) - after)
+    grown = [max(0, p) for p in pad]
+    return aten.constant_pad_nd.default(x, grown, value) if any(grown) else x
+
+
 def avg_pool2d_backward(
     grad: Tensor,
     x: Tensor,
@@ -129,7 +142,7 @@ def avg_pool2d_backward(
     (top, bottom), (left, right) = [(-p, int(i) + p - int(o)) for i, o, p in edges]
     if not any((top, bottom, left, right)):
         return full
-    return aten.constant_pad_nd(full, [left, right, top, bottom])
+    return constant_pad_nd(full, [left, right, top, bottom])
 
 
 def _window_counts(
@@ -247,10 +260,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     )
     own: dict[Any, Callable[..., Any]] = {
         aten.silu.default: silu,
-        aten.silu_.default: lambda x: x.copy_(silu(x)),
         aten.silu_backward.default: silu_backward,
         aten.convolution_backward.default: convolution_backward,
         aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
+        aten.constant_pad_nd.default: constant_pad_nd,
         aten.upsample_nearest2d_backward.default: upsample_nearest2d_backward,
         aten.upsample_bilinear2d_backward.default: upsample_bilinear2d_backward,
         aten.avg_pool2d_backward.default: avg_pool2d_backward,

@@ -55,7 +55,5 @@ def _resize(
     if mode == "nearest":
         nearest: Tensor = aten.upsample_nearest2d.default(input, sizes, *scales)
         return nearest
-    bilinear: Tensor = aten.upsample_bilinear2d.default(
-        input, sizes, bool(align_corners), *scales
-    )
+    bilinear: Tensor = aten.upsample_bilinear2d.default(input, sizes, bool(align_corners), *scales)
     return bilinear

@@ -32,9 +32,7 @@ def _onnx_resize(x: Any, height: int, width: int, align_corners: bool) -> Any:
     batch = opset18.Shape(x, start=0, end=2)
     sizes = opset18.Concat(batch, opset18.Constant(value_ints=[height, width]), axis=0)
     mode = "align_corners" if align_corners else "pytorch_half_pixel"
-    return opset18.Resize(
-        x, None, None, sizes, mode="linear", coordinate_transformation_mode=mode
-    )
+    return opset18.Resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode=mode)
 
 
 def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:

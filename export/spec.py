@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from combicam.kernels.combine import FUSES, NORMALIZES
-from combicam.kernels.weigh import METHODS
+from combicam.kernels.weigh import EPS, METHODS
 
 SCORES = ("logit", "prob", "logprob")
 LAYER_RULES = ("blocks", "stages", "last")
@@ -30,6 +30,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eps": 1e-8,
     },
 }
+
+# The other libraries' own epsilon, where it is not the papers'.
+METHOD_EPS = {("pytorch-grad-cam", "gradcam++"): 1e-6, ("pytorch-grad-cam", "xgradcam"): 1e-7}
+
+
+def preset_values(name: str, **changes: Any) -> dict[str, Any]:
+    """Fields of a preset; ``changes`` win.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {list(PRESETS)}, got {name!r}")
+    method = changes.get("method", "gradcam")
+    own = {"method_eps": METHOD_EPS[name, method]} if (name, method) in METHOD_EPS else {}
+    return {**PRESETS[name], **own, **changes}
 
 
 def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -57,6 +73,7 @@ class CamSpec:
         align_corners: convention of the bilinear upsampling.
         layer_weights: one factor per layer, in order of execution; empty for 1.
         eps: added to every min-max divisor (other libraries do; 0 is exact).
+        method_eps: added to the divisor inside ``gradcam++`` and ``xgradcam``.
 
     Raises:
         ValueError, TypeError: a value outside of its choices.
@@ -71,6 +88,7 @@ class CamSpec:
     align_corners: bool = True
     layer_weights: tuple[float, ...] = ()
     eps: float = 0.0
+    method_eps: float = EPS
 
     def __post_init__(self) -> None:
         layers = self.layers
@@ -91,15 +109,14 @@ class CamSpec:
         _choice("normalize", self.normalize, NORMALIZES)
         if isinstance(self.targets, bool) or not isinstance(self.targets, int) or self.targets < 1:
             raise ValueError(f"CamSpec: expected targets as an int >= 1, got {self.targets!r}")
-        if not self.eps >= 0:
-            raise ValueError(f"CamSpec: expected eps >= 0, got {self.eps!r}")
+        for name in ("eps", "method_eps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"CamSpec: expected {name} >= 0, got {getattr(self, name)!r}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
         """The spec that reproduces ``combicam``, ``pytorch-grad-cam`` or ``torchcam``."""
-        if name not in PRESETS:
-            raise ValueError(f"CamSpec.preset: expected one of {list(PRESETS)}, got {name!r}")
-        return cls(**{**PRESETS[name], **changes})
+        return cls(**preset_values(name, **changes))
 
     @property
     def unit_range(self) -> bool:

@@ -38,9 +38,7 @@ def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
             scripted = torch.jit.script(module.eval())
             scripted.save(str(path), _extra_files={METADATA_FILE: metadata})
     except Exception as error:
-        raise TraceError(
-            f"export: no TorchScript form was found ({first_line(error)})"
-        ) from error
+        raise TraceError(f"export: no TorchScript form was found ({first_line(error)})") from error
 
 
 def _to_script(graph: fx.Graph, node: fx.Node) -> None:

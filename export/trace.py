@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from combicam.errors import TraceError, first_line
 from combicam.export.decompositions import decompositions
+from combicam.export.functionalise import functionalise
 from combicam.export.interpolate import SymbolicInterpolate
 from combicam.export.layers import select_layers
 from combicam.export.passes import clean, lower
@@ -121,6 +122,10 @@ def trace(
         raise TraceError(
             f"trace: expected targets <= {probed.classes} (the classes), got {spec.targets}"
         )
+    if probed.classes < 2 and spec.score != "logit":
+        raise TraceError(
+            "trace: expected at least 2 classes for a probability, got 1; take score='logit'"
+        )
     if spec.layer_weights and len(spec.layer_weights) != len(layers):
         raise TraceError(
             f"trace: expected one layer weight per layer ({len(layers)}), got "
@@ -168,6 +173,7 @@ def _joint_function(
                 spec.align_corners,
                 spec.eps,
                 list(spec.layer_weights),
+                spec.method_eps,
             )
         outputs = [logits.detach(), chosen, scores.detach(), heatmaps, ranges]
         return outputs + (maps if keep_layers else [])
@@ -183,19 +189,33 @@ def _scores(
     logits: Tensor, targets: Tensor | None, spec: CamSpec, signature: Signature
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The scores to differentiate [B,K], the classes [B,K], and their probability [B,K]."""
-    logp = logits.log_softmax(-1)
     if signature.target_input == "weights":
         assert targets is not None
-        mass = (targets * logp.exp()[:, None]).sum(-1)
+        mass = (targets * logits.softmax(-1)[:, None]).sum(-1)
         logit = (targets * logits[:, None]).sum(-1)
         y = {"logit": logit, "prob": mass, "logprob": mass.log()}[spec.score]
         return y, torch.full_like(mass, -1, dtype=torch.int64), mass
     chosen = logits.detach().topk(spec.targets, -1).indices
     if targets is not None:
         chosen = torch.where(targets < 0, chosen, targets)
-    picked = logp.gather(-1, chosen)
-    y = {"logit": logits.gather(-1, chosen), "prob": picked.exp(), "logprob": picked}[spec.score]
-    return y, chosen, picked.exp()
+    if spec.score == "logit":
+        return logits.gather(-1, chosen), chosen, logits.softmax(-1).gather(-1, chosen)
+    logp = _log_probability(logits, chosen)
+    prob = logp.detach().exp()
+    # d p = p d log p: written so that 1 - p is never formed.
+    return (logp * prob if spec.score == "prob" else logp), chosen, prob
+
+
+def _log_probability(logits: Tensor, chosen: Tensor) -> Tensor:
+    """log p_c = -softplus(log sum_{j != c} e^(z_j - z_c)), [B,K].
+
+    The gradient of log softmax holds 1 - p_c, of which rounding leaves nothing when the network is
+    certain; here the sum of the other classes stands in its place.
+    """
+    own = logits.gather(-1, chosen)
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    others = torch.where(chosen[..., None] == classes, -torch.inf, logits[:, None])  # [B,K,n]
+    return -torch.nn.functional.softplus(others.logsumexp(-1) - own)
 
 
 def _gradients(y: Tensor, acts: list[Tensor]) -> list[Tensor]:
@@ -231,8 +251,7 @@ def _to_graph(
     try:
         with mode, torch.inference_mode(False), SymbolicInterpolate():
             module = make_fx(joint, decomposition_table=decompositions())(*flat)
-            if any(_mutates(node) for node in module.graph.nodes):
-                module = make_fx(torch.func.functionalize(module))(*flat)
+            module = functionalise(module, flat)
     except Exception as error:
         raise TraceError(
             f"trace: {type(model).__name__} could not be traced ({first_line(error)})"
@@ -244,10 +263,6 @@ def _to_graph(
             "number of images); make every operation of its forward independent of the batch"
         )
     return _bind(module, state)
-
-
-def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _bind(module: fx.GraphModule, state: dict[str, Tensor]) -> fx.GraphModule:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from combicam.kernels.combine import combine_reference
-from combicam.kernels.weigh import METHODS, weigh_reference
+from combicam.kernels.weigh import EPS, METHODS, weigh_reference
 
 
 def cam_head_reference(
@@ -21,9 +21,10 @@ def cam_head_reference(
     align_corners: bool,
     eps: float,
     layer_weights: Sequence[float],
+    method_eps: float = EPS,
 ) -> list[Tensor]:
     """Standard torch operations only; what portable artifacts contain."""
-    maps = [weigh_reference(a, g, method) for a, g in zip(acts, grads, strict=True)]
+    maps = [weigh_reference(a, g, method, method_eps) for a, g in zip(acts, grads, strict=True)]
     heatmaps, ranges = combine_reference(
         maps, size, fuse, normalize, align_corners, eps, layer_weights
     )
@@ -41,9 +42,10 @@ def _cam_head(
     align_corners: bool,
     eps: float,
     layer_weights: list[float],
+    method_eps: float,
 ) -> list[Tensor]:
     outputs = cam_head_reference(
-        acts, grads, size, method, fuse, normalize, align_corners, eps, layer_weights
+        acts, grads, size, method, fuse, normalize, align_corners, eps, layer_weights, method_eps
     )
     # An operator may not return one tensor twice (one layer that has image size already).
     return [o.clone() if any(o is p for p in outputs[:i]) else o for i, o in enumerate(outputs)]
@@ -60,6 +62,7 @@ def _(
     align_corners: bool,
     eps: float,
     layer_weights: list[float],
+    method_eps: float,
 ) -> list[Tensor]:
     lead = [*grads[0].shape[:2], *([len(acts)] if fuse == "none" else [])]
     new = grads[0].new_empty
@@ -81,6 +84,7 @@ def cam_head(
     align_corners: bool = True,
     eps: float = 0.0,
     layer_weights: Sequence[float] = (),
+    method_eps: float = EPS,
 ) -> list[Tensor]:
     """Heatmaps of a batch from the activations and gradients of all target layers.
 
@@ -88,7 +92,7 @@ def cam_head(
         acts: per layer [B,C,h,w]; float32, bfloat16 or float16.
         grads: per layer [B,K,C,h,w], the gradients of K scores; same layers, same order.
         size: (H, W) of the heatmaps, pixels.
-        method: see :func:`~combicam.kernels.weigh.weigh_reference`.
+        method, method_eps: see :func:`~combicam.kernels.weigh.weigh_reference`.
         fuse, normalize, align_corners, eps, layer_weights: see
             :func:`~combicam.kernels.combine.combine_reference`.
 
@@ -122,5 +126,6 @@ def cam_head(
             align_corners,
             eps,
             list(layer_weights),
+            method_eps,
         )
     )

@@ -25,36 +25,36 @@ def _weighted(weights: Tensor, acts: Tensor) -> Tensor:
     return flat.unflatten(-1, acts.shape[-2:]).relu()
 
 
-def _gradcam(acts: Tensor, grads: Tensor) -> Tensor:
+def _gradcam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
     return _weighted(grads.mean((-2, -1)), acts)
 
 
-def _gradcam_pp(acts: Tensor, grads: Tensor) -> Tensor:
+def _gradcam_pp(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
     square = grads * grads
     total = _spatial(acts)[:, None, :, None, None]  # [B,1,C,1,1]
-    alpha = square / (2 * square + square * grads * total + EPS)
+    alpha = square / (2 * square + square * grads * total + eps)
     alpha = torch.where(grads != 0, alpha, torch.zeros_like(alpha))
     return _weighted(_spatial(alpha * grads.relu()), acts)
 
 
-def _xgradcam(acts: Tensor, grads: Tensor) -> Tensor:
-    weights = _spatial(grads * acts[:, None]) / (_spatial(acts)[:, None] + EPS)
+def _xgradcam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
+    weights = _spatial(grads * acts[:, None]) / (_spatial(acts)[:, None] + eps)
     return _weighted(weights, acts)
 
 
-def _hirescam(acts: Tensor, grads: Tensor) -> Tensor:
+def _hirescam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
     return (grads * acts[:, None]).sum(2).relu()
 
 
-def _elementwise(acts: Tensor, grads: Tensor) -> Tensor:
+def _elementwise(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
     return (grads * acts[:, None]).relu().sum(2)
 
 
-def _layercam(acts: Tensor, grads: Tensor) -> Tensor:
+def _layercam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
     return (grads.relu() * acts[:, None]).sum(2).relu()
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "gradcam": _gradcam,
     "gradcam++": _gradcam_pp,
     "xgradcam": _xgradcam,
@@ -64,10 +64,10 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def weigh_reference(acts: Tensor, grads: Tensor, method: str) -> Tensor:
+def weigh_reference(acts: Tensor, grads: Tensor, method: str, eps: float = EPS) -> Tensor:
     """One layer's class activation maps.
 
-    With A = acts, G = grads and eps = 1e-8 (mean and sum without index run over the grid):
+    With A = acts and G = grads (mean and sum without index run over the grid):
 
     * ``gradcam``: relu(sum_c mean(G_c) A_c)                                    (1610.02391)
     * ``gradcam++``: relu(sum_c w_c A_c), w_c = sum(a relu(G_c)),
@@ -81,8 +81,9 @@ def weigh_reference(acts: Tensor, grads: Tensor, method: str) -> Tensor:
         acts: activations, [B,C,h,w], any float dtype.
         grads: gradients of the K scores with respect to ``acts``, [B,K,C,h,w].
         method: a key of ``METHODS``.
+        eps: of the two formulas that divide.
 
     Returns:
         float32 [B,K,h,w], never negative.
     """
-    return METHODS[method](acts.float(), grads.float())
+    return METHODS[method](acts.float(), grads.float(), eps)

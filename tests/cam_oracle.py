@@ -99,6 +99,17 @@ def combi_cam(
     return unit(total[:, 0])
 
 
+def assert_rounding_only(errors: Tensor) -> None:
+    """Errors per image of a float32 heatmap against float64.
+
+    A ReLU whose input is zero to rounding may be on in one precision and off in the other; eager
+    torch in float32 has such images, too, about one in thirty. All others agree to 1e-4.
+    """
+    assert len(errors) >= 16
+    assert errors.median() < 1e-5 and errors.max() < 2e-3
+    assert (errors < 1e-4).double().mean() >= 0.87
+
+
 def calibrated(model: nn.Module, size: tuple[int, int], seed: int = 0) -> nn.Module:
     """Random weights whose normalisations fit their activations, so that maps do not degenerate."""
     torch.manual_seed(seed)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
+
 from combicam.demo.model import load
 from combicam.demo.planet import CELLS, postcard
 from combicam.export.models import LoadedModel
-from PIL import Image
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))  # for cam_oracle
 torch.set_num_threads(2)

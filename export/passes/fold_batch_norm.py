@@ -22,7 +22,7 @@ class FoldBatchNorm(PassBase):  # type: ignore[misc]
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        modified = False
+        modified = graph_module.graph.eliminate_dead_code()
         for node in list(graph_module.graph.nodes):
             if node.op == "call_function" and node.target in NORMS and _in_eval(node):
                 modified |= _fold(graph_module, node)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torchvision
+from torch import Tensor, nn
+
 from combicam import LayerError
 from combicam.export.layers import select_layers
 from combicam.export.probe import LayerInfo, Probe, probe
 from combicam.export.snapshot import snapshot
-from torch import Tensor, nn
 
 
 def probed(model: nn.Module, size: tuple[int, int] = (64, 96)) -> tuple[nn.Module, Probe]:
@@ -59,7 +60,12 @@ def test_blocks_and_stages(name: str, blocks: int, stages: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "blocks"),
-    [("timm:convnext_atto", 12), ("timm:regnety_002", 13), ("timm:dla34", 12), ("timm:repvgg_a0", 21)],
+    [
+        ("timm:convnext_atto", 12),
+        ("timm:regnety_002", 13),
+        ("timm:dla34", 12),
+        ("timm:repvgg_a0", 21),
+    ],
 )
 def test_blocks_of_timm(name: str, blocks: int) -> None:
     import timm

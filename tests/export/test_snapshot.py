@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from combicam import ModelError, TraceError
 from combicam.export.snapshot import check_finite, snapshot
-from torch import nn
 
 
 def test_weights_are_shared_and_flags_are_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from combicam.kernels import METHODS, cam_head, cam_head_reference
 
 
@@ -17,7 +18,7 @@ def pair(k: int = 2) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 @pytest.mark.parametrize("fuse", ["sum", "none"])
 def test_opcheck(fuse: str) -> None:
     acts, grads = pair()
-    arguments = (acts, grads, [24, 28], "gradcam", fuse, "map", True, 0.0, [])
+    arguments = (acts, grads, [24, 28], "gradcam", fuse, "map", True, 0.0, [], 1e-8)
     result = torch.library.opcheck(torch.ops.combicam.cam_head, arguments)
     assert set(result.values()) == {"SUCCESS"}
 
@@ -26,9 +27,7 @@ def test_opcheck(fuse: str) -> None:
 def test_operator_equals_reference(method: str) -> None:
     acts, grads = pair()
     ours = cam_head(acts, grads, (24, 28), method)
-    reference = cam_head_reference(
-        acts, grads, (24, 28), method, "sum", "map", True, 0.0, ()
-    )
+    reference = cam_head_reference(acts, grads, (24, 28), method, "sum", "map", True, 0.0, ())
     assert len(ours) == 2 + len(acts)
     for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from combicam.kernels import combine_reference
 from combicam.kernels.combine import FUSES, NORMALIZES, is_flat, min_max
 
@@ -36,8 +37,12 @@ def test_fusion_of_upsampled_maps(fuse: str, align: bool) -> None:
     }[fuse]
     fused, ranges = combine_reference(maps, SIZE, fuse, "none", align)
     assert (fused - expected).abs().max() < 1e-5 * expected.max()
-    torch.testing.assert_close(ranges[..., 0].double(), expected.amin((-2, -1)), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ranges[..., 1].double(), expected.amax((-2, -1)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ranges[..., 0].double(), expected.amin((-2, -1)), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        ranges[..., 1].double(), expected.amax((-2, -1)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_corners_of_the_two_conventions() -> None:

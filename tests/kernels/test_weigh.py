@@ -5,9 +5,10 @@ from __future__ import annotations
 import cam_oracle
 import pytest
 import torch
-from combicam.kernels import METHODS, weigh_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from combicam.kernels import METHODS, weigh_reference
 
 SCALE_FREE = ("gradcam", "xgradcam", "hirescam", "elementwise", "layercam")
 

@@ -1,0 +1,91 @@
+"""The presets give the numbers of the libraries they are named for, run live."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from combicam import Explainer, LoadedModel
+
+Draw = Callable[[int, int], Tensor]
+LAYERS = ["stage2.1", "stage3.1", "stage4.1"]
+
+
+@pytest.fixture(scope="module")
+def network(demo_model: LoadedModel) -> nn.Module:
+    return copy.deepcopy(demo_model.module)
+
+
+def images_and_targets(model: LoadedModel, draw: Draw) -> tuple[Tensor, list[int]]:
+    images = model.preprocess.normalize(draw(3, 200))
+    return images, [int(i) for i in model.module(images).argmax(1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"),
+    [
+        ("gradcam", "GradCAM"),
+        ("gradcam++", "GradCAMPlusPlus"),
+        ("xgradcam", "XGradCAM"),
+        ("hirescam", "HiResCAM"),
+        ("elementwise", "GradCAMElementWise"),
+        ("layercam", "LayerCAM"),
+    ],
+)
+def test_pytorch_grad_cam(
+    method: str, theirs: str, network: nn.Module, demo_model: LoadedModel, postcards: Draw
+) -> None:
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    images, targets = images_and_targets(demo_model, postcards)
+    ours = Explainer.preset("pytorch-grad-cam", network, (160, 160), layers=LAYERS, method=method)(
+        images, targets=targets
+    )
+    make: Any = getattr(pytorch_grad_cam, theirs)
+    with make(model=network, target_layers=[network.get_submodule(n) for n in LAYERS]) as cam:
+        expected = cam(input_tensor=images, targets=[ClassifierOutputTarget(t) for t in targets])
+    assert expected.max() > 0.99
+    # cv2 places its samples in fixed steps of a pixel.
+    assert np.abs(ours.heatmaps[:, 0].numpy() - expected).max() < 2e-3
+
+
+@pytest.mark.parametrize(("method", "theirs"), [("gradcam", "GradCAM"), ("xgradcam", "XGradCAM")])
+def test_torchcam(
+    method: str, theirs: str, network: nn.Module, demo_model: LoadedModel, postcards: Draw
+) -> None:
+    import torchcam.methods
+
+    images, targets = images_and_targets(demo_model, postcards)
+    ours = Explainer.preset("torchcam", network, (160, 160), layers=LAYERS, method=method)(
+        images, targets=targets
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with getattr(torchcam.methods, theirs)(network.eval(), target_layer=LAYERS) as extractor:
+            scores = network(images.clone().requires_grad_())
+            expected = extractor.fuse_cams(extractor(targets, scores), target_shape=(160, 160))
+    assert expected.max() > 0.9
+    assert (ours.heatmaps[:, 0] - expected).abs().max() < 1e-4
+
+
+def test_captum_layer_grad_cam_of_one_layer(
+    network: nn.Module, demo_model: LoadedModel, postcards: Draw
+) -> None:
+    from captum.attr import LayerGradCam
+
+    images, targets = images_and_targets(demo_model, postcards)
+    ours = Explainer(
+        network, (160, 160), layers="last", score="logit", normalize="none", keep_layers=True
+    )(images, targets=targets)
+    expected = LayerGradCam(network, network.get_submodule("stage4.1")).attribute(
+        images, targets, relu_attributions=True
+    )
+    torch.testing.assert_close(ours.layer_maps["stage4.1"], expected.detach(), atol=1e-6, rtol=1e-4)

@@ -1,0 +1,165 @@
+"""Each pass: what it removes, what it leaves, and that the numbers stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from combicam.export.decompositions import decompositions
+from combicam.export.passes import (
+    DropAliases,
+    FoldBatchNorm,
+    FoldConstants,
+    FoldScale,
+    MergeCommon,
+    clean,
+)
+
+aten = torch.ops.aten
+X = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+def graph_of(function: Callable[[Tensor], Tensor]) -> fx.GraphModule:
+    return make_fx(function, decomposition_table=decompositions())(X)
+
+
+def counted(module: fx.GraphModule) -> Counter[str]:
+    return Counter(str(n.target) for n in module.graph.nodes if n.op == "call_function")
+
+
+def run(make: type, module: fx.GraphModule) -> tuple[bool, Counter[str]]:
+    """Run a pass twice: numbers stay, and the second time nothing is left to do."""
+    expected = module(X)
+    result = make()(module)
+    result.graph_module.recompile()
+    torch.testing.assert_close(result.graph_module(X), expected, atol=1e-5, rtol=1e-4)
+    assert not make()(result.graph_module).modified
+    return result.modified, counted(result.graph_module)
+
+
+def test_drop_aliases() -> None:
+    def aliases(x: Tensor) -> Tensor:
+        y = x.clone().detach().expand(2, 6, 9, 9).view(2, 6, 9, 9)
+        return aten.copy(torch.zeros_like(x), y.relu())
+
+    modified, left = run(DropAliases, graph_of(aliases))
+    assert modified and left["aten.relu.default"] == 1
+    assert not {"aten.clone.default", "aten.detach.default", "aten.view.default"} & set(left)
+    assert "aten.copy.default" not in left
+
+
+def test_drop_aliases_keeps_what_changes_shape_or_layout() -> None:
+    def changes(x: Tensor) -> Tensor:
+        last = x.clone(memory_format=torch.channels_last)
+        return last[:, :1].expand(2, 6, 9, 9) + x.reshape(2, 54, 9).view(2, 6, 9, 9)
+
+    modified, left = run(DropAliases, graph_of(changes))
+    assert not modified and left["aten.expand.default"] == 1 and left["aten.clone.default"] == 1
+
+
+def test_fold_constants() -> None:
+    weight = nn.Parameter(torch.randn(6, 6, 3, 3), requires_grad=False)
+
+    def flipped(x: Tensor) -> Tensor:
+        kernel = weight.flip([2, 3]).transpose(0, 1) * 2.0
+        return nn.functional.conv2d(x, kernel, padding=1)
+
+    modified, left = run(FoldConstants, graph_of(flipped))
+    assert modified and set(left) == {"aten.convolution.default"}
+
+
+def test_fold_constants_leaves_broadcasts_and_randomness() -> None:
+    seed = nn.Parameter(torch.randn(1), requires_grad=False)
+
+    def broadcast(x: Tensor) -> Tensor:
+        return (seed.repeat(1 << 17).sum() + torch.rand(3).sum() * 0) * x
+
+    module = graph_of(broadcast)
+    FoldConstants()(module)
+    assert {"aten.repeat.default", "aten.rand.default"} <= set(counted(module))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_fold_batch_norm(bias: bool, groups: int) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(6, 12, 3, groups=groups, bias=bias), nn.BatchNorm2d(12), nn.ReLU()
+    )
+    for _ in range(3):
+        model(torch.randn(4, 6, 9, 9) * 3 + 1)
+    model.eval().requires_grad_(False)
+    modified, left = run(FoldBatchNorm, graph_of(model))
+    assert modified and set(left) == {"aten.convolution.default", "aten.relu.default"}
+
+
+def test_fold_batch_norm_without_a_convolution_or_with_other_readers() -> None:
+    norm = nn.BatchNorm2d(6).eval().requires_grad_(False)
+    norm.running_mean = torch.randn(6)
+    modified, left = run(FoldBatchNorm, graph_of(lambda x: norm(x.relu())))
+    assert modified and left["aten.mul.Tensor"] == 1 and left["aten.add.Tensor"] == 1
+    conv = nn.Conv2d(6, 6, 1).requires_grad_(False)
+
+    def also_read(x: Tensor) -> Tensor:
+        y = conv(x)
+        return y + norm(y)
+
+    modified, left = run(FoldBatchNorm, graph_of(also_read))
+    assert not modified and left["aten.native_batch_norm.default"] == 1
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_fold_scale(transposed: bool, groups: int) -> None:
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    conv = kind(6, 12, 3, groups=groups).requires_grad_(False)
+    scale = nn.Parameter(torch.randn(6, 1, 1), requires_grad=False)
+    modified, left = run(FoldScale, graph_of(lambda x: conv(x * scale)))
+    assert modified and set(left) == {"aten.convolution.default"}
+
+
+def test_fold_scale_leaves_shared_products() -> None:
+    conv = nn.Conv2d(6, 6, 1).requires_grad_(False)
+    scale = nn.Parameter(torch.randn(1, 6, 1, 1), requires_grad=False)
+
+    def shared(x: Tensor) -> Tensor:
+        y = x * scale
+        return conv(y) + y
+
+    modified, left = run(FoldScale, graph_of(shared))
+    assert not modified and left["aten.mul.Tensor"] == 1
+
+
+def test_merge_common() -> None:
+    def twice(x: Tensor) -> Tensor:
+        gate = torch.sigmoid(x)
+        return x * gate + torch.sigmoid(x) * torch.full((1,), 2.0) + torch.full((1,), 2.0)
+
+    modified, left = run(MergeCommon, graph_of(twice))
+    assert modified and left["aten.sigmoid.default"] == 1 and left["aten.full.default"] == 1
+
+
+def test_merge_common_tells_types_and_randomness_apart() -> None:
+    def apart(x: Tensor) -> Tensor:
+        whole = aten.full.default([3], 1, dtype=torch.float32)
+        truth = aten.full.default([3], True, dtype=torch.float32)
+        return x.sum() + whole.sum() + truth.sum() + 0 * (torch.rand(2) - torch.rand(2)).sum()
+
+    module = graph_of(apart)
+    MergeCommon()(module)
+    left = counted(module)
+    assert left["aten.full.default"] == 2 and left["aten.rand.default"] == 2
+
+
+def test_clean_drops_the_weights_that_nobody_reads() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)).eval().requires_grad_(False)
+    module = graph_of(model)
+    expected = module(X)
+    module = clean(module)
+    torch.testing.assert_close(module(X), expected, atol=1e-5, rtol=1e-4)
+    kept = [*dict(module.named_buffers()), *dict(module.named_parameters())]
+    assert len(kept) == 2
