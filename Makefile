@@ -36,6 +36,8 @@ types: .venv/.dev
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	@names=$$(ls build/wheel | grep -v -e dist-info -e '^bin$$'); test "$$names" = combicam || { \
+	  echo "types: expected the wheel to install combicam alone, got $$names"; exit 1; }
 	MYPYPATH=build/wheel $(BIN)/mypy --config-file pyproject.toml -p combicam
 
 check: lint types test

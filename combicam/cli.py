@@ -153,7 +153,7 @@ def _demo(config: DemoConfig) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The entry point ``combicam``."""
     config = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=arguments,
         prog="combicam",
         description=__doc__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,5 +35,5 @@ class BatchExplainer(Protocol):
     def __call__(self, images: Tensor, /) -> Explanation:
         """Explain uint8 [B,H,W,3] on ``device``; normalisation is the explainer's work."""
 
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that changes results: weights, spec, preprocessing, versions."""
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes results, JSON-ready: weights, spec, preprocessing, versions."""

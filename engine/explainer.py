@@ -185,15 +185,15 @@ class Explainer:
         """(H, W) of the images, pixels."""
         return self.description.signature.input_size
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, Any]:
         """What determines the results: weights, spec, layers, preprocessing, precision, version."""
         d = self.description
         return {
             "model": d.model,
             "weights": d.weights,
-            "spec": d.spec.to_json(),
+            "spec": d.spec.to_dict(),
             "layers": " ".join(info.name for info in d.layers),
-            "preprocess": str(sorted(d.preprocess.to_dict().items())),
+            "preprocess": d.preprocess.to_dict(),
             "dtype": d.signature.dtype,
             "combicam": __version__,
         }
@@ -263,6 +263,11 @@ def _prepared(
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     if name is not None and name not in DTYPES:
         raise ValueError(f"Explainer: expected dtype in {list(DTYPES)}, got {dtype!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"Explainer: expected a torch.nn.Module, got {type(model).__name__}; for a file use "
+            "Explainer.load(path)"
+        )
     module = snapshot(model)
     check_finite(module)
     if device is not None:

@@ -88,7 +88,7 @@ def export(
 
 
 def natural_noise(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Random images whose spectrum falls like that of photos: float32 [count,3,H,W], deviation 1."""
+    """Random images with the falling spectrum of photos: float32 [count,3,H,W], deviation 1."""
     generator = torch.Generator().manual_seed(seed)
     white = torch.randn(count, 3, *size, generator=generator)
     fy = torch.fft.fftfreq(size[0])[:, None]

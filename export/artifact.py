@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -79,7 +80,8 @@ class Description:
             values: dict[str, Any] = json.loads(text)
             if values["format"] > FORMAT:
                 raise ArtifactError(
-                    f"artifact: expected format <= {FORMAT}, got {values['format']}; update combicam"
+                    f"artifact: expected format <= {FORMAT}, got {values['format']}; "
+                    "update combicam"
                 )
             signature = values["signature"]
             classes = values["classes"]
@@ -164,11 +166,11 @@ def _onnx_text(path: Path) -> str:
 
 
 def _torchscript_text(path: Path) -> str:
-    reader = torch.PyTorchFileReader(str(path))  # type: ignore[attr-defined]
-    name = f"extra/{METADATA_FILE}"
-    if not reader.has_record(name):
-        raise ArtifactError(
-            f"artifact: expected a TorchScript file that combicam wrote, got {path} without "
-            f"{name}; export the model with combicam.export"
-        )
-    return bytes(reader.get_record(name)).decode()
+    with zipfile.ZipFile(path) as file:  # a TorchScript file is one
+        for name in file.namelist():
+            if name.endswith(f"/extra/{METADATA_FILE}"):
+                return file.read(name).decode()
+    raise ArtifactError(
+        f"artifact: expected a TorchScript file that combicam wrote, got {path} without "
+        f"extra/{METADATA_FILE}; export the model with combicam.export"
+    )

@@ -32,7 +32,7 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def _split(module: fx.GraphModule, node: fx.Node) -> None:
-    """f_(x, ...)  ->  copy_(x, f(x, ...)): of many in-place operators torch knows no symbolic form."""
+    """f_(x, ...)  ->  copy_(x, f(x, ...)): many in-place operators have no symbolic form."""
     assert isinstance(node.target, torch._ops.OpOverload)
     namespace, name = node.target._schema.name.split("::")
     packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)

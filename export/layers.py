@@ -100,9 +100,9 @@ def find_blocks(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
 
     A block is a module that sits in a Sequential, ModuleList or ModuleDict (or among siblings of
     its own class), has children, at least two weighted layers, and returned one 4-D tensor with
-    more than one cell on the path to the score. Of blocks inside blocks the outer one is taken, unless it is a stage: a module that
-    holds a row of equal blocks. Where there are none (VGG, AlexNet), every activation behind a
-    convolution is taken.
+    more than one cell on the path to the score. Of blocks inside blocks the outer one is taken,
+    unless it is a stage: a module that holds a row of equal blocks. Where there are none (VGG,
+    AlexNet), every activation behind a convolution is taken.
     """
     names = set(_blocks(model, "", probed))
     if not names:

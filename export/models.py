@@ -1,4 +1,4 @@
-"""``timm:NAME``, ``torchvision:NAME``, ``package.module:callable``: a network and its preprocessing."""
+"""From ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable`` to a network."""
 
 from __future__ import annotations
 

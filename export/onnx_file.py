@@ -29,8 +29,8 @@ def _(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
 
 
 def _onnx_resize(x: Any, height: int, width: int, align_corners: bool) -> Any:
-    batch = opset18.Shape(x, start=0, end=2)
-    sizes = opset18.Concat(batch, opset18.Constant(value_ints=[height, width]), axis=0)
+    batch: Any = opset18.Shape(x, start=0, end=2)
+    sizes: Any = opset18.Concat(batch, opset18.Constant(value_ints=[height, width]), axis=0)
     mode = "align_corners" if align_corners else "pytorch_half_pixel"
     return opset18.Resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode=mode)
 

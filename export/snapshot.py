@@ -22,14 +22,8 @@ def snapshot(model: nn.Module) -> nn.Module:
     The caller's hooks, training flags, ``.grad`` and ``requires_grad`` are not touched.
 
     Raises:
-        TypeError: not a module.
         TraceError: the module cannot be copied.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"Explainer: expected a torch.nn.Module, got {type(model).__name__}; for a file use "
-            "Explainer.load(path)"
-        )
     with torch.inference_mode(False), torch.no_grad():
         memo: dict[int, object] = {}
         for p in model.parameters():
@@ -45,7 +39,7 @@ def snapshot(model: nn.Module) -> nn.Module:
             ) from error
     for module in clone.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False  # the same values, and nothing to undo in the graph
+            setattr(module, "inplace", False)  # noqa: B010  the same values, nothing to undo
     return clone.eval()
 
 

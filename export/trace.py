@@ -236,11 +236,11 @@ def _to_graph(
 
     def fake(example: Tensor) -> Tensor:
         dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (example.ndim - 1)
-        context = StatelessSymbolicContext(dynamic_sizes=dynamic)
+        context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
         return mode.from_tensor(example, symbolic_context=context)
 
     images = fake(torch.zeros(TRACE_BATCH, 3, *signature.input_size, device=device))
-    flat = [mode.from_tensor(t.detach(), static_shapes=True) for t in state.values()]
+    flat: list[Tensor] = [mode.from_tensor(t.detach(), static_shapes=True) for t in state.values()]
     flat.append(images)
     if signature.target_input != "none":
         shape = [TRACE_BATCH, spec.targets]
@@ -256,8 +256,9 @@ def _to_graph(
         raise TraceError(
             f"trace: {type(model).__name__} could not be traced ({first_line(error)})"
         ) from error
-    batch = images.shape[0]
-    if mode.shape_env is None or mode.shape_env.replace(batch.node.expr).is_number:  # type: ignore[union-attr]
+    batch: Any = images.shape[0]
+    assert mode.shape_env is not None
+    if isinstance(batch, int) or mode.shape_env.replace(batch.node.expr).is_number:
         raise TraceError(
             f"trace: {type(model).__name__} fixes the batch size (something in it depends on the "
             "number of images); make every operation of its forward independent of the batch"

@@ -1,4 +1,4 @@
-"""``combicam::cam_head``: every layer's activations and gradients become heatmaps in one operator."""
+"""``combicam::cam_head``: all layers' activations and gradients become heatmaps."""
 
 from __future__ import annotations
 

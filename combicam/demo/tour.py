@@ -148,17 +148,21 @@ def _telling(
     last: NDArray[np.uint8],
     targets: NDArray[np.int64],
 ) -> int:
-    """The rightly named postcard whose Combi-CAM has most of its heat on the evidence.
+    """The postcard on which Combi-CAM gains most heat on the evidence, of those named rightly.
 
-    Among those where both maps find it, so that the picture shows the usual difference, sharpness,
-    and not a failure of the other method.
+    The maximum of either map must lie on the evidence: the picture is to show the difference in
+    sharpness that fine layers make, not a failure of the last one.
     """
-    best, share = 0, -1.0
+
+    def inside(heatmap: NDArray[np.uint8], hit: NDArray[np.bool_]) -> float:
+        return float(heatmap[hit].sum() / max(1, heatmap.sum(dtype=np.int64)))
+
+    best, gain = 0, -1.0
     for i, (card, hit) in enumerate(zip(cards, hits, strict=True)):
         found = all(hit.ravel()[m[i].argmax()] for m in (heatmaps, last))
-        inside = float(heatmaps[i][hit].sum() / max(1, heatmaps[i].sum(dtype=np.int64)))
-        if found and targets[i] == card.cell and inside > share:
-            best, share = i, inside
+        gained = inside(heatmaps[i], hit) - inside(last[i], hit)
+        if found and targets[i] == card.cell and gained > gain:
+            best, gain = i, gained
     return best
 
 

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
-class FoldBatchNorm(PassBase):  # type: ignore[misc]
+class FoldBatchNorm(PassBase):
     """g (W*x + b - m) / sqrt(v + e) + t  ->  (s W)*x + (s (b - m) + t), s = g / sqrt(v + e).
 
     In eval mode only. Cases:

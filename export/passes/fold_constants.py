@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 MAX_GROWTH = 1 << 16
 
 
-class FoldConstants(PassBase):  # type: ignore[misc]
+class FoldConstants(PassBase):
     """f(W) -> W' for every operator f all of whose inputs are constants.
 
     Cases:

@@ -9,7 +9,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 aten = torch.ops.aten
 
 
-class FoldScale(PassBase):  # type: ignore[misc]
+class FoldScale(PassBase):
     """W*(s x)  ->  (W s)*x, with s one constant per channel.
 
     This is what batch normalisation leaves in the backward: the gradient is scaled, then meets a

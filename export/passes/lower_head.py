@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from combicam.kernels.cam_head import cam_head_reference
 
 
-class LowerHead(PassBase):  # type: ignore[misc]
+class LowerHead(PassBase):
     """cam_head(acts, grads, ...)  ->  the operators of ``cam_head_reference``.
 
     Requires the shapes that the trace left in ``meta["val"]``.

@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 
-class MergeCommon(PassBase):  # type: ignore[misc]
+class MergeCommon(PassBase):
     """f(x), f(x) -> one f(x): the sigmoid of a SiLU in the forward and in the backward, say.
 
     Cases:

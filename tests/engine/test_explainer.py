@@ -204,6 +204,8 @@ def test_wrong_inputs(explainer: Explainer, images: Tensor, targets: Any, words:
 
 def test_wrong_arguments(demo_model: LoadedModel) -> None:
     model = demo_model.module
+    with pytest.raises(TypeError, match=r"Explainer\.load"):
+        Explainer("model.onnx", (160, 160))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="input_size"):
         Explainer(model)
     with pytest.raises(ValueError, match="backend"):

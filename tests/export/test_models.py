@@ -54,9 +54,9 @@ def test_callable_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_names_that_are_none() -> None:
     with pytest.raises(ModelError, match="--checkpoint FILE, --pretrained"):
         load_model(ModelConfig("timm:resnet18"))
-    with pytest.raises(ModelError, match="near: .*resnet50"):
+    with pytest.raises(ModelError, match=r"near: .*resnet50"):
         load_model(ModelConfig("timm:resnet500", random_weights=True))
-    with pytest.raises(ModelError, match="near: .*resnet1"):
+    with pytest.raises(ModelError, match=r"near: .*resnet1"):
         load_model(ModelConfig("torchvision:resnet1000", random_weights=True))
     with pytest.raises(ModelError, match=r"demo, timm:NAME"):
         load_model(ModelConfig("resnet50"))

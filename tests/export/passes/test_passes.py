@@ -25,7 +25,9 @@ X = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(0))
 
 
 def graph_of(function: Callable[[Tensor], Tensor]) -> fx.GraphModule:
-    return make_fx(function, decomposition_table=decompositions())(X)
+    module = make_fx(function, decomposition_table=decompositions())(X)
+    module.graph.eliminate_dead_code()
+    return module
 
 
 def counted(module: fx.GraphModule) -> Counter[str]:

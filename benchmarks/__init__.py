@@ -1,0 +1,1 @@
+"""What combicam costs, beside what people use today: ``python -m benchmarks``."""

@@ -1,0 +1,119 @@
+"""Timing side by side: contenders take turns, so that a noisy minute hits all of them."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do a piece of work.
+
+    Attributes:
+        name: what the table calls it.
+        prepare: builds the function that is timed; its own time is reported as ``prepare_s``.
+        check: largest absolute error of one call's result; None where there is nothing to compare.
+        images: images per call.
+        tolerance: an error beyond it is a failure, and nothing is timed.
+    """
+
+    name: str
+    prepare: Callable[[], Callable[[], Any]]
+    images: int
+    check: Callable[[Any], float] | None = None
+    tolerance: float = 1e-3
+
+
+@dataclass
+class Result:
+    """One row: seconds per call (quantiles), images per second, error against the reference."""
+
+    name: str
+    params: dict[str, Any]
+    prepare_s: float | None = None
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    images_per_s: float | None = None
+    max_abs_err: float | None = None
+    error: str | None = None
+    seconds: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def measure(
+    contenders: Iterable[Contender], params: dict[str, Any], rounds: int, say: Callable[[str], None]
+) -> list[Result]:
+    """Check, then time every contender ``rounds`` times in turn; failures are rows."""
+    ready: list[tuple[Contender, Result, Callable[[], Any]]] = []
+    results = []
+    for contender in contenders:
+        result = Result(contender.name, params)
+        results.append(result)
+        started = time.perf_counter()
+        try:
+            call = contender.prepare()
+            result.prepare_s = time.perf_counter() - started
+            first = call()
+            if contender.check is not None:
+                result.max_abs_err = contender.check(first)
+                if not result.max_abs_err <= contender.tolerance:
+                    raise ArithmeticError(
+                        f"error {result.max_abs_err:.3g} beyond {contender.tolerance}"
+                    )
+            ready.append((contender, result, call))
+            say(f"  ready: {contender.name} ({result.prepare_s:.1f} s)")
+        except Exception as error:
+            result.error = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            say(f"  failed: {contender.name}: {result.error}\n{traceback.format_exc(limit=2)}")
+    for _ in range(rounds):
+        for contender, result, call in ready:
+            gc.collect()
+            result.seconds.append(_seconds(call))
+            say(f"  {contender.name}: {result.seconds[-1]:.3f} s")
+    for contender, result, _ in ready:
+        p20, p50, p80 = np.quantile(result.seconds, [0.2, 0.5, 0.8])
+        result.p20, result.p50, result.p80 = float(p20), float(p50), float(p80)
+        result.images_per_s = contender.images / result.p50
+    return results
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def table(results: list[Result], baseline: str) -> str:
+    """Markdown, each row with its ratio to the baseline's time."""
+    base = next((r.p50 for r in results if r.name == baseline), None)
+    lines = [
+        f"| | s per batch (p20–p80) | images/s | time / {baseline} | max error | ready after, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        if r.p50 is None:
+            lines.append(f"| {r.name} | failed: {r.error} | | | | |")
+            continue
+        ratio = f"{r.p50 / base:.2f}" if base else ""
+        error = "" if r.max_abs_err is None else f"{r.max_abs_err:.1e}"
+        lines.append(
+            f"| {r.name} | {r.p50:.3f} ({r.p20:.3f}–{r.p80:.3f}) | {r.images_per_s:.2f} | {ratio} "
+            f"| {error} | {r.prepare_s:.1f} |"
+        )
+    return "\n".join(lines)
