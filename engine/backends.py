@@ -62,7 +62,7 @@ def torchscript_backend(path: Path, device: torch.device) -> Execute:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+            module = torch.jit.load(str(path), map_location=device)
     except RuntimeError as error:
         raise ArtifactError(f"artifact: {path} cannot be loaded ({error})") from error
     return _no_grad(module)

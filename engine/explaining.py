@@ -101,7 +101,7 @@ class ExplainStage:
     def _event(self) -> torch.cuda.Event | None:
         if not self._is_cuda:
             return None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
+        event = torch.cuda.Event()  # torch has no types here
         event.record(torch.cuda.current_stream(self._explainer.device))
         return event
 

@@ -30,6 +30,8 @@ TARGET_INPUTS = ("none", "classes", "weights")
 OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
 # Any size does, if nothing else in a model is likely to have it.
 TRACE_BATCH = 11
+# Stands for the logarithm of nothing where a region holds all classes.
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -191,31 +193,28 @@ def _scores(
     """The scores to differentiate [B,K], the classes [B,K], and their probability [B,K]."""
     if signature.target_input == "weights":
         assert targets is not None
-        mass = (targets * logits.softmax(-1)[:, None]).sum(-1)
+        share = targets / targets.amax(-1, keepdim=True)  # a factor does not change the gradient
+        inside = (logits[:, None] + share.log()).logsumexp(-1)
+        outside = (logits[:, None] + (1 - share).clamp_min(TINY).log()).logsumexp(-1)
+        chosen = torch.full_like(inside, -1, dtype=torch.int64)
         logit = (targets * logits[:, None]).sum(-1)
-        y = {"logit": logit, "prob": mass, "logprob": mass.log()}[spec.score]
-        return y, torch.full_like(mass, -1, dtype=torch.int64), mass
-    chosen = logits.detach().topk(spec.targets, -1).indices
-    if targets is not None:
-        chosen = torch.where(targets < 0, chosen, targets)
+        probability = (targets * logits.detach().softmax(-1)[:, None]).sum(-1)
+    else:
+        chosen = logits.detach().topk(spec.targets, -1).indices
+        if targets is not None:
+            chosen = torch.where(targets < 0, chosen, targets)
+        classes = torch.arange(logits.shape[-1], device=logits.device)
+        others = torch.where(chosen[..., None] == classes, -torch.inf, logits[:, None])  # [B,K,n]
+        inside = logit = logits.gather(-1, chosen)
+        outside = others.logsumexp(-1)
+        probability = torch.sigmoid(inside - outside).detach()
     if spec.score == "logit":
-        return logits.gather(-1, chosen), chosen, logits.softmax(-1).gather(-1, chosen)
-    logp = _log_probability(logits, chosen)
-    prob = logp.detach().exp()
-    # d p = p d log p: written so that 1 - p is never formed.
-    return (logp * prob if spec.score == "prob" else logp), chosen, prob
-
-
-def _log_probability(logits: Tensor, chosen: Tensor) -> Tensor:
-    """log p_c = -softplus(log sum_{j != c} e^(z_j - z_c)), [B,K].
-
-    The gradient of log softmax holds 1 - p_c, of which rounding leaves nothing when the network is
-    certain; here the sum of the other classes stands in its place.
-    """
-    own = logits.gather(-1, chosen)
-    classes = torch.arange(logits.shape[-1], device=logits.device)
-    others = torch.where(chosen[..., None] == classes, -torch.inf, logits[:, None])  # [B,K,n]
-    return -torch.nn.functional.softplus(others.logsumexp(-1) - own)
+        return logit, chosen, probability
+    # log p = -softplus(outside - inside), with the log-sum-exp of what is inside the target and of
+    # what is not: 1 - p, of which rounding leaves nothing when the network is certain, is never
+    # formed. And d p = p d log p.
+    logp = -torch.nn.functional.softplus(outside - inside)
+    return (logp * probability if spec.score == "prob" else logp), chosen, probability
 
 
 def _gradients(y: Tensor, acts: list[Tensor]) -> list[Tensor]:

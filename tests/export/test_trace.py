@@ -239,3 +239,24 @@ def test_refusals() -> None:
         joint_of(nn.Sequential(*list(model.children())[:-2]))
     with pytest.raises(TraceError, match="input_size"):
         joint_of(torchvision.models.alexnet(weights=None), (8, 8))
+
+
+def test_a_certain_network_is_still_explained(demo_model: LoadedModel) -> None:
+    """p rounds to 1 in float32, so that the gradient of log softmax would lose the class itself."""
+    model = snapshot(demo_model.module)
+    model.head.weight.data = model.head.weight.data * 40
+    images = torch.randn(2, 3, 160, 160)
+    certain = top(trace(model, CamSpec(), (160, 160)), images)
+    assert (certain[2] == 1).all()
+    exact = top(trace(model.double(), CamSpec(), (160, 160)), images)
+    assert exact[3].amax() == 1
+    assert (certain[3] - exact[3]).abs().max() < 1e-3
+
+
+def test_the_region_of_all_classes_is_flat(demo_model: LoadedModel) -> None:
+    joint = trace(snapshot(demo_model.module), CamSpec(), (160, 160), target_input="weights")
+    _, _, scores, heatmaps, ranges = joint.module(
+        torch.randn(2, 3, 160, 160), torch.ones(2, 1, 36)
+    )
+    torch.testing.assert_close(scores, torch.ones(2, 1))
+    assert heatmaps.isfinite().all() and ranges.isfinite().all() and ranges.abs().max() < 1e-20
