@@ -126,3 +126,5 @@ def test_demo_points_at_the_evidence(tmp_path: Path) -> None:
     assert found.pointing > found.pointing_last
     assert Image.open(found.picture).size[0] > 900
     assert len(list((tmp_path / "photos").iterdir())) == 72
+    fewer = demo(DemoConfig(tmp_path, images=5, seed=900, overlays=0, progress=False))
+    assert fewer.summary.images == 5 and len(list((tmp_path / "photos").iterdir())) == 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +70,21 @@ class DemoResult:
 
 
 def write_postcards(folder: Path, count: int, seed: int) -> list[Postcard]:
-    """Draw postcards of all cells in turn as JPEG files, and ``postcards.csv`` beside them."""
-    photos = folder / "photos"
+    """Draw postcards of all cells in turn as JPEG files, and ``postcards.csv`` beside them.
+
+    Other postcards of an earlier call, and the run over them, are removed.
+    """
+    rows = [(f"postcard_{i:04d}.jpg", i % len(CELLS), seed + i) for i in range(count)]
+    text = "id,cell,seed\n" + "".join(f"{name},{cell},{s}\n" for name, cell, s in rows)
+    table, photos = folder / "postcards.csv", folder / "photos"
+    if table.exists() and table.read_text() != text:
+        for stale in (photos, folder / "run"):
+            shutil.rmtree(stale, ignore_errors=True)
     photos.mkdir(parents=True, exist_ok=True)
-    cards = [postcard(i % len(CELLS), seed + i) for i in range(count)]
-    with (folder / "postcards.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["id", "cell", "seed"])
-        for i, card in enumerate(cards):
-            name = f"postcard_{i:04d}.jpg"
-            Image.fromarray(card.image).save(photos / name, quality=JPEG_QUALITY)
-            table.writerow([name, card.cell, seed + i])
+    table.write_text(text)
+    cards = [postcard(cell, s) for _, cell, s in rows]
+    for (name, _, _), card in zip(rows, cards, strict=True):
+        Image.fromarray(card.image).save(photos / name, quality=JPEG_QUALITY)
     return cards
 
 

@@ -255,8 +255,6 @@ def test_a_certain_network_is_still_explained(demo_model: LoadedModel) -> None:
 
 def test_the_region_of_all_classes_is_flat(demo_model: LoadedModel) -> None:
     joint = trace(snapshot(demo_model.module), CamSpec(), (160, 160), target_input="weights")
-    _, _, scores, heatmaps, ranges = joint.module(
-        torch.randn(2, 3, 160, 160), torch.ones(2, 1, 36)
-    )
+    _, _, scores, heatmaps, ranges = joint.module(torch.randn(2, 3, 160, 160), torch.ones(2, 1, 36))
     torch.testing.assert_close(scores, torch.ones(2, 1))
     assert heatmaps.isfinite().all() and ranges.isfinite().all() and ranges.abs().max() < 1e-20
