@@ -39,7 +39,7 @@ TEST = [
 setup(
     name="combicam",
     version=VERSION.group(1),
-    description="Multi-layer class activation maps of any CNN at the cost of running it",
+    description="Multi-layer class activation maps of any CNN, in one graph with its scores",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""Multi-layer class activation maps of any CNN at the cost of running it.
+"""Multi-layer class activation maps of any CNN, in one graph with its scores.
 
 >>> explainer = combicam.Explainer(model, input_size=(224, 224))
 >>> explainer(images).heatmaps  # float32 [B,K,H,W] in [0, 1]

@@ -11,7 +11,8 @@ import tyro
 
 from combicam.demo.tour import DemoConfig, demo
 from combicam.engine import ComputeConfig, RunConfig, RunSummary, export, make_explainer, run_images
-from combicam.errors import CombicamError
+from combicam.engine.exporting import check_output
+from combicam.errors import CombicamError, LayerError
 from combicam.export.layers import select_layers
 from combicam.export.models import LoadedModel, ModelConfig, load_model
 from combicam.export.probe import LayerInfo, probe
@@ -31,6 +32,8 @@ class ExportConfig:
         target_input: ``classes`` (a second input names them), ``none`` (the best ones), or
             ``weights`` (regions).
         keep_layers: also return every layer's map.
+        verify: load the file and compare it with the network; one that disagrees is not kept.
+        tolerance: largest difference that is accepted; the default depends on the precision.
     """
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -39,6 +42,8 @@ class ExportConfig:
     amp_dtype: str | None = None
     target_input: str = "classes"
     keep_layers: bool = False
+    verify: bool = True
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,26 +94,33 @@ def _run(config: RunConfig) -> None:
 
 
 def _export(config: ExportConfig) -> None:
+    check_output(config.output)
     compute = ComputeConfig("cpu", config.amp_dtype)
     explainer = make_explainer(config.model, config.cam, compute, keep_layers=config.keep_layers)
-    found = export(explainer, config.output, target_input=config.target_input)
-    assert found is not None
-    size = config.output.stat().st_size / 1e6
-    print(
-        _table(
-            [
-                ("file", f"{config.output} ({size:.1f} MB)"),
-                ("layers", ", ".join(info.name for info in explainer.layers)),
-                ("heatmap error", f"{found.max_heatmap_error:.2g} on {found.images} images"),
-                ("logit error", f"{found.max_logit_error:.2g}"),
-            ]
-        )
+    found = export(
+        explainer,
+        config.output,
+        target_input=config.target_input,
+        verify=config.verify,
+        tolerance=config.tolerance,
     )
+    size = config.output.stat().st_size / 1e6
+    rows = [
+        ("file", f"{config.output} ({size:.1f} MB)"),
+        ("layers", ", ".join(info.name for info in explainer.layers)),
+    ]
+    if found is not None:
+        rows += [
+            ("heatmap error", f"{found.max_heatmap_error:.2g} on {found.images} images"),
+            ("logit error", f"{found.max_logit_error:.2g} of the largest logit"),
+        ]
+    print(_table(rows))
 
 
 def _layers(config: LayersConfig) -> None:
     wanted = config.model
-    if wanted.checkpoint is None and not wanted.pretrained:
+    by_name = wanted.model.startswith(("timm:", "torchvision:"))
+    if by_name and wanted.checkpoint is None and not wanted.pretrained:
         wanted = replace(wanted, random_weights=True)
     loaded = load_model(wanted)
     for line in layer_table(loaded, config.all):
@@ -121,8 +133,13 @@ def layer_table(loaded: LoadedModel, everything: bool = False) -> list[str]:
     probed = probe(model, loaded.preprocess.input_size)
     rules: dict[str, list[str]] = {}
     for rule in ("blocks", "stages", "last"):
-        for info in select_layers(model, probed, rule):
+        try:
+            selected = select_layers(model, probed, rule)
+        except LayerError:  # no rule fits: the table shows what can be named
+            selected = ()
+        for info in selected:
             rules.setdefault(info.name, []).append(rule)
+    everything = everything or not rules
     shown: list[LayerInfo] = [i for i in probed.layers.values() if everything or i.name in rules]
     width = max(len(info.name) for info in shown)
     kind = max(len(info.kind) for info in shown)

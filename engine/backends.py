@@ -14,6 +14,7 @@ from torch import Tensor
 
 from combicam.errors import ArtifactError
 from combicam.export.onnx_file import write_onnx
+from combicam.export.snapshot import no_autocast
 from combicam.export.torchscript_file import write_torchscript
 from combicam.export.trace import JointGraph, example_inputs
 
@@ -24,7 +25,7 @@ Execute = Callable[[Sequence[Tensor]], list[Tensor]]
 
 def _no_grad(call: Callable[..., Sequence[Tensor]]) -> Execute:
     def execute(inputs: Sequence[Tensor]) -> list[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(inputs[0].device):
             return list(call(*inputs))
 
     return execute
@@ -85,7 +86,8 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
                 f"onnxruntime: expected the CUDA provider for device {device}, got only "
                 f"{ort.get_available_providers()}; install onnxruntime-gpu or take device='cpu'"
             )
-        ort.preload_dlls()
+        if hasattr(ort, "preload_dlls"):  # ONNX Runtime >= 1.21
+            ort.preload_dlls()
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +17,7 @@ from combicam.engine.backends import BACKENDS
 from combicam.engine.explanation import Explanation
 from combicam.engine.sessions import ArtifactSession, ModelSession, Request, Session
 from combicam.engine.targets import read_targets
+from combicam.errors import ArtifactError
 from combicam.export.artifact import Description, read_description, weights_digest
 from combicam.export.classes import ClassTable
 from combicam.export.models import LoadedModel
@@ -152,7 +156,14 @@ class Explainer:
         self = cls.__new__(cls)
         self.description = read_description(path)
         self.device = torch.device(device) if device is not None else _best_device(path)
-        self.session = ArtifactSession(path, self.description, backend, self.device)
+        try:
+            self.session = ArtifactSession(path, self.description, backend, self.device)
+        except ArtifactError as error:
+            if device is not None or self.device.type == "cpu":
+                raise
+            warnings.warn(f"{error}; the CPU is used", RuntimeWarning, stacklevel=2)
+            self.device = torch.device("cpu")
+            self.session = ArtifactSession(path, self.description, backend, self.device)
         return self
 
     @property
@@ -193,6 +204,9 @@ class Explainer:
             "weights": d.weights,
             "spec": d.spec.to_dict(),
             "layers": " ".join(info.name for info in d.layers),
+            "classes": hashlib.sha256(json.dumps(d.classes.to_dict()).encode()).hexdigest()
+            if d.classes
+            else "",
             "preprocess": d.preprocess.to_dict(),
             "dtype": d.signature.dtype,
             "combicam": __version__,
@@ -241,7 +255,7 @@ class Explainer:
             fits = batch.ndim == 4 and tuple(batch.shape[1:]) == (h, w, 3)
         else:
             fits = batch.ndim == 4 and tuple(batch.shape[1:]) == (3, h, w)
-            fits &= batch.dtype in DTYPES.values()
+            fits &= batch.is_floating_point()
         if not fits or not len(batch):
             raise ValueError(
                 f"Explainer: expected images as {expected}, got {batch.dtype} "
@@ -259,7 +273,7 @@ def _check_backend(backend: str) -> None:
 def _prepared(
     model: object, device: torch.device | str | None, dtype: torch.dtype | str | None
 ) -> nn.Module:
-    """The private copy, moved and cast as asked; without a wish it shares the model's weights."""
+    """The private copy, moved and cast as asked."""
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     if name is not None and name not in DTYPES:
         raise ValueError(f"Explainer: expected dtype in {list(DTYPES)}, got {dtype!r}")
@@ -270,11 +284,12 @@ def _prepared(
         )
     module = snapshot(model)
     check_finite(module)
-    if device is not None:
-        module = module.to(device)
-    if name is not None:
-        module = module.to(DTYPES[name])
-        check_finite(module)  # float16 may overflow
+    with torch.inference_mode(False), torch.no_grad():
+        if device is not None:
+            module = module.to(device)
+        if name is not None:
+            module = module.to(DTYPES[name])
+            check_finite(module)  # float16 may overflow
     return module
 
 

@@ -56,7 +56,15 @@ def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Ex
         )
     given = [
         name
-        for name in ("checkpoint", "pretrained", "num_classes", "img_size", "resize", "classes")
+        for name in (
+            "checkpoint",
+            "pretrained",
+            "random_weights",
+            "num_classes",
+            "img_size",
+            "resize",
+            "classes",
+        )
         if getattr(model, name)
     ]
     if given or compute.amp_dtype:

@@ -101,6 +101,39 @@ def max_pool2d_backward(
     return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
 
 
+def adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Adaptive averaging is linear in each axis, Y = R X C^T, so the gradient is R^T G C."""
+    if grad.shape[2:] == x.shape[2:]:
+        return grad
+    rows = _adaptive_matrix(int(x.shape[2]), int(grad.shape[2]), grad)
+    columns = _adaptive_matrix(int(x.shape[3]), int(grad.shape[3]), grad)
+    return rows.t() @ grad @ columns
+
+
+def _adaptive_matrix(size: int, out: int, like: Tensor) -> Tensor:
+    """[out,size]: cell i averages floor(i size / out) to ceil((i + 1) size / out)."""
+    rows = []
+    for i in range(out):
+        start, end = i * size // out, -((-(i + 1) * size) // out)
+        rows.append([1 / (end - start) if start <= j < end else 0.0 for j in range(size)])
+    return torch.tensor(rows, dtype=like.dtype, device=like.device)
+
+
+def adaptive_max_pool2d(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """An ordinary maximum where the sizes divide; ONNX has no adaptive one."""
+    sizes = list(zip(x.shape[-2:], output_size, strict=True))
+    if any(int(size) % out for size, out in sizes):
+        return NotImplemented
+    kernel = [int(size) // out for size, out in sizes]
+    return aten.max_pool2d_with_indices.default(x, kernel, kernel)
+
+
+def adaptive_max_pool2d_backward(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    """Each window's gradient is added where its maximum was."""
+    zeros = torch.zeros_like(x).flatten(-2)
+    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+
+
 def constant_pad_nd(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
     """Negative padding, the backward of padding, is a slice; torch's own fixes the batch size."""
     if all(p >= 0 for p in pad):
@@ -263,6 +296,9 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.silu_backward.default: silu_backward,
         aten.convolution_backward.default: convolution_backward,
         aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
+        aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
+        aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
+        aten.adaptive_max_pool2d_backward.default: adaptive_max_pool2d_backward,
         aten.constant_pad_nd.default: constant_pad_nd,
         aten.upsample_nearest2d_backward.default: upsample_nearest2d_backward,
         aten.upsample_bilinear2d_backward.default: upsample_bilinear2d_backward,

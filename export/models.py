@@ -178,6 +178,12 @@ def _from_torchvision(name: str, config: ModelConfig) -> LoadedModel:
 
 
 def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
+    ignored = [n for n in ("pretrained", "random_weights", "num_classes") if getattr(config, n)]
+    if ignored:
+        raise ModelError(
+            f"{config.model}: expected no {', '.join(ignored)}: these are for timm and "
+            "torchvision; a callable decides them by itself"
+        )
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise ModelError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from combicam.errors import TraceError, first_line
+from combicam.export.snapshot import no_autocast
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ def probe(model: nn.Module, input_size: tuple[int, int]) -> Probe:
     names = [name for name, _ in model.named_modules() if name]
     acts: dict[str, Tensor] = {}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, torch.inference_mode(False), torch.enable_grad():
+    like = next(model.parameters(), torch.empty(0))
+    free = no_autocast(like.device)
+    with mode, torch.inference_mode(False), torch.enable_grad(), free:
         modules = dict(model.named_modules())
         handles = [modules[name].register_forward_hook(noting(name)) for name in names]
         try:
             with capturing(model, names, acts):
-                like = next(model.parameters(), torch.empty(0))
                 images = torch.empty(1, 3, *input_size, dtype=like.dtype, device=like.device)
                 logits = logits_of(_call(model, images))
         finally:

@@ -1,25 +1,22 @@
-"""A private copy of the caller's model that shares its weights."""
+"""A private copy of the caller's model."""
 
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from combicam.errors import ModelError, TraceError
 
 
-def _frozen(tensor: Tensor) -> Tensor:
-    # Inference tensors cannot take part in autograd, and a clone outside inference mode can.
-    shared = tensor.detach()
-    return shared.clone() if shared.is_inference() else shared
-
-
 def snapshot(model: nn.Module) -> nn.Module:
-    """A copy in eval mode whose parameters need no gradient; weights are shared, not copied.
+    """A copy in eval mode whose parameters need no gradient.
 
-    The caller's hooks, training flags, ``.grad`` and ``requires_grad`` are not touched.
+    The caller's hooks, training flags, ``.grad`` and ``requires_grad`` are not touched, and later
+    training does not reach the copy. Forward hooks are left behind (they would see tensors without
+    values); pre-hooks come along, some parametrisations compute weights in them.
 
     Raises:
         TraceError: the module cannot be copied.
@@ -27,9 +24,9 @@ def snapshot(model: nn.Module) -> nn.Module:
     with torch.inference_mode(False), torch.no_grad():
         memo: dict[int, object] = {}
         for p in model.parameters():
-            memo[id(p)] = nn.Parameter(_frozen(p), requires_grad=False)
+            memo[id(p)] = nn.Parameter(p.detach().clone(), requires_grad=False)
         for b in model.buffers():
-            memo[id(b)] = _frozen(b)
+            memo[id(b)] = b.detach().clone()
         try:
             clone = copy.deepcopy(model, memo)
         except Exception as error:
@@ -38,9 +35,22 @@ def snapshot(model: nn.Module) -> nn.Module:
                 "module has stored from a forward call, such as activations with gradients"
             ) from error
     for module in clone.modules():
+        module._forward_hooks.clear()
+        module._backward_hooks.clear()
         if getattr(module, "inplace", False) is True:
             setattr(module, "inplace", False)  # noqa: B010  the same values, nothing to undo
     return clone.eval()
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """The precision is the model's, whatever the caller's context says."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def another(model: nn.Module) -> nn.Module:
+    """A second copy with the same weights, for calls that may leave something in the module."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
 def check_finite(model: nn.Module) -> None:

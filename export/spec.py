@@ -34,16 +34,26 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The other libraries' own epsilon, where it is not the papers'.
 METHOD_EPS = {("pytorch-grad-cam", "gradcam++"): 1e-6, ("pytorch-grad-cam", "xgradcam"): 1e-7}
 
+OTHER_FORMULAS = {
+    ("torchcam", "gradcam++"): "computed with sum(G^3 A) for G^3 sum(A)",
+    ("torchcam", "layercam"): "scaled by tanh before layers are fused",
+}
+
 
 def preset_values(name: str, **changes: Any) -> dict[str, Any]:
     """Fields of a preset; ``changes`` win.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: no such preset, or a method that the library computes by another formula.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {list(PRESETS)}, got {name!r}")
     method = changes.get("method", "gradcam")
+    if (name, method) in OTHER_FORMULAS:
+        raise ValueError(
+            f"preset: {name}'s {method} is {OTHER_FORMULAS[name, method]}, another formula than "
+            "the paper's, and is not reproduced; take another method or preset"
+        )
     own = {"method_eps": METHOD_EPS[name, method]} if (name, method) in METHOD_EPS else {}
     return {**PRESETS[name], **own, **changes}
 

@@ -23,6 +23,7 @@ from combicam.export.interpolate import SymbolicInterpolate
 from combicam.export.layers import select_layers
 from combicam.export.passes import clean, lower
 from combicam.export.probe import LayerInfo, capturing, logits_of, probe
+from combicam.export.snapshot import another, no_autocast
 from combicam.export.spec import CamSpec
 from combicam.kernels.cam_head import cam_head
 
@@ -118,7 +119,7 @@ def trace(
         LayerError: the spec's layers do not fit the model.
         TraceError: the model cannot be traced, or K exceeds its classes.
     """
-    probed = probe(model, input_size)
+    probed = probe(another(model), input_size)
     layers = select_layers(model, probed, spec.layers)
     if spec.targets > probed.classes:
         raise TraceError(
@@ -137,7 +138,8 @@ def trace(
     signature = Signature(
         input_size, probed.classes, str(dtype).removeprefix("torch."), target_input
     )
-    joint = _joint_function(model, spec, layers, signature, keep_layers)
+    traced = another(model)  # a module may keep tensors of its first call
+    joint = _joint_function(traced, spec, layers, signature, keep_layers)
     module = clean(_to_graph(joint, model, spec, signature))
     return JointGraph(module, spec, layers, signature)
 
@@ -248,7 +250,7 @@ def _to_graph(
             shape, dtype = [*shape, signature.classes], torch.float32
         flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
     try:
-        with mode, torch.inference_mode(False), SymbolicInterpolate():
+        with mode, torch.inference_mode(False), no_autocast(device), SymbolicInterpolate():
             module = make_fx(joint, decomposition_table=decompositions())(*flat)
             module = functionalise(module, flat)
     except Exception as error:

@@ -112,6 +112,20 @@ def test_errors_are_one_line(
     assert str(error.value).startswith("combicam: error: ")
 
 
+def test_layers_of_a_network_without_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plain_network.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cli.main(["layers", "-m", "plain_network:build"])
+    assert "Conv2d" in capsys.readouterr().out
+
+
 def test_model_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["run", "photos", "-o", "run"])

@@ -9,7 +9,11 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 aten = torch.ops.aten
-NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+NORMS = (
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit_no_training.default,
+    aten.cudnn_batch_norm.default,
+)
 
 
 class FoldBatchNorm(PassBase):
@@ -59,7 +63,9 @@ def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
         bias = _constant(module, x.args[2])
         bias_before = 0.0 if bias is None else bias.double()
         with module.graph.inserting_before(x):
-            new_weight = _buffer(module, weight.double() * scale.view(-1, 1, 1, 1), weight.dtype)
+            new_weight = _buffer(
+                module, weight.double() * _along(scale, 0, weight.ndim), weight.dtype
+            )
             new_bias = _buffer(module, bias_before * scale + shift, weight.dtype)
         x.args = (x.args[0], new_weight, new_bias, *x.args[3:])
         replacement = x
@@ -68,8 +74,9 @@ def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
     else:  # case 3
         dtype = m.dtype if g is None else g.dtype
         with module.graph.inserting_before(node):
-            factor = _buffer(module, scale.view(-1, 1, 1), dtype)
-            offset = _buffer(module, shift.view(-1, 1, 1), dtype)
+            rank = x.meta["val"].ndim
+            factor = _buffer(module, _along(scale, 1, rank), dtype)
+            offset = _buffer(module, _along(shift, 1, rank), dtype)
             product = module.graph.call_function(aten.mul.Tensor, (x, factor))
             replacement = module.graph.call_function(aten.add.Tensor, (product, offset))
             product.meta = dict(x.meta)
@@ -79,6 +86,11 @@ def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
         module.graph.erase_node(output)
     module.graph.erase_node(node)
     return True
+
+
+def _along(values: Tensor, axis: int, rank: int) -> Tensor:
+    """[C] as a tensor that broadcasts along one axis."""
+    return values.view([-1 if i == axis else 1 for i in range(rank)])
 
 
 def _buffer(module: fx.GraphModule, value: Tensor, dtype: torch.dtype) -> fx.Node:

@@ -16,7 +16,7 @@ class FoldScale(PassBase):
     data-gradient convolution. Cases:
         1. an ordinary convolution, whose weight is [out, in/groups, ...];
         2. a transposed one, whose weight is [in, out/groups, ...].
-    The product must be read by that convolution alone.
+    The product must be read by that convolution alone, and x must have its channels.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -39,11 +39,13 @@ def _fold(module: fx.GraphModule, conv: fx.Node) -> bool:
     if weight_node.op != "get_attr":
         return False
     weight: Tensor = getattr(module, str(weight_node.target))
+    if weight.ndim != 4:
+        return False
     transposed, groups = bool(conv.args[6]), int(conv.args[8])  # type: ignore[arg-type]
     channels = weight.shape[0] if transposed else weight.shape[1] * groups
     for x, s in (product.args, product.args[::-1]):
         scale = _per_channel(module, s, channels)
-        if scale is None or not isinstance(x, fx.Node):
+        if scale is None or not isinstance(x, fx.Node) or not _has_channels(x, channels):
             continue
         name = f"s_{len(dict(module.named_buffers()))}"
         module.register_buffer(name, _scaled(weight, scale, transposed, groups))
@@ -52,6 +54,11 @@ def _fold(module: fx.GraphModule, conv: fx.Node) -> bool:
         conv.args = (x, constant, *conv.args[2:])
         return True
     return False
+
+
+def _has_channels(x: fx.Node, channels: int) -> bool:
+    value = x.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == channels
 
 
 def _per_channel(module: fx.GraphModule, node: object, channels: int) -> Tensor | None:

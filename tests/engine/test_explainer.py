@@ -124,6 +124,52 @@ def test_the_callers_model_is_left_alone(
     handle.remove()
 
 
+class Remembers(nn.Module):
+    """Keeps a tensor of its first call, as networks with coordinate grids do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 3)
+        self.grid: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, x.shape[-1])
+        logits: Tensor = self.head((x * self.grid).mean((2, 3)))
+        return logits
+
+
+def test_modules_that_keep_something_of_their_first_call() -> None:
+    model = Remembers()
+    images = torch.randn(2, 3, 20, 24)
+    found = Explainer(model, (20, 24), layers=["conv"])(images)
+    assert model.grid is None
+    torch.testing.assert_close(found.logits, model(images), atol=1e-5, rtol=1e-4)
+
+
+def test_training_autocast_and_hooks_do_not_reach_an_explainer(demo_model: LoadedModel) -> None:
+    model = _double(demo_model.module).float()
+    seen: list[object] = []
+    model.stage1.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    images = torch.randn(2, 3, 160, 160)
+    with torch.autocast("cpu", torch.bfloat16):
+        explainer = Explainer(model, (160, 160), layers="stages")
+        inside = explainer(images)
+    before = explainer(images)
+    assert not seen
+    torch.testing.assert_close(inside.heatmaps, before.heatmaps)
+    for p in model.parameters():
+        p.data += 0.1
+    torch.testing.assert_close(explainer(images).heatmaps, before.heatmaps)
+    both = explainer(images, targets=[[0, 1], [0, 1]])
+    torch.testing.assert_close(both.logits, before.logits, atol=1e-5, rtol=1e-4)
+    with torch.inference_mode():
+        half = Explainer(model, (160, 160), layers="last", dtype="bfloat16")
+    assert half.description.signature.dtype == "bfloat16"
+
+
 def test_flat_maps_are_zeros_and_say_so(postcards: Draw) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from cam_oracle import assert_rounding_only, combi_cam
-from torch import Tensor
+from torch import Tensor, nn
 
 from combicam import ArtifactError, Explainer, LoadedModel, export
 from combicam.engine import exporting
@@ -128,7 +128,7 @@ def test_onnx_file_is_in_order(explainer: Explainer, tmp_path: Path) -> None:
 def test_regions_in_half_precision(suffix: str, demo_model: LoadedModel, tmp_path: Path) -> None:
     explainer = Explainer(demo_model, layers="stages", dtype="float16")
     path = tmp_path / f"regions{suffix}"
-    found = export(explainer, path, target_input="weights", tolerance=0.1)
+    found = export(explainer, path, target_input="weights")
     assert found is not None
     regions = torch.rand(2, 1, 36)
     images = torch.randn(2, 3, 160, 160)
@@ -155,9 +155,39 @@ def test_a_file_that_disagrees_is_not_kept(
 
     write = exporting.write_artifact
     monkeypatch.setattr(exporting, "write_artifact", wrong)
-    with pytest.raises(ArtifactError, match="was deleted"):
+    with pytest.raises(ArtifactError, match="nothing was written"):
         export(explainer, path)
-    assert not path.exists()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="existing folder"):
+        export(explainer, tmp_path / "none" / "planet.ts")
+
+
+class Pools(nn.Module):
+    """What portable formats have no gradient of, and a resize whose factor is not its sizes'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.up = nn.Upsample(scale_factor=1.5, mode="bilinear")
+        self.average, self.max = nn.AdaptiveAvgPool2d((5, 4)), nn.AdaptiveMaxPool2d(1)
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.head = nn.Sequential(nn.Linear(8 * 21, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.up(self.first(x).relu()))
+        logits: Tensor = self.head(
+            torch.cat([self.average(x).flatten(1), self.max(x).flatten(1)], 1)
+        )
+        return logits
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
+def test_pools_and_resizes_in_every_format(suffix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    explainer = Explainer(Pools(), (31, 37), layers=["first"], method="elementwise")
+    found = export(explainer, tmp_path / f"pools{suffix}")
+    assert found is not None
+    assert found.max_heatmap_error < 1e-4 and found.max_logit_error < 1e-5
 
 
 def test_files_that_are_no_artifacts(tmp_path: Path, explainer: Explainer) -> None:

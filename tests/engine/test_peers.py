@@ -76,6 +76,12 @@ def test_torchcam(
     assert (ours.heatmaps[:, 0] - expected).abs().max() < 1e-4
 
 
+def test_methods_that_torchcam_computes_otherwise_are_refused(network: nn.Module) -> None:
+    for method in ("gradcam++", "layercam"):
+        with pytest.raises(ValueError, match="another formula"):
+            Explainer.preset("torchcam", network, (160, 160), method=method)
+
+
 def test_captum_layer_grad_cam_of_one_layer(
     network: nn.Module, demo_model: LoadedModel, postcards: Draw
 ) -> None:

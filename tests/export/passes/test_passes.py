@@ -104,6 +104,10 @@ def test_fold_batch_norm_without_a_convolution_or_with_other_readers() -> None:
     norm.running_mean = torch.randn(6)
     modified, left = run(FoldBatchNorm, graph_of(lambda x: norm(x.relu())))
     assert modified and left["aten.mul.Tensor"] == 1 and left["aten.add.Tensor"] == 1
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(486, 6), nn.BatchNorm1d(6))
+    flat.eval().requires_grad_(False)
+    modified, _ = run(FoldBatchNorm, graph_of(flat))
+    assert modified
     conv = nn.Conv2d(6, 6, 1).requires_grad_(False)
 
     def also_read(x: Tensor) -> Tensor:
@@ -134,6 +138,13 @@ def test_fold_scale_leaves_shared_products() -> None:
 
     modified, left = run(FoldScale, graph_of(shared))
     assert not modified and left["aten.mul.Tensor"] == 1
+
+
+def test_fold_scale_leaves_a_broadcast() -> None:
+    conv = nn.Conv2d(6, 6, 1).requires_grad_(False)
+    scale = nn.Parameter(torch.randn(1, 6, 1, 1), requires_grad=False)
+    modified, _ = run(FoldScale, graph_of(lambda x: conv(x.mean(1, True) * scale)))
+    assert not modified
 
 
 def test_merge_common() -> None:
