@@ -28,7 +28,7 @@ class DemoConfig:
     Args:
         output: folder for postcards, run directory and pictures.
         images: how many postcards are drawn.
-        seed: which ones; the network was trained on none of those below 100,000.
+        seed: which ones; the network was trained on seeds below 1,000,000 only.
         overlays: how many heatmaps are drawn as PNG.
         progress: show a progress bar.
 
@@ -38,7 +38,7 @@ class DemoConfig:
 
     output: Path = Path("demo")
     images: int = 300
-    seed: int = 0
+    seed: int = 2_000_000
     overlays: int = 24
     progress: bool = True
 
