@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.harness import Contender
+from benchmarks.ladder import Setting, ladder, under_autocast
 from combicam import Explainer, export
 from combicam.engine.exporting import natural_noise
 
@@ -57,13 +58,35 @@ def network(case: Case) -> nn.Module:
     return model.eval()
 
 
+def layer_names(explainer: Explainer) -> list[str]:
+    """The target layers, so that others take the same."""
+    return [info.name for info in explainer.layers]
+
+
+def gpu_contenders(
+    case: Case, batch: int, authors: bool, device: torch.device, dtype: torch.dtype
+) -> Iterator[Contender]:
+    """The ladder on one device, and the others there, in float32 and in 16 bit."""
+    model = network(case).to(device)
+    images = natural_noise(batch, case.size, seed=2).to(device)
+    setting = Setting(model, images, case.size, case.layers, dtype)
+    yield from ladder(setting)
+    names = layer_names(setting.explainer(torch.float32))
+    yield from others(model, case, names, images)
+    yield from under_autocast(others(model, case, names, images), dtype)
+    if authors:
+        yield Contender(
+            "one pass per layer (1 image)", lambda: _one_pass_per_layer(model, names, images[:1]), 1
+        )
+
+
 def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
     """Forward alone, our graph in every runtime, and the others."""
     model = network(case)
     images = natural_noise(batch, case.size, seed=2)
     explainer = Explainer(model, case.size, layers=case.layers)
     expected = explainer(images)
-    names = [info.name for info in explainer.layers]
+    names = layer_names(explainer)
 
     def heatmap_error(found: Any) -> float:
         return float((found.heatmaps - expected.heatmaps).abs().max())
@@ -82,7 +105,7 @@ def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
         prepare = _artifact(explainer, images, suffix)
         # A ReLU at zero to rounding may differ between runtimes.
         yield Contender(f"combicam, {suffix}", prepare, batch, heatmap_error, tolerance=2e-2)
-    yield from _others(model, case, names, images)
+    yield from others(model, case, names, images)
     if authors:
         yield Contender(
             "one pass per layer (1 image)", lambda: _one_pass_per_layer(model, names, images[:1]), 1
@@ -131,10 +154,17 @@ def _artifact(explainer: Explainer, images: Tensor, suffix: str) -> Callable[[],
     return prepare
 
 
-def _others(model: nn.Module, case: Case, names: list[str], images: Tensor) -> Iterator[Contender]:
+def others(model: nn.Module, case: Case, names: list[str], images: Tensor) -> Iterator[Contender]:
     def against(preset: str) -> Callable[[Any], float]:
         ours = Explainer.preset(preset, model, case.size, layers=names)(images).heatmaps[:, 0]
-        return lambda found: float((ours - torch.as_tensor(np.asarray(found))).abs().max())
+
+        def error(found: Any) -> float:
+            maps = [
+                torch.as_tensor(np.asarray(f)) if isinstance(f, np.ndarray) else f for f in found
+            ]
+            return float((ours.cpu() - torch.stack([m.float().cpu() for m in maps])).abs().max())
+
+        return error
 
     def grad_cam() -> Callable[[], Any]:
         from pytorch_grad_cam import GradCAM

@@ -1,4 +1,8 @@
-"""``combicam::cam_head``: all layers' activations and gradients become heatmaps."""
+"""``combicam::cam_head``: all layers' activations and gradients become heatmaps.
+
+On a GPU it is Triton kernels, which Inductor and AOTInductor see and embed; on a CPU it is the
+reference, and in portable artifacts the reference's standard operators.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from combicam.kernels.combine import combine_reference
-from combicam.kernels.weigh import EPS, METHODS, weigh_reference
+from combicam.kernels.combine import DTYPES, combine_reference, launch_combine
+from combicam.kernels.weigh import EPS, METHODS, launch_weigh, weigh_reference
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def cam_head_reference(
@@ -22,16 +28,49 @@ def cam_head_reference(
     eps: float,
     layer_weights: Sequence[float],
     method_eps: float = EPS,
+    keep_layers: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """Standard torch operations only; what portable artifacts contain."""
     maps = [weigh_reference(a, g, method, method_eps) for a, g in zip(acts, grads, strict=True)]
     heatmaps, ranges = combine_reference(
-        maps, size, fuse, normalize, align_corners, eps, layer_weights
+        maps, size, fuse, normalize, align_corners, eps, layer_weights, dtype
     )
+    outputs = [heatmaps, ranges, *(maps if keep_layers else [])]
+    # An operator may not return one tensor twice (one layer that has image size already).
+    return [o.clone() if any(o is p for p in outputs[:i]) else o for i, o in enumerate(outputs)]
+
+
+def launch_cam_head(
+    acts: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    size: Sequence[int],
+    method: str,
+    fuse: str,
+    normalize: str,
+    align_corners: bool,
+    eps: float,
+    layer_weights: Sequence[float],
+    method_eps: float = EPS,
+    keep_layers: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """The kernels: as :func:`cam_head_reference`, for float32, bfloat16 and float16."""
+    shape = grads[0].shape[:2]
+    grids = [(int(a.shape[2]), int(a.shape[3])) for a in acts]
+    flat = launch_weigh(acts, grads, method, method_eps)
+    heatmaps, ranges = launch_combine(
+        flat, shape, grids, size, fuse, normalize, align_corners, eps, layer_weights, dtype
+    )
+    if not keep_layers:
+        return [heatmaps, ranges]
+    count = shape[0] * shape[1]
+    parts = flat.split_with_sizes([count * h * w for h, w in grids])
+    maps = [part.view(*shape, *grid).clone() for part, grid in zip(parts, grids, strict=True)]
     return [heatmaps, ranges, *maps]
 
 
-@torch.library.custom_op("combicam::cam_head", mutates_args=())
+@torch.library.triton_op("combicam::cam_head", mutates_args=())
 def _cam_head(
     acts: list[Tensor],
     grads: list[Tensor],
@@ -43,35 +82,25 @@ def _cam_head(
     eps: float,
     layer_weights: list[float],
     method_eps: float,
+    keep_layers: bool,
+    dtype: torch.dtype,
 ) -> list[Tensor]:
-    outputs = cam_head_reference(
-        acts, grads, size, method, fuse, normalize, align_corners, eps, layer_weights, method_eps
+    fits = all(x.is_cuda and x.dtype in KERNEL_DTYPES for x in [*acts, *grads])
+    head = launch_cam_head if fits else cam_head_reference
+    return head(
+        acts,
+        grads,
+        size,
+        method,
+        fuse,
+        normalize,
+        align_corners,
+        eps,
+        layer_weights,
+        method_eps,
+        keep_layers,
+        dtype,
     )
-    # An operator may not return one tensor twice (one layer that has image size already).
-    return [o.clone() if any(o is p for p in outputs[:i]) else o for i, o in enumerate(outputs)]
-
-
-@_cam_head.register_fake
-def _(
-    acts: list[Tensor],
-    grads: list[Tensor],
-    size: list[int],
-    method: str,
-    fuse: str,
-    normalize: str,
-    align_corners: bool,
-    eps: float,
-    layer_weights: list[float],
-    method_eps: float,
-) -> list[Tensor]:
-    lead = [*grads[0].shape[:2], *([len(acts)] if fuse == "none" else [])]
-    new = grads[0].new_empty
-    maps = [g.new_empty([*g.shape[:2], *g.shape[3:]], dtype=torch.float32) for g in grads]
-    return [
-        new([*lead, *size], dtype=torch.float32),
-        new([*lead, 2], dtype=torch.float32),
-        *maps,
-    ]
 
 
 def cam_head(
@@ -85,22 +114,26 @@ def cam_head(
     eps: float = 0.0,
     layer_weights: Sequence[float] = (),
     method_eps: float = EPS,
+    keep_layers: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """Heatmaps of a batch from the activations and gradients of all target layers.
 
     Args:
-        acts: per layer [B,C,h,w]; float32, bfloat16 or float16.
+        acts: per layer [B,C,h,w]; float32, bfloat16 or float16; contiguous and channels-last are
+            read as they are, other strides are copied.
         grads: per layer [B,K,C,h,w], the gradients of K scores; same layers, same order.
         size: (H, W) of the heatmaps, pixels.
         method, method_eps: see :func:`~combicam.kernels.weigh.weigh_reference`.
-        fuse, normalize, align_corners, eps, layer_weights: see
+        fuse, normalize, align_corners, eps, layer_weights, dtype: see
             :func:`~combicam.kernels.combine.combine_reference`.
+        keep_layers: also return the layer maps.
 
     Returns:
-        ``[heatmaps [B,K,H,W], ranges [B,K,2], *layer maps [B,K,h,w]]``, all float32.
+        ``[heatmaps [B,K,H,W], ranges float32 [B,K,2], *layer maps float32 [B,K,h,w]]``.
 
     Raises:
-        ValueError: gradients that do not belong to the activations.
+        ValueError: gradients that do not belong to the activations, or an unknown option.
     """
     if len(acts) != len(grads) or not acts:
         raise ValueError(
@@ -115,6 +148,13 @@ def cam_head(
             )
     if method not in METHODS:
         raise ValueError(f"cam_head: expected a method of {sorted(METHODS)}, got {method!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"cam_head: expected a dtype of {DTYPES}, got {dtype}")
+    if dtype == torch.uint8 and not normalize.endswith("map"):
+        raise ValueError(
+            f"cam_head: expected heatmaps in [0, 1] for uint8, got normalize={normalize!r}; "
+            "normalise the fused map, or take float32"
+        )
     return list(
         torch.ops.combicam.cam_head(
             list(acts),
@@ -127,5 +167,7 @@ def cam_head(
             eps,
             list(layer_weights),
             method_eps,
+            keep_layers,
+            dtype,
         )
     )

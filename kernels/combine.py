@@ -1,4 +1,10 @@
-"""Fusion across layers: layer maps of any resolution become one heatmap at image size."""
+"""Fusion across layers: layer maps of any resolution become one heatmap at image size.
+
+On a GPU nothing of image size is stored but the result: one launch finds the extremes of the
+fused map, a second computes it again, normalises, rounds and writes it. What has to happen on the
+layers' own grids (adding maps of equal resolution, per-layer min-max, weights) is a small launch
+before them.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +12,29 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.library import wrap_triton
+
+from combicam.kernels.extremes import (
+    BLOCK,
+    Grid,
+    Item,
+    fused,
+    launch_extremes,
+    min_max,
+    scaled,
+    whole_range,
+)
+from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl
+from combicam.kernels.upsample import upsample
 
 FUSES = ("sum", "mean", "max", "product", "none")
 NORMALIZES = ("map", "layer", "layer+map", "grid", "grid+map", "none")
+DTYPES = (torch.float32, torch.float16, torch.uint8)
 
 
-# What upsampling leaves of a constant map in float32, relative to its size: a few roundings.
-FLAT = 1e-6
-
-
-def is_flat(ranges: Tensor) -> Tensor:
-    """Whether a map is constant to float32's rounding: [..., 2] (min, max) -> bool [...].
-
-    NaN is not flat.
-    """
-    low, high = ranges[..., 0], ranges[..., 1]
-    return high - low <= FLAT * torch.maximum(low.abs(), high.abs())
-
-
-def min_max(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
-    """(x - min) / (max - min + eps) over the last two dimensions; a flat map gives zeros.
-
-    Args:
-        x: float32 [..., H, W].
-        eps: added to the divisor, as some libraries do.
-
-    Returns:
-        The normalised maps, and float32 [..., 2] with min and max before.
-    """
-    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
-    ranges = torch.cat([low, high], -1)
-    span = high - low
-    varied = (span > FLAT * torch.maximum(low.abs(), high.abs())) & (span < torch.inf)  # not NaN
-    scaled = (x - low) / (torch.where(varied, span, torch.ones_like(span)) + eps)
-    scaled = torch.where(varied, scaled, torch.zeros_like(scaled))
-    return scaled, ranges.squeeze(-2)
-
-
-def upsample(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Bilinear [B,K,h,w] -> [B,K,H,W]; the identity where the grid already has that size."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    # The operator itself: F.interpolate compares shapes in a way that fixes a symbolic batch.
-    return torch.ops.aten.upsample_bilinear2d.default(x, list(size), align_corners)
+def _per_layer(normalize: str) -> str:
+    """Where layers are normalised one by one: ``layer``, ``grid`` or ``none``."""
+    return normalize.removesuffix("+map") if normalize not in ("map", "none") else "none"
 
 
 def _at_image_size(
@@ -64,7 +50,7 @@ def _sum_by_resolution(maps: Sequence[Tensor]) -> list[Tensor]:
     """Upsampling is linear: maps of one resolution are added before it."""
     sums: dict[tuple[int, int], Tensor] = {}
     for m in maps:
-        key = (m.shape[-2], m.shape[-1])
+        key = (int(m.shape[-2]), int(m.shape[-1]))  # a grid is never symbolic
         sums[key] = sums[key] + m if key in sums else m
     return list(sums.values())
 
@@ -79,6 +65,13 @@ def _fuse(maps: Sequence[Tensor], fuse: str) -> Tensor:
     return total
 
 
+def quantise_reference(heatmaps: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 in [0, 1] as ``dtype``: uint8 is 255 x, rounded half to even, NaN as 0."""
+    if dtype == torch.uint8:
+        return heatmaps.nan_to_num(0.0).mul(255).round().clamp(0, 255).to(dtype)
+    return heatmaps.to(dtype)
+
+
 def combine_reference(
     maps: Sequence[Tensor],
     size: Sequence[int],
@@ -87,6 +80,7 @@ def combine_reference(
     align_corners: bool = True,
     eps: float = 0.0,
     layer_weights: Sequence[float] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """heatmap = minmax(fuse_l(w_l U(M_l))), with U the bilinear upsampling to ``size``.
 
@@ -99,12 +93,13 @@ def combine_reference(
         align_corners: of the upsampling.
         eps: added to every min-max divisor.
         layer_weights: one factor per layer, applied after a per-layer min-max; empty for 1.
+        dtype: of the heatmaps, one of ``DTYPES``; uint8 is 255 times the map.
 
     Returns:
-        heatmaps float32 [B,K,H,W] ([B,K,L,H,W] for ``fuse="none"``) and ranges float32 [B,K,2]
+        heatmaps [B,K,H,W] ([B,K,L,H,W] for ``fuse="none"``) and ranges float32 [B,K,2]
         ([B,K,L,2]): min and max of the fused maps before the last normalisation.
     """
-    per_layer = normalize.removesuffix("+map") if normalize not in ("map", "none") else "none"
+    per_layer = _per_layer(normalize)
     weighted = list(maps)
     if layer_weights and per_layer == "none":
         weighted = [m * w for m, w in zip(maps, layer_weights, strict=True)]
@@ -114,8 +109,230 @@ def combine_reference(
         full = _at_image_size(weighted, size, per_layer, align_corners, eps)
     if layer_weights and per_layer != "none":
         full = [m * w for m, w in zip(full, layer_weights, strict=True)]
-    fused = torch.stack(full, 2) if fuse == "none" else _fuse(full, fuse)
+    total = torch.stack(full, 2) if fuse == "none" else _fuse(full, fuse)
     if fuse == "mean":
-        fused = fused / len(maps)
-    scaled, ranges = min_max(fused, eps)
-    return (scaled if normalize.endswith("map") else fused), ranges
+        total = total / len(maps)
+    normalized, ranges = min_max(total, eps)
+    return quantise_reference(normalized if normalize.endswith("map") else total, dtype), ranges
+
+
+@jit
+def _added(
+    maps_ptr,
+    partial_ptr,
+    N,
+    i_n,
+    o_p,  # int32 [BLOCK], cells of the grid
+    m_p,
+    NORMALIZED: tl.constexpr,
+    T: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+    EPS: tl.constexpr,
+    LAYERS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """sum_l w_l (M_l - low_l) / span_l over the layers of a group."""
+    total = tl.zeros(o_p.shape, tl.float32)
+    for i in tl.static_range(MEMBERS):
+        one = maps_ptr + tl.full([], GROUPS[GROUP][6 + 3 * i], tl.int64) * N
+        value = tl.load(one + i_n * GROUPS[GROUP][2] + o_p, mask=m_p, other=0)
+        if NORMALIZED:
+            i_layer = i_n * LAYERS + GROUPS[GROUP][5 + 3 * i]
+            low, high = whole_range(partial_ptr, i_layer, T, T_BLOCK)
+            value = scaled(value, low, high, EPS)
+        total += value * GROUPS[GROUP][7 + 3 * i]
+    return total
+
+
+@jit
+def condense_kernel(
+    maps_ptr,
+    partial_ptr,  # float32 [N, layers, 2, T]; read where NORMALIZED
+    out_ptr,
+    N,
+    PROGRAMS: tl.constexpr,  # per map
+    NORMALIZED: tl.constexpr,
+    T: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LAYERS: tl.constexpr,
+    GROUPS: tl.constexpr,  # programs from, to, P, offset, layers, per layer index, offset, weight
+):
+    """Every group of layers becomes one map on their common grid."""
+    pid = tl.program_id(0)
+    i_n = (pid // PROGRAMS).to(tl.int64)
+    i_program = pid % PROGRAMS
+    for i in tl.static_range(len(GROUPS)):
+        if (i_program >= GROUPS[i][0]) & (i_program < GROUPS[i][1]):
+            o_p = (i_program - GROUPS[i][0]) * BLOCK + tl.arange(0, BLOCK)
+            m_p = o_p < GROUPS[i][2]
+            total = _added(
+                maps_ptr, partial_ptr, N, i_n, o_p, m_p,
+                NORMALIZED, T, T_BLOCK, EPS, LAYERS, GROUPS[i][4], GROUPS, i,
+            )  # fmt: skip
+            out = out_ptr + tl.full([], GROUPS[i][3], tl.int64) * N + i_n * GROUPS[i][2]
+            tl.store(out + o_p, total, mask=m_p)
+
+
+@jit
+def render_kernel(
+    maps_ptr,
+    partial_ptr,  # float32 [N, items, 2, T]
+    heatmaps_ptr,  # float32, float16 or uint8 [N, items, H, W]
+    ranges_ptr,  # float32 [N, items, 2]
+    N,
+    T: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+    FUSE: tl.constexpr,
+    ALIGN: tl.constexpr,
+    COUNT: tl.constexpr,
+    SCALED: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GRIDS: tl.constexpr,
+    ITEMS: tl.constexpr,
+):
+    """The fused maps again, normalised, in the type that is stored."""
+    pid = tl.program_id(0)
+    i_t = pid % T
+    i_map = (pid // T).to(tl.int64)
+    i_n = i_map // len(ITEMS)
+    low, high = whole_range(partial_ptr, i_map, T, T_BLOCK)
+    o_xy = i_t * BLOCK + tl.arange(0, BLOCK)
+    for i in tl.static_range(len(ITEMS)):
+        if i_map % len(ITEMS) == i:
+            m_xy = o_xy < ITEMS[i][0] * ITEMS[i][1]
+            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, GRIDS, ITEMS, i)
+            if SCALED:
+                # Compiled twice, a map's extremes may differ by a rounding.
+                value = tl.minimum(tl.maximum(scaled(value, low, high, EPS), 0.0), 1.0)
+            if heatmaps_ptr.dtype.element_ty == tl.uint8:
+                # Adding 1.5 * 2^23 leaves no bits for a fraction: rounds half to even.
+                value = (value * 255 + 12582912.0) - 12582912.0
+                value = tl.minimum(tl.maximum(value, 0.0), 255.0)
+            out = heatmaps_ptr + i_map * (ITEMS[i][0] * ITEMS[i][1]) + o_xy
+            tl.store(out, value.to(heatmaps_ptr.dtype.element_ty), mask=m_xy)
+    if i_t == 0:
+        tl.store(ranges_ptr + 2 * i_map, low)
+        tl.store(ranges_ptr + 2 * i_map + 1, high)
+
+
+def _groups(grids: Sequence[Grid], linear: bool) -> list[list[int]]:
+    """Layers that may be added before they are upsampled, by their place in ``grids``."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, grid in enumerate(grids):
+        key = (grid.height, grid.width) if linear else (i,)
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _condense(
+    maps: Tensor,
+    count: int,
+    grids: Sequence[Grid],
+    groups: Sequence[Sequence[int]],
+    partial: Tensor | None,
+    eps: float,
+    weights: Sequence[float],
+) -> tuple[Tensor, list[Grid]]:
+    """Every group of layers as one map: their buffer, and where they lie in it."""
+    condensed: list[Grid] = []
+    arguments = []
+    pixels = programs = 0
+    for group in groups:
+        grid = grids[group[0]]
+        end = programs + cdiv(grid.pixels, BLOCK)
+        members = [x for i in group for x in (i, grids[i].offset, float(weights[i]))]
+        arguments.append((programs, end, grid.pixels, pixels, len(group), *members))
+        programs = end
+        condensed.append(Grid(grid.height, grid.width, pixels))
+        pixels += grid.pixels
+    out = maps.new_empty(count * pixels)
+    tiles = 1 if partial is None else partial.shape[-1]
+    wrap_triton(condense_kernel)[(count * programs,)](
+        maps,
+        maps if partial is None else partial,
+        out,
+        count,
+        PROGRAMS=programs,
+        NORMALIZED=partial is not None,
+        T=tiles,
+        T_BLOCK=next_power_of_2(tiles),
+        EPS=eps,
+        BLOCK=BLOCK,
+        LAYERS=len(grids),
+        GROUPS=tuple(arguments),
+        num_warps=4,
+    )
+    return out, condensed
+
+
+def launch_combine(
+    maps: Tensor,
+    shape: Sequence[int],
+    grids: Sequence[tuple[int, int]],
+    size: Sequence[int],
+    fuse: str = "sum",
+    normalize: str = "map",
+    align_corners: bool = True,
+    eps: float = 0.0,
+    layer_weights: Sequence[float] = (),
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """``combine_reference`` of maps that lie in one buffer, in two to four launches.
+
+    Args:
+        maps: float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
+        shape: (B, K).
+        grids: per layer (h, w).
+        size, fuse, normalize, align_corners, eps, layer_weights, dtype: see
+            :func:`combine_reference`.
+
+    Returns:
+        As :func:`combine_reference`.
+    """
+    height, width = size
+    count = shape[0] * shape[1]
+    places: list[Grid] = []
+    for h, w in grids:
+        places.append(Grid(h, w, sum(g.pixels for g in places)))
+    per_layer = _per_layer(normalize)
+    partial = None
+    if per_layer != "none":
+        at = [(g.height, g.width) if per_layer == "grid" else (height, width) for g in places]
+        alone = [Item(s, (g,)) for s, g in zip(at, places, strict=True)]
+        partial = launch_extremes(maps, count, alone, "sum", 1, align_corners)
+    groups = _groups(places, fuse in ("sum", "mean"))
+    if partial is not None or layer_weights or len(groups) < len(places):
+        weights = layer_weights or [1.0] * len(grids)
+        maps, places = _condense(maps, count, places, groups, partial, eps, weights)
+    items = [Item((height, width), (g,)) for g in places]
+    if fuse != "none":
+        items = [Item((height, width), tuple(places))]
+    partial = launch_extremes(maps, count, items, fuse, len(grids), align_corners)
+    lead = [*shape, *([len(grids)] if fuse == "none" else [])]
+    heatmaps = maps.new_empty([*lead, height, width], dtype=dtype)
+    ranges = maps.new_empty([*lead, 2])
+    tiles = partial.shape[-1]
+    wrap_triton(render_kernel)[(count * len(items) * tiles,)](
+        maps,
+        partial,
+        heatmaps,
+        ranges,
+        count,
+        T=tiles,
+        T_BLOCK=next_power_of_2(tiles),
+        FUSE=fuse,
+        ALIGN=align_corners,
+        COUNT=len(grids),
+        SCALED=normalize.endswith("map"),
+        EPS=eps,
+        BLOCK=BLOCK,
+        GRIDS=len(items[0].grids),
+        ITEMS=tuple(item.arguments(align_corners) for item in items),
+        num_warps=4,
+    )
+    return heatmaps, ranges

@@ -1,67 +1,34 @@
 """Layer maps: activations weighted by what their gradients say.
 
-``weigh_reference`` is plain torch with float32 accumulation: the path of CPUs and of portable
-artifacts, and the oracle that kernels are tested against.
+Two launches for all layers of a batch: :mod:`~combicam.kernels.pool` reads the gradients, this
+reads the activations. Both are split into programs of one size, so that neither a batch of one
+image nor layers of unequal size leave a device idle, and every tensor is read once. The methods
+that weigh pixel by pixel read both here, in one launch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.library import wrap_triton
+
+from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl
+from combicam.kernels.layers import SLOTS, Layer, addressable, layer_of, slots
+from combicam.kernels.pool import (
+    POOLED,
+    PoolTile,
+    launch_pool,
+    layer_arguments,
+    partial_rows,
+    pool_reference,
+    pool_tile,
+)
 
 EPS = 1e-8
-
-
-def _spatial(x: Tensor) -> Tensor:
-    """Sum over the layer grid: [..., h, w] -> [...]."""
-    return x.sum((-2, -1))
-
-
-def _weighted(weights: Tensor, acts: Tensor) -> Tensor:
-    """relu(sum_c w_c A_c) as one matrix product, so that w*A is never materialised."""
-    flat = torch.bmm(weights, acts.flatten(2))  # [B,K,C] @ [B,C,h*w] -> [B,K,h*w]
-    return flat.unflatten(-1, acts.shape[-2:]).relu()
-
-
-def _gradcam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
-    return _weighted(grads.mean((-2, -1)), acts)
-
-
-def _gradcam_pp(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
-    square = grads * grads
-    total = _spatial(acts)[:, None, :, None, None]  # [B,1,C,1,1]
-    alpha = square / (2 * square + square * grads * total + eps)
-    alpha = torch.where(grads != 0, alpha, torch.zeros_like(alpha))
-    return _weighted(_spatial(alpha * grads.relu()), acts)
-
-
-def _xgradcam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
-    weights = _spatial(grads * acts[:, None]) / (_spatial(acts)[:, None] + eps)
-    return _weighted(weights, acts)
-
-
-def _hirescam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
-    return (grads * acts[:, None]).sum(2).relu()
-
-
-def _elementwise(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
-    return (grads * acts[:, None]).relu().sum(2)
-
-
-def _layercam(acts: Tensor, grads: Tensor, eps: float) -> Tensor:
-    return (grads.relu() * acts[:, None]).sum(2).relu()
-
-
-METHODS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "gradcam": _gradcam,
-    "gradcam++": _gradcam_pp,
-    "xgradcam": _xgradcam,
-    "hirescam": _hirescam,
-    "elementwise": _elementwise,
-    "layercam": _layercam,
-}
+METHODS = (*POOLED, "hirescam", "elementwise", "layercam")
 
 
 def weigh_reference(acts: Tensor, grads: Tensor, method: str, eps: float = EPS) -> Tensor:
@@ -80,10 +47,236 @@ def weigh_reference(acts: Tensor, grads: Tensor, method: str, eps: float = EPS) 
     Args:
         acts: activations, [B,C,h,w], any float dtype.
         grads: gradients of the K scores with respect to ``acts``, [B,K,C,h,w].
-        method: a key of ``METHODS``.
+        method: one of ``METHODS``.
         eps: of the two formulas that divide.
 
     Returns:
         float32 [B,K,h,w], never negative.
     """
-    return METHODS[method](acts.float(), grads.float(), eps)
+    acts, grads = acts.float(), grads.float()
+    if method in POOLED:  # one matrix product, so that w A is never materialised
+        flat = torch.bmm(pool_reference(acts, grads, method, eps), acts.flatten(2))
+        return flat.unflatten(-1, acts.shape[-2:]).relu()
+    if method == "hirescam":
+        return (grads * acts[:, None]).sum(2).relu()
+    if method == "elementwise":
+        return (grads * acts[:, None]).relu().sum(2)
+    if method == "layercam":
+        return (grads.relu() * acts[:, None]).sum(2).relu()
+    raise ValueError(f"weigh: expected a method of {METHODS}, got {method!r}")
+
+
+@dataclass(frozen=True)
+class WeighTile:
+    """The work of one program: all channels of ``block_p`` pixels, for ``targets`` targets."""
+
+    targets: int
+    block_c: int
+    block_p: int
+
+    def programs(self, layer: Layer, targets: int) -> int:
+        """Programs per image."""
+        return cdiv(targets, self.targets) * cdiv(layer.pixels, self.block_p)
+
+
+def weigh_tile(layer: Layer, targets: int, elements: int = 4096) -> WeighTile:
+    """Blocks of ``elements`` over all targets; a program reads about four of them in turn."""
+    together = min(next_power_of_2(targets), 8)
+    block = max(elements // together, 512)
+    channels_last = layer.act_strides[1] == 1
+    wanted = next_power_of_2(4 * elements // layer.channels)
+    block_p = max(min(wanted, 128, next_power_of_2(layer.pixels)), 8 if channels_last else 16)
+    block_c = min(next_power_of_2(layer.channels), max(block // block_p, 1))
+    return WeighTile(together, block_c, block_p)
+
+
+@jit
+def _weigh_block(
+    a_ptr,
+    g_ptr,
+    part_ptr,  # float32 [B, chunks, rows, C]: see pool
+    map_ptr,  # float32 [B, K, P]
+    pid,  # of this layer
+    K: tl.constexpr,
+    METHOD: tl.constexpr,
+    EPS: tl.constexpr,
+    LAYERS: tl.constexpr,
+    TILES: tl.constexpr,
+    N_CHUNK: tl.constexpr,
+    SLOT: tl.constexpr,
+):
+    C: tl.constexpr = LAYERS[SLOT][0]
+    P: tl.constexpr = LAYERS[SLOT][1]
+    A_B: tl.constexpr = LAYERS[SLOT][2]
+    A_C: tl.constexpr = LAYERS[SLOT][3]
+    A_P: tl.constexpr = LAYERS[SLOT][4]
+    G_B: tl.constexpr = LAYERS[SLOT][5]
+    G_K: tl.constexpr = LAYERS[SLOT][6]
+    G_C: tl.constexpr = LAYERS[SLOT][7]
+    G_P: tl.constexpr = LAYERS[SLOT][8]
+    BLOCK_K: tl.constexpr = TILES[SLOT][0]
+    BLOCK_C: tl.constexpr = TILES[SLOT][1]
+    BLOCK_P: tl.constexpr = TILES[SLOT][2]
+    N_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    N_P: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
+    ROWS: tl.constexpr = K + 1 if METHOD == "xgradcam" else K
+
+    i_k = pid % N_K
+    i_p = pid // N_K % N_P
+    i_b = (pid // (N_K * N_P)).to(tl.int64)
+
+    o_k = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    o_p = i_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    m_k = (o_k < K)[:, None]
+    m_p = (o_p < P)[None, None, :]
+    a_column = a_ptr + i_b * A_B + (o_p * A_P)[None, None, :]  # [1, 1, BLOCK_P]
+    g_column = g_ptr + i_b * G_B + (o_k.to(tl.int64) * G_K)[:, None, None]
+    g_column += (o_p * G_P)[None, None, :]  # [BLOCK_K, 1, BLOCK_P]
+    part = part_ptr + i_b * (N_CHUNK * ROWS * C)
+
+    acc = tl.zeros([BLOCK_K, BLOCK_C, BLOCK_P], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        o_c = c + tl.arange(0, BLOCK_C)
+        m_c = (o_c < C)[None, :]
+        m_a = m_c[:, :, None] & m_p
+        b_a = tl.load(a_column + (o_c * A_C)[None, :, None], mask=m_a, other=0)
+        b_a = b_a.to(tl.float32)  # [1, BLOCK_C, BLOCK_P]
+        if METHOD == "gradcam" or METHOD == "gradcam++" or METHOD == "xgradcam":
+            weight = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
+            total = tl.zeros([1, BLOCK_C], tl.float32)
+            for chunk in tl.static_range(N_CHUNK):
+                row = part + chunk * (ROWS * C) + o_c[None, :]
+                weight += tl.load(row + o_k[:, None] * C, mask=m_k & m_c, other=0)
+                if METHOD == "xgradcam":
+                    total += tl.load(row + K * C, mask=m_c, other=0)
+            if METHOD == "gradcam":
+                weight = weight / P
+            if METHOD == "xgradcam":
+                weight = weight / tl.where(m_c, total + EPS, 1.0)
+            acc += weight[:, :, None] * b_a
+        else:
+            m_g = m_k[:, :, None] & m_a
+            b_g = tl.load(g_column + (o_c * G_C)[None, :, None], mask=m_g, other=0)
+            b_g = b_g.to(tl.float32)  # [BLOCK_K, BLOCK_C, BLOCK_P]
+            if METHOD == "layercam":
+                b_g = tl.maximum(b_g, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            product = b_g * b_a
+            if METHOD == "elementwise":
+                product = tl.maximum(product, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            acc += product
+
+    b_map = tl.maximum(tl.sum(acc, 1), 0.0, propagate_nan=tl.PropagateNan.ALL)  # [BLOCK_K, BLOCK_P]
+    o_map = (i_b * K + o_k)[:, None] * P + o_p[None, :]
+    tl.store(map_ptr + o_map, b_map, mask=m_k & (o_p < P)[None, :])
+
+
+@jit
+def weigh_kernel(
+    map_ptr,
+    part_ptr,
+    a0, a1, a2, a3, a4, a5, a6, a7,
+    g0, g1, g2, g3, g4, g5, g6, g7,
+    B,
+    K: tl.constexpr,
+    METHOD: tl.constexpr,
+    EPS: tl.constexpr,
+    LAYERS: tl.constexpr,  # per slot C, P, strides of A (b, c, p) and of G (b, k, c, p)
+    TILES: tl.constexpr,  # per slot BLOCK_K, BLOCK_C, BLOCK_P
+    ENDS: tl.constexpr,  # per slot, programs per image of all slots up to it
+    PARTS: tl.constexpr,  # per slot, where its partial sums begin, per image
+    CHUNKS: tl.constexpr,  # per slot, how many partial sums
+    MAPS: tl.constexpr,  # per slot, where its maps begin, per image
+):  # fmt: skip
+    """Programs in the order of slots; each slot is specialised to its layer."""
+    acts = (a0, a1, a2, a3, a4, a5, a6, a7)
+    grads = (g0, g1, g2, g3, g4, g5, g6, g7)
+    pid = tl.program_id(0)
+    for i in tl.static_range(len(LAYERS)):
+        start = B * (ENDS[i - 1] if i > 0 else 0)
+        if (pid >= start) & (pid < B * ENDS[i]):
+            part = part_ptr + tl.full([], PARTS[i], tl.int64) * B
+            maps = map_ptr + tl.full([], MAPS[i], tl.int64) * B
+            _weigh_block(
+                acts[i], grads[i], part, maps, pid - start,
+                K, METHOD, EPS, LAYERS, TILES, CHUNKS[i], i,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One layer's place in the buffers and its blocks."""
+
+    layer: Layer
+    pool: PoolTile
+    weigh: WeighTile
+    part: int
+    maps: int
+
+
+def launch_weigh(
+    acts: Sequence[Tensor], grads: Sequence[Tensor], method: str, eps: float = EPS
+) -> Tensor:
+    """The maps of all layers in one buffer, ``SLOTS`` layers a launch.
+
+    Args:
+        acts: per layer [B,C,h,w], float32, bfloat16 or float16; NCHW, channels-last, or any
+            strides.
+        grads: per layer [B,K,C,h,w], likewise.
+        method, eps: see :func:`weigh_reference`.
+
+    Returns:
+        float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
+    """
+    batch, targets = grads[0].shape[:2]
+    acts = [addressable(a) for a in acts]
+    grads = [addressable(g) for g in grads]
+    work: list[_Work] = []
+    part = pixels = 0
+    for a, g in zip(acts, grads, strict=True):
+        layer = layer_of(a, g)
+        tile = pool_tile(layer, targets, method)
+        work.append(_Work(layer, tile, weigh_tile(layer, targets), part, pixels * targets))
+        part += tile.chunks(layer) * partial_rows(targets, method) * layer.channels
+        pixels += layer.pixels
+    maps = acts[0].new_empty(batch * targets * pixels, dtype=torch.float32)
+    pooled = method in POOLED
+    parts = maps.new_empty(batch * part if pooled else 1)
+    # Largest programs first: what is left at the end of a launch is small.
+    order = sorted(range(len(work)), key=lambda i: -work[i].layer.pixels * work[i].layer.channels)
+    for first in range(0, len(order), SLOTS):
+        some = order[first : first + SLOTS]
+        some_acts, some_grads = [acts[i] for i in some], [grads[i] for i in some]
+        group = [work[i] for i in some]
+        if pooled:
+            launch_pool(
+                parts,
+                some_acts,
+                some_grads,
+                [w.layer for w in group],
+                [w.pool for w in group],
+                [w.part for w in group],
+                method,
+                eps,
+            )
+        ends, end = [], 0
+        for w in group:
+            end += w.weigh.programs(w.layer, targets)
+            ends.append(end)
+        wrap_triton(weigh_kernel)[(batch * end,)](
+            maps,
+            parts,
+            *slots(some_acts, parts),
+            *slots([] if pooled else some_grads, parts),
+            batch,
+            K=targets,
+            METHOD=method,
+            EPS=eps,
+            LAYERS=tuple(layer_arguments(w.layer) for w in group),
+            TILES=tuple((w.weigh.targets, w.weigh.block_c, w.weigh.block_p) for w in group),
+            ENDS=tuple(ends),
+            PARTS=tuple(w.part for w in group),
+            CHUNKS=tuple(w.pool.chunks(w.layer) for w in group),
+            MAPS=tuple(w.maps for w in group),
+            num_warps=4,
+        )
+    return maps

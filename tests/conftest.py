@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before the imports below
+
 from PIL import Image
 from torch import Tensor
 
-from combicam.demo.model import load
-from combicam.demo.planet import CELLS, postcard
-from combicam.export.models import LoadedModel
+from combicam.demo.model import load  # noqa: E402
+from combicam.demo.planet import CELLS, postcard  # noqa: E402
+from combicam.export.models import LoadedModel  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))  # for cam_oracle
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: compiled on a GPU, in Triton's interpreter without one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nothing wrote is NaN, or 255."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="session")

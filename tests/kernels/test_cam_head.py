@@ -19,6 +19,7 @@ def pair(k: int = 2) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def test_opcheck(fuse: str) -> None:
     acts, grads = pair()
     arguments = (acts, grads, [24, 28], "gradcam", fuse, "map", True, 0.0, [], 1e-8)
+    arguments += (True, torch.float32)
     result = torch.library.opcheck(torch.ops.combicam.cam_head, arguments)
     assert set(result.values()) == {"SUCCESS"}
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from combicam.kernels import combine_reference
-from combicam.kernels.combine import FUSES, NORMALIZES, is_flat, min_max
+from combicam.kernels.combine import DTYPES, FUSES, NORMALIZES, launch_combine
+from combicam.kernels.extremes import is_flat, min_max
 
 SIZE = (24, 31)
 
@@ -114,3 +115,76 @@ def test_a_small_variation_on_a_small_map_is_not_flat() -> None:
     heatmaps, ranges = combine_reference([maps], (1, 2))
     np.testing.assert_allclose(heatmaps[0, 0, 0], [0, 1])
     assert not is_flat(ranges).any() and is_flat(torch.tensor([5.0, 5.0000005]))
+
+
+def launched(
+    maps: list[torch.Tensor],
+    size: tuple[int, int],
+    device: torch.device,
+    *args: object,
+    **kw: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    flat = torch.cat([m.flatten() for m in maps]).to(device)
+    grids = [(m.shape[2], m.shape[3]) for m in maps]
+    return launch_combine(flat, maps[0].shape[:2], grids, size, *args, **kw)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("normalize", NORMALIZES)
+@pytest.mark.parametrize("fuse", FUSES)
+def test_kernels(fuse: str, normalize: str, align: bool, device: torch.device) -> None:
+    maps = random_maps(5)
+    if fuse == "product":
+        del maps[3]  # a layer of one cell is flat: normalised it makes every product zero
+    size = SIZE if align else (40, 53)  # one layer has image size; or none, and several tiles
+    weights = (0.5, -1.0, 2.0, 1.0, 3.0)[: len(maps)] if align else ()
+    expected = combine_reference(maps, size, fuse, normalize, align, 0.0, weights)
+    found = launched(maps, size, device, fuse, normalize, align, 0.0, weights)
+    # A final min-max magnifies the rounding of a map that hardly varies.
+    span = float((expected[1][..., 1] - expected[1][..., 0]).min() / expected[1].abs().max())
+    tolerance = 3e-6 / min(max(span, 1e-3), 1) if normalize.endswith("map") else 3e-6
+    for ours, theirs in zip(found, expected, strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(ours.cpu() / scale, theirs / scale, atol=tolerance, rtol=0)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_write_the_type_that_is_stored(dtype: torch.dtype, device: torch.device) -> None:
+    maps = random_maps(3)
+    found, _ = launched(maps, (40, 53), device, dtype=dtype)
+    expected, _ = combine_reference(maps, (40, 53), dtype=dtype)
+    assert found.dtype == dtype and found.float().max() == (255 if dtype == torch.uint8 else 1)
+    difference = (found.cpu().float() - expected.float()).abs()
+    # Half a level up or down may be decided by float32's rounding.
+    assert difference.max() <= (1 if dtype == torch.uint8 else 1e-3)
+    assert (difference > 1e-5).float().mean() < 1e-2
+
+
+def test_uint8_rounds_half_to_even(device: torch.device) -> None:
+    levels = torch.tensor([0.0, 0.5, 1.5, 2.5, 254.5, 255.0]).view(1, 1, 1, 6)
+    found, _ = launched([levels], (1, 6), device, dtype=torch.uint8)
+    assert found.flatten().tolist() == [0, 0, 2, 2, 254, 255]
+    expected, _ = combine_reference([levels], (1, 6), dtype=torch.uint8)
+    assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 1e30, 1e-38, torch.nan, torch.inf])
+def test_kernels_of_flat_maps(value: float, device: torch.device) -> None:
+    maps = [torch.full((1, 1, 4, 4), value), torch.rand(1, 1, 4, 4) * (value == 0)]
+    found, ranges = launched(maps, (40, 40), device)
+    expected, limits = combine_reference(maps, (40, 40))
+    torch.testing.assert_close(ranges.cpu(), limits, equal_nan=True)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
+    assert (found == 0).all() or value == 0
+
+
+def test_nan_of_one_map_leaves_the_others(device: torch.device) -> None:
+    maps = random_maps(3)
+    clean, _ = launched(maps, SIZE, device)
+    maps[1][1, 0, 2, 2] = torch.nan
+    heatmaps, ranges = launched(maps, SIZE, device)
+    assert ranges[1, 0].isnan().all() and (heatmaps[1, 0] == 0).all()
+    heatmaps[1, 0] = clean[1, 0]
+    torch.testing.assert_close(heatmaps, clean, rtol=0, atol=0)

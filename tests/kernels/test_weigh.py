@@ -5,10 +5,12 @@ from __future__ import annotations
 import cam_oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from combicam.kernels import METHODS, weigh_reference
+from combicam.kernels.layers import SLOTS
+from combicam.kernels.weigh import launch_weigh
 
 SCALE_FREE = ("gradcam", "xgradcam", "hirescam", "elementwise", "layercam")
 
@@ -78,3 +80,116 @@ def test_images_of_a_batch_are_independent(method: str) -> None:
         weigh_reference(acts[order], grads[order], method),
         weigh_reference(acts, grads, method)[order],
     )
+
+
+# float32 sums in another order; bfloat16 and float16 inputs are exact in float32.
+TOLERANCE = 2e-5
+LAYOUTS = ("contiguous", "channels_last", "every second row", "channels_last, one act")
+
+
+def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same values [...,C,h,w] in other memory."""
+    if layout == "channels_last":
+        return x.movedim(-3, -1).contiguous().movedim(-1, -3)
+    if layout == "every second row":
+        wide = x.new_full((*x.shape[:-2], 2 * x.shape[-2], x.shape[-1]), torch.nan)
+        wide[..., ::2, :] = x
+        return wide[..., ::2, :]
+    return x.contiguous()
+
+
+def assert_kernels_equal_reference(
+    acts: list[torch.Tensor], grads: list[torch.Tensor], method: str
+) -> None:
+    """Every layer's maps, wherever they lie in the buffer, and nothing else in it."""
+    flat = launch_weigh(acts, grads, method).cpu()
+    for a, g in zip(acts, grads, strict=True):
+        expected = weigh_reference(a.cpu(), g.cpu(), method)
+        maps, flat = flat[: expected.numel()].view_as(expected), flat[expected.numel() :]
+        scale = max(1e-3, float(expected.abs().max()))
+        torch.testing.assert_close(maps / scale, expected / scale, atol=TOLERANCE, rtol=0)
+    assert flat.numel() == 0
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("method", METHODS)
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    b=st.integers(1, 2),
+    k=st.sampled_from([1, 2, 3, 9]),
+    shapes=st.lists(
+        st.tuples(
+            st.sampled_from([1, 3, 24, 65]),
+            st.sampled_from([1, 7, 16]),
+            st.sampled_from([1, 9, 63]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 99),
+)
+def test_kernels(
+    method: str,
+    b: int,
+    k: int,
+    shapes: list[tuple[int, int, int]],
+    dtype: torch.dtype,
+    layout: str,
+    seed: int,
+    device: torch.device,
+) -> None:
+    acts, grads = [], []
+    for i, shape in enumerate(shapes):
+        a, g = random_pair(b, k, *shape, seed=seed + i)
+        a = (a + 0.25).to(device, dtype)  # XGrad-CAM divides by their sum
+        acts.append(laid_out(a, layout.removesuffix(", one act") if i == 0 else layout))
+        grads.append(laid_out(g.to(device, dtype), layout))
+    assert_kernels_equal_reference(acts, grads, method)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam"])
+def test_more_layers_than_one_launch_takes(method: str, device: torch.device) -> None:
+    pairs = [random_pair(2, 1, 1 + i, 5, 3 + i, seed=i) for i in range(2 * SLOTS + 3)]
+    acts, grads = ([x.to(device) for x in tensors] for tensors in zip(*pairs, strict=True))
+    assert_kernels_equal_reference(acts, grads, method)
+
+
+@pytest.mark.parametrize("shape", [(1023, 1, 1), (2, 63, 65), (130, 1, 257)])
+def test_sums_longer_than_a_block(shape: tuple[int, int, int], device: torch.device) -> None:
+    a, g = random_pair(1, 1, *shape)
+    for method in ("gradcam", "hirescam"):
+        for layout in ("contiguous", "channels_last"):
+            acts, grads = laid_out(a.to(device), layout), laid_out(g.to(device), layout)
+            assert_kernels_equal_reference([acts], [grads], method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_stays_in_its_image(method: str, device: torch.device) -> None:
+    a, g = random_pair(3, 2, 5, 4, 4)
+    a += 0.25
+    clean = launch_weigh([a.to(device)], [g.to(device)], method).view(3, 2, 4, 4)
+    a[1, 2, 3, 3] = torch.nan
+    maps = launch_weigh([a.to(device)], [g.to(device)], method).view(3, 2, 4, 4)
+    assert maps[1].isnan().any(-1).any(-1).all()
+    torch.testing.assert_close(maps[::2], clean[::2], rtol=0, atol=0)
+    expected = weigh_reference(a, g, method)
+    assert torch.equal(maps.isnan().cpu(), expected.isnan())
+
+
+def test_offsets_beyond_32_bits(device: torch.device) -> None:
+    """Two images, two targets, each more than 2^31 bytes of bfloat16 from the next."""
+    step = 2**30 + 7
+    memory = torch.empty(3 * step + 64, dtype=torch.bfloat16, device=device)
+    grads = memory.as_strided((2, 2, 2, 3, 4), (2 * step, step, 12, 4, 1))
+    acts = memory.as_strided((2, 2, 3, 4), (2 * step + 30, 12, 4, 1), 30)
+    a, g = random_pair(2, 2, 2, 3, 4)
+    grads.copy_(g)
+    acts.copy_(a)
+    assert grads.stride(0) + grads.stride(1) > 2**31
+    assert_kernels_equal_reference([acts], [grads], "gradcam")
+    assert_kernels_equal_reference([acts], [grads], "hirescam")

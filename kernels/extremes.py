@@ -1,0 +1,213 @@
+"""Minimum and maximum of maps at image size, without ever storing them at that size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+
+from combicam.kernels.jit import cdiv, jit, tl
+from combicam.kernels.upsample import step, upsampled
+
+# What upsampling leaves of a constant map in float32, relative to its size: a few roundings.
+FLAT = 1e-6
+BLOCK = 1024  # pixels of one program
+
+
+def is_flat(ranges: Tensor) -> Tensor:
+    """Whether a map is constant to float32's rounding: [..., 2] (min, max) -> bool [...].
+
+    NaN is not flat.
+    """
+    low, high = ranges[..., 0], ranges[..., 1]
+    return high - low <= FLAT * torch.maximum(low.abs(), high.abs())
+
+
+def min_max(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(x - min) / (max - min + eps) over the last two dimensions; a flat map gives zeros.
+
+    Args:
+        x: float32 [..., H, W].
+        eps: added to the divisor, as some libraries do.
+
+    Returns:
+        The normalised maps, and float32 [..., 2] with min and max before.
+    """
+    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    ranges = torch.cat([low, high], -1)
+    span = high - low
+    varied = (span > FLAT * torch.maximum(low.abs(), high.abs())) & (span < torch.inf)  # not NaN
+    scaled = (x - low) / (torch.where(varied, span, torch.ones_like(span)) + eps)
+    scaled = torch.where(varied, scaled, torch.zeros_like(scaled))
+    return scaled, ranges.squeeze(-2)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A map's place: h, w, and where the maps of this kind begin in their buffer, per map."""
+
+    height: int
+    width: int
+    offset: int
+
+    @property
+    def pixels(self) -> int:
+        """h w."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is fused into one map of (H, W) pixels."""
+
+    size: tuple[int, int]
+    grids: tuple[Grid, ...]
+
+    @property
+    def tiles(self) -> int:
+        """Programs per map."""
+        return cdiv(self.size[0] * self.size[1], BLOCK)
+
+    def arguments(self, align_corners: bool) -> tuple[float, ...]:
+        """As kernels take it: H, W, and six numbers per grid. (Triton 3.6 nests tuples once.)"""
+        height, width = self.size
+        numbers: list[float] = [height, width]
+        for grid in self.grids:
+            numbers += [grid.height, grid.width, grid.offset]
+            numbers += [step(grid.height, height, align_corners)]
+            numbers += [step(grid.width, width, align_corners)]
+            numbers += [(grid.height, grid.width) == (height, width)]
+        return tuple(numbers)
+
+
+@jit
+def fused(
+    maps_ptr,  # float32, per grid [N, h, w]
+    N,
+    i_n,
+    o_xy,  # int32 [BLOCK], pixels
+    m_xy,
+    FUSE: tl.constexpr,
+    ALIGN: tl.constexpr,
+    COUNT: tl.constexpr,
+    GRIDS: tl.constexpr,  # of every item
+    ITEMS: tl.constexpr,  # H, W, per grid h, w, offset, step y, step x, of image size
+    ITEM: tl.constexpr,
+):
+    """fuse_l(U(M_l)) of map i_n at pixels o_xy; ``mean`` divides by COUNT."""
+    y = o_xy // ITEMS[ITEM][1]
+    x = o_xy % ITEMS[ITEM][1]
+    total = tl.zeros(o_xy.shape, tl.float32)
+    for i in tl.static_range(GRIDS):
+        one = maps_ptr + tl.full([], ITEMS[ITEM][4 + 6 * i], tl.int64) * N
+        one += i_n * (ITEMS[ITEM][2 + 6 * i] * ITEMS[ITEM][3 + 6 * i])
+        value = upsampled(
+            one, y, x, m_xy,
+            ITEMS[ITEM][2 + 6 * i], ITEMS[ITEM][3 + 6 * i],
+            ITEMS[ITEM][5 + 6 * i], ITEMS[ITEM][6 + 6 * i], ITEMS[ITEM][7 + 6 * i], ALIGN,
+        )  # fmt: skip
+        if i == 0:
+            total = value
+        elif FUSE == "max":
+            total = tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL)
+        elif FUSE == "product":
+            total = total * value
+        else:
+            total += value
+    if FUSE == "mean":
+        total = total / COUNT
+    return total
+
+
+@jit
+def low_and_high(value, mask):
+    """Minimum and maximum where ``mask``; NaN if any of them is."""
+    nan = tl.max(tl.where(mask & (value != value), 1, 0), 0) > 0
+    low = tl.min(tl.where(mask, value, float("inf")), 0)
+    high = tl.max(tl.where(mask, value, float("-inf")), 0)
+    return tl.where(nan, float("nan"), low), tl.where(nan, float("nan"), high)
+
+
+@jit
+def whole_range(partial_ptr, i_map, T: tl.constexpr, T_BLOCK: tl.constexpr):
+    """Minimum and maximum of a map from those of its tiles."""
+    o_t = tl.arange(0, T_BLOCK)
+    m_t = o_t < T
+    partial = partial_ptr + i_map * (2 * T)
+    low, _ = low_and_high(tl.load(partial + o_t, mask=m_t, other=0), m_t)
+    _, high = low_and_high(tl.load(partial + T + o_t, mask=m_t, other=0), m_t)
+    return low, high
+
+
+@jit
+def scaled(value, low, high, EPS: tl.constexpr):
+    """(value - low) / (high - low + EPS); 0 where the map is flat or not finite."""
+    span = high - low
+    size = tl.maximum(tl.abs(low), tl.abs(high))
+    varied = (span > 1e-6 * size) & (span < float("inf"))  # FLAT; neither holds for NaN
+    return tl.where(varied, tl.div_rn(value - low, tl.where(varied, span, 1.0) + EPS), 0.0)
+
+
+@jit
+def extremes_kernel(
+    maps_ptr,
+    partial_ptr,  # float32 [N, items, 2, T]
+    N,
+    T: tl.constexpr,  # tiles of the largest item
+    FUSE: tl.constexpr,
+    ALIGN: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GRIDS: tl.constexpr,
+    ITEMS: tl.constexpr,
+):
+    """One program per tile of an item of a map."""
+    pid = tl.program_id(0)
+    i_t = pid % T
+    i_item = pid // T % len(ITEMS)
+    i_n = (pid // (T * len(ITEMS))).to(tl.int64)
+    o_xy = i_t * BLOCK + tl.arange(0, BLOCK)
+    for i in tl.static_range(len(ITEMS)):
+        if i_item == i:
+            m_xy = o_xy < ITEMS[i][0] * ITEMS[i][1]
+            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, GRIDS, ITEMS, i)
+            low, high = low_and_high(value, m_xy)
+            partial = partial_ptr + (i_n * len(ITEMS) + i) * (2 * T) + i_t
+            tl.store(partial, low)
+            tl.store(partial + T, high)
+
+
+def launch_extremes(
+    maps: Tensor, count: int, items: Sequence[Item], fuse: str, layers: int, align_corners: bool
+) -> Tensor:
+    """Minimum and maximum per tile of ``BLOCK`` pixels.
+
+    Args:
+        maps: float32, the buffer that the items' grids lie in.
+        count: N, maps per grid.
+        items: what is fused into what, equally many grids each.
+        fuse, layers, align_corners: see :func:`fused`; ``layers`` is its COUNT.
+
+    Returns:
+        float32 [N, items, 2, T], T tiles; an item with fewer repeats its extremes as
+        (inf, -inf).
+    """
+    tiles = max(item.tiles for item in items)
+    partial = maps.new_empty(count, len(items), 2, tiles)
+    wrap_triton(extremes_kernel)[(count * len(items) * tiles,)](
+        maps,
+        partial,
+        count,
+        T=tiles,
+        FUSE=fuse,
+        ALIGN=align_corners,
+        COUNT=layers,
+        BLOCK=BLOCK,
+        GRIDS=len(items[0].grids),
+        ITEMS=tuple(item.arguments(align_corners) for item in items),
+        num_warps=4,
+    )
+    return partial

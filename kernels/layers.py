@@ -1,0 +1,74 @@
+"""How the layers of a batch lie in memory: what a launch over several of them has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+# Layers that one launch takes. Kernels name their pointers one by one, since Inductor and
+# AOTInductor embed no kernel that takes a tuple of tensors.
+SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's activations [B,C,h,w] and gradients [B,K,C,h,w]; P = h w pixels.
+
+    Strides count elements: of image (b), target (k), channel (c), pixel (p).
+    """
+
+    channels: int
+    height: int
+    width: int
+    act_strides: tuple[int, int, int]  # b, c, p
+    grad_strides: tuple[int, int, int, int]  # b, k, c, p
+
+    @property
+    def pixels(self) -> int:
+        """P."""
+        return self.height * self.width
+
+
+def addressable(x: Tensor) -> Tensor:
+    """x if its (h, w) are one dimension of equal steps, as in NCHW and channels-last; else a copy.
+
+    Within one image and target, offsets fit 32 bits; batches and targets are stepped in 64 bits.
+    """
+    width = x.shape[-1]
+    if x.shape[-2] > 1 and width > 1 and x.stride(-2) != x.stride(-1) * width:
+        return x.contiguous()
+    return x
+
+
+def _pixel_stride(x: Tensor) -> int:
+    """Elements from a pixel to the next; of a single row or column, the stride that is used."""
+    if x.shape[-1] > 1:
+        return int(x.stride(-1))
+    return int(x.stride(-2)) if x.shape[-2] > 1 else 1
+
+
+def layer_of(acts: Tensor, grads: Tensor) -> Layer:
+    """What kernels need to know of two tensors that are ``addressable``."""
+    channels, height, width = (int(n) for n in acts.shape[1:])
+    return Layer(
+        channels,
+        height,
+        width,
+        (int(acts.stride(0)), int(acts.stride(1)), _pixel_stride(acts)),
+        (
+            int(grads.stride(0)),
+            int(grads.stride(1)),
+            int(grads.stride(2)),
+            _pixel_stride(grads),
+        ),
+    )
+
+
+def slots(tensors: Sequence[Tensor], spare: Tensor) -> list[Tensor]:
+    """SLOTS tensors; ``spare`` stands where there is none, and is never read.
+
+    A tensor of a network may not stand there: Inductor would compute it once per slot.
+    """
+    return [*tensors, *[spare] * (SLOTS - len(tensors))]

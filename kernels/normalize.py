@@ -1,0 +1,107 @@
+"""``combicam::normalize``: bytes of photos become a network's input, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+
+from combicam.kernels.jit import cdiv, jit, tl
+
+BLOCK = 4096  # bytes of one program: 16 for each of 256 threads
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def normalize_reference(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """(x / 255 - mean) / std in float32, then ``dtype``: uint8 [B,H,W,3] -> [B,3,H,W]."""
+    offset = torch.tensor(mean, device=images.device)
+    scale = torch.tensor(std, device=images.device)
+    return ((images.float() / 255 - offset) / scale).to(dtype).permute(0, 3, 1, 2)
+
+
+@jit
+def normalize_kernel(
+    images_ptr,  # uint8 [n], n = B H W 3
+    out_ptr,  # [n], in the same order
+    n,
+    SCALE_R: tl.constexpr,
+    SCALE_G: tl.constexpr,
+    SCALE_B: tl.constexpr,
+    SHIFT_R: tl.constexpr,
+    SHIFT_G: tl.constexpr,
+    SHIFT_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """x * scale + shift of each value's channel, which is its place modulo 3."""
+    i_start = tl.program_id(0).to(tl.int64) * BLOCK
+    o_x = tl.arange(0, BLOCK)
+    m_x = o_x < n - i_start
+    b_x = tl.load(images_ptr + i_start + o_x, mask=m_x, other=0).to(tl.float32)  # [BLOCK]
+    channel = (o_x + (i_start % 3).to(tl.int32)) % 3
+    scale = tl.where(channel == 0, SCALE_R, tl.where(channel == 1, SCALE_G, SCALE_B))
+    shift = tl.where(channel == 0, SHIFT_R, tl.where(channel == 1, SHIFT_G, SHIFT_B))
+    tl.store(out_ptr + i_start + o_x, b_x * scale + shift, mask=m_x)
+
+
+def launch_normalize(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """The kernel: as :func:`normalize_reference`, to float32's rounding."""
+    images = images.contiguous()
+    out = torch.empty_like(images, dtype=dtype)
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    n = images.numel()
+    wrap_triton(normalize_kernel)[(cdiv(n, BLOCK),)](
+        images,
+        out,
+        n,
+        SCALE_R=scale[0],
+        SCALE_G=scale[1],
+        SCALE_B=scale[2],
+        SHIFT_R=shift[0],
+        SHIFT_G=shift[1],
+        SHIFT_B=shift[2],
+        BLOCK=BLOCK,
+        num_warps=8,
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+@torch.library.triton_op("combicam::normalize", mutates_args=())
+def _normalize(images: Tensor, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
+    if images.is_cuda and dtype in DTYPES:
+        return launch_normalize(images, mean, std, dtype)
+    return normalize_reference(images, mean, std, dtype)
+
+
+def normalize(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(x / 255 - mean) / std.
+
+    Args:
+        images: uint8 [B,H,W,3], RGB.
+        mean, std: per channel, of values in [0, 1].
+        dtype: of the result: float32, bfloat16 or float16.
+
+    Returns:
+        [B,3,H,W], channels-last in memory, as the bytes were: nothing is transposed.
+
+    Raises:
+        ValueError: other images.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"normalize: expected uint8 [B,H,W,3], got {images.dtype} {tuple(images.shape)}; "
+            "pass decoded photos, or normalised float [B,3,H,W] without this"
+        )
+    result: Tensor = torch.ops.combicam.normalize(images, list(mean), list(std), dtype)
+    return result

@@ -1,0 +1,233 @@
+"""Channel weights: gradients pooled over the layer grid, all layers of a batch in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+
+from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl
+from combicam.kernels.layers import SLOTS, Layer, slots
+
+POOLED = ("gradcam", "gradcam++", "xgradcam")
+
+
+def pool_reference(acts: Tensor, grads: Tensor, method: str, eps: float) -> Tensor:
+    """The weight of every channel: float32 [B,C,h,w], [B,K,C,h,w] -> [B,K,C].
+
+    Formulas in :func:`~combicam.kernels.weigh.weigh_reference`; ``method`` is one of ``POOLED``.
+    """
+    if method == "gradcam":
+        return grads.mean((-2, -1))
+    total = acts.sum((-2, -1))[:, None]  # [B,1,C]
+    if method == "xgradcam":
+        return (grads * acts[:, None]).sum((-2, -1)) / (total + eps)
+    square = grads * grads
+    alpha = square / (2 * square + square * grads * total[..., None, None] + eps)
+    alpha = torch.where(grads != 0, alpha, torch.zeros_like(alpha))
+    return (alpha * grads.relu()).sum((-2, -1))
+
+
+@dataclass(frozen=True)
+class PoolTile:
+    """The work of one program: ``block_c`` channels over ``chunk`` pixels, for ``targets`` targets.
+
+    Chunks let a single image fill a device; the partial sums they leave are added up by every
+    program of the next kernel, so there are four at most.
+    """
+
+    targets: int
+    block_c: int
+    block_p: int
+    chunk: int
+
+    def chunks(self, layer: Layer) -> int:
+        """Partial sums per channel."""
+        return cdiv(layer.pixels, self.chunk)
+
+    def programs(self, layer: Layer, targets: int) -> int:
+        """Programs per image."""
+        return (
+            cdiv(targets, self.targets)
+            * cdiv(layer.channels, self.block_c)
+            * cdiv(layer.pixels, self.chunk)
+        )
+
+
+def pool_tile(layer: Layer, targets: int, method: str, elements: int = 4096) -> PoolTile:
+    """Blocks that read 16 bytes a thread along whichever dimension is contiguous.
+
+    Args:
+        layer: what is read.
+        targets: K.
+        method: ``gradcam++`` needs sum(A) over the whole grid first, so it has one chunk.
+        elements: of a block, over all its targets; a program reads about eight of them in turn.
+    """
+    together = min(next_power_of_2(targets), 8)
+    block = max(elements // together, 512)
+    if layer.grad_strides[2] == 1:  # channels-last
+        block_c = min(next_power_of_2(layer.channels), 64)
+        block_p = min(next_power_of_2(layer.pixels), block // block_c)
+    else:
+        block_p = min(next_power_of_2(layer.pixels), 256)
+        block_c = min(next_power_of_2(layer.channels), block // block_p)
+    parts = 1 if method == "gradcam++" else min(4, cdiv(layer.pixels * block_c, 8 * block))
+    return PoolTile(together, block_c, block_p, cdiv(cdiv(layer.pixels, parts), block_p) * block_p)
+
+
+@jit
+def _pool_block(
+    a_ptr,
+    g_ptr,
+    part_ptr,  # float32 [B, chunks, rows, C]; rows are K sums, and for xgradcam the sum of A
+    pid,  # of this layer
+    K: tl.constexpr,
+    METHOD: tl.constexpr,
+    EPS: tl.constexpr,
+    LAYERS: tl.constexpr,
+    TILES: tl.constexpr,
+    SLOT: tl.constexpr,
+):
+    C: tl.constexpr = LAYERS[SLOT][0]
+    P: tl.constexpr = LAYERS[SLOT][1]
+    A_B: tl.constexpr = LAYERS[SLOT][2]
+    A_C: tl.constexpr = LAYERS[SLOT][3]
+    A_P: tl.constexpr = LAYERS[SLOT][4]
+    G_B: tl.constexpr = LAYERS[SLOT][5]
+    G_K: tl.constexpr = LAYERS[SLOT][6]
+    G_C: tl.constexpr = LAYERS[SLOT][7]
+    G_P: tl.constexpr = LAYERS[SLOT][8]
+    BLOCK_K: tl.constexpr = TILES[SLOT][0]
+    BLOCK_C: tl.constexpr = TILES[SLOT][1]
+    BLOCK_P: tl.constexpr = TILES[SLOT][2]
+    CHUNK: tl.constexpr = TILES[SLOT][3]
+    N_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    N_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    N_CHUNK: tl.constexpr = (P + CHUNK - 1) // CHUNK
+    ROWS: tl.constexpr = K + 1 if METHOD == "xgradcam" else K
+
+    i_k = pid % N_K
+    i_c = pid // N_K % N_C
+    i_chunk = pid // (N_K * N_C) % N_CHUNK
+    i_b = (pid // (N_K * N_C * N_CHUNK)).to(tl.int64)
+
+    o_k = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_k = (o_k < K)[:, None, None]
+    m_c = (o_c < C)[None, :, None]
+    a_row = a_ptr + i_b * A_B + (o_c * A_C)[None, :, None]  # [1, BLOCK_C, 1]
+    g_row = g_ptr + i_b * G_B + (o_k.to(tl.int64) * G_K)[:, None, None]
+    g_row += (o_c * G_C)[None, :, None]  # [BLOCK_K, BLOCK_C, 1]
+
+    if METHOD == "gradcam++":
+        total = tl.zeros([1, BLOCK_C, BLOCK_P], tl.float32)
+        for p in range(0, CHUNK, BLOCK_P):
+            o_p = (p + tl.arange(0, BLOCK_P))[None, None, :]
+            total += tl.load(a_row + o_p * A_P, mask=m_c & (o_p < P), other=0).to(tl.float32)
+        total = tl.sum(total, 2, keep_dims=True)  # [1, BLOCK_C, 1]
+
+    acc = tl.zeros([BLOCK_K, BLOCK_C, BLOCK_P], tl.float32)
+    acc_a = tl.zeros([1, BLOCK_C, BLOCK_P], tl.float32)
+    for p in range(0, CHUNK, BLOCK_P):
+        o_p = (i_chunk * CHUNK + p + tl.arange(0, BLOCK_P))[None, None, :]
+        m_p = o_p < P
+        b_g = tl.load(g_row + o_p * G_P, mask=m_k & m_c & m_p, other=0).to(tl.float32)
+        if METHOD == "gradcam":
+            acc += b_g
+        if METHOD == "xgradcam":
+            b_a = tl.load(a_row + o_p * A_P, mask=m_c & m_p, other=0).to(tl.float32)
+            acc += b_g * b_a
+            acc_a += b_a
+        if METHOD == "gradcam++":
+            square = b_g * b_g
+            alpha = square / (2 * square + square * b_g * total + EPS)
+            positive = tl.maximum(b_g, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            acc += tl.where(b_g != 0, alpha * positive, 0.0)
+
+    part = part_ptr + (i_b * N_CHUNK + i_chunk) * (ROWS * C)
+    o_out = o_k[:, None] * C + o_c[None, :]  # [BLOCK_K, BLOCK_C]
+    m_out = (o_k < K)[:, None] & (o_c < C)[None, :]
+    tl.store(part + o_out, tl.sum(acc, 2), mask=m_out)
+    if METHOD == "xgradcam":
+        m_a = o_c < tl.where(i_k == 0, C, 0)
+        tl.store(part + K * C + o_c, tl.sum(tl.sum(acc_a, 2), 0), mask=m_a)
+
+
+@jit
+def pool_kernel(
+    part_ptr,
+    a0, a1, a2, a3, a4, a5, a6, a7,
+    g0, g1, g2, g3, g4, g5, g6, g7,
+    B,
+    K: tl.constexpr,
+    METHOD: tl.constexpr,
+    EPS: tl.constexpr,
+    LAYERS: tl.constexpr,  # per slot C, P, strides of A (b, c, p) and of G (b, k, c, p)
+    TILES: tl.constexpr,  # per slot BLOCK_K, BLOCK_C, BLOCK_P, CHUNK
+    ENDS: tl.constexpr,  # per slot, programs per image of all slots up to it
+    PARTS: tl.constexpr,  # per slot, where its partial sums begin, per image
+):  # fmt: skip
+    """Programs in the order of slots; each slot is specialised to its layer."""
+    acts = (a0, a1, a2, a3, a4, a5, a6, a7)
+    grads = (g0, g1, g2, g3, g4, g5, g6, g7)
+    pid = tl.program_id(0)
+    for i in tl.static_range(len(LAYERS)):
+        start = B * (ENDS[i - 1] if i > 0 else 0)
+        if (pid >= start) & (pid < B * ENDS[i]):
+            part = part_ptr + tl.full([], PARTS[i], tl.int64) * B
+            _pool_block(acts[i], grads[i], part, pid - start, K, METHOD, EPS, LAYERS, TILES, i)
+
+
+def partial_rows(targets: int, method: str) -> int:
+    """Rows of a chunk's partial sums: one per target, and for xgradcam the sum of A."""
+    return targets + (method == "xgradcam")
+
+
+def layer_arguments(layer: Layer) -> tuple[int, ...]:
+    """A layer as kernels take it."""
+    return (layer.channels, layer.pixels, *layer.act_strides, *layer.grad_strides)
+
+
+def launch_pool(
+    parts: Tensor,
+    acts: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    layers: Sequence[Layer],
+    tiles: Sequence[PoolTile],
+    offsets: Sequence[int],
+    method: str,
+    eps: float,
+) -> None:
+    """Partial sums of up to ``SLOTS`` layers, in one launch.
+
+    Args:
+        parts: float32, where they go; layer l from element B * offsets[l] on.
+        acts: per layer [B,C,h,w], addressable.
+        grads: per layer [B,K,C,h,w], addressable.
+        layers, tiles, offsets: per layer.
+        method: one of ``POOLED``.
+        eps: see :func:`pool_reference`.
+    """
+    assert len(layers) <= SLOTS
+    batch, targets = grads[0].shape[:2]
+    ends, end = [], 0
+    for layer, tile in zip(layers, tiles, strict=True):
+        end += tile.programs(layer, targets)
+        ends.append(end)
+    wrap_triton(pool_kernel)[(batch * end,)](
+        parts,
+        *slots(acts if method != "gradcam" else [], parts),
+        *slots(grads, parts),
+        batch,
+        K=targets,
+        METHOD=method,
+        EPS=eps,
+        LAYERS=tuple(layer_arguments(layer) for layer in layers),
+        TILES=tuple((t.targets, t.block_c, t.block_p, t.chunk) for t in tiles),
+        ENDS=tuple(ends),
+        PARTS=tuple(offsets),
+        num_warps=4,
+    )
