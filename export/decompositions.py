@@ -258,10 +258,9 @@ def silu(x: Tensor) -> Tensor:
 
 
 def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """With s = sigmoid(x) and y = x s, both already in the forward: g (y + s (1 - y))."""
+    """With s = sigmoid(x) and y = x s, both already in the forward: g (s (x - y + 1))."""
     gate = torch.sigmoid(x)
-    y = x * gate
-    return grad * (y + gate * (1 - y))
+    return grad * (gate * (x - x * gate + 1))
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from onnxscript import opset18
-from torch import Tensor, fx
+from torch import fx
 
 from combicam.errors import TraceError, first_line
+from combicam.export.passes import for_onnx
 from combicam.export.trace import JointGraph, example_inputs
 
 METADATA_KEY = "combicam"
-aten = torch.ops.aten
-
-
-@torch.library.custom_op("combicam::resize", mutates_args=())
-def _resize(
-    x: Tensor,
-    height: int,
-    width: int,
-    align_corners: bool,
-    scale_h: float | None,
-    scale_w: float | None,
-) -> Tensor:
-    return aten.upsample_bilinear2d.default(x, [height, width], align_corners, scale_h, scale_w)
-
-
-@_resize.register_fake
-def _(
-    x: Tensor,
-    height: int,
-    width: int,
-    align_corners: bool,
-    scale_h: float | None,
-    scale_w: float | None,
-) -> Tensor:
-    return x.new_empty([*x.shape[:2], height, width])
+aten, ours = torch.ops.aten, torch.ops.combicam
 
 
 def _onnx_resize(
@@ -59,6 +37,46 @@ def _onnx_resize(
     return opset18.Resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode=mode)
 
 
+def _onnx_spread(x: Any, height: int, width: int) -> Any:
+    scales: Any = opset18.Constant(value_floats=[1.0, 1.0, float(height), float(width)])
+    return opset18.Resize(
+        x,
+        None,
+        scales,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def _onnx_global_mean(x: Any) -> Any:
+    return opset18.GlobalAveragePool(x)
+
+
+def _onnx_affine(x: Any, scale: Any, shift: Any, zero: Any, one: Any) -> Any:
+    return opset18.BatchNormalization(x, scale, shift, zero, one, epsilon=0.0)
+
+
+def _onnx_max_pool(x: Any, kernel: Sequence[int]) -> Any:
+    return opset18.MaxPool(x, kernel_shape=list(kernel), strides=list(kernel))
+
+
+def _onnx_max_unpool(grad: Any, indices: Any, x: Any, kernel: Sequence[int]) -> Any:
+    shape: Any = opset18.Shape(x)
+    size = list(kernel)
+    return opset18.MaxUnpool(grad, indices, shape, kernel_shape=size, strides=size)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    ours.resize.default: _onnx_resize,
+    ours.spread.default: _onnx_spread,
+    ours.global_mean.default: _onnx_global_mean,
+    ours.affine.default: _onnx_affine,
+    ours.max_pool.default: _onnx_max_pool,
+    ours.max_unpool.default: _onnx_max_unpool,
+}
+
+
 def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
     """Upsampling as one node of ours: the exporter takes aten's apart into gathers."""
     for node in list(module.graph.nodes):
@@ -67,7 +85,7 @@ def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
             scale_h, scale_w = scales or (None, None)
             with module.graph.inserting_before(node):
                 resize = module.graph.call_function(
-                    torch.ops.combicam.resize.default,
+                    ours.resize.default,
                     (x, height, width, align_corners, scale_h, scale_w),
                 )
             resize.meta = dict(node.meta)
@@ -88,7 +106,7 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
     inputs = example_inputs(joint)
     batch = torch.export.Dim("batch")
     names = ["images", "targets"][: len(inputs)]
-    module = _keep_resize(joint.module)
+    module = _keep_resize(for_onnx(joint.module))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,7 +119,7 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
                 dynamo=True,
                 input_names=names,
                 output_names=list(joint.output_names),
-                custom_translation_table={torch.ops.combicam.resize.default: _onnx_resize},
+                custom_translation_table=TRANSLATIONS,
                 opset_version=18,
                 optimize=True,
                 verbose=False,

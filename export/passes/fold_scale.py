@@ -1,12 +1,15 @@
-"""A per-channel factor before a convolution becomes part of its weights."""
+"""A constant factor beside a convolution becomes part of its weights."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 aten = torch.ops.aten
+FACTORS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
 class FoldScale(PassBase):
@@ -15,8 +18,10 @@ class FoldScale(PassBase):
     This is what batch normalisation leaves in the backward: the gradient is scaled, then meets a
     data-gradient convolution. Cases:
         1. an ordinary convolution, whose weight is [out, in/groups, ...];
-        2. a transposed one, whose weight is [in, out/groups, ...].
-    The product must be read by that convolution alone, and x must have its channels.
+        2. a transposed one, whose weight is [in, out/groups, ...];
+        3. s (W*x)  ->  (s W)*x for a number s behind a convolution without bias, which pooling
+           leaves.
+    What is between factor and convolution must be read there alone, and x must have its channels.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -24,7 +29,7 @@ class FoldScale(PassBase):
         for conv in list(graph_module.graph.nodes):
             if conv.target is not aten.convolution.default:
                 continue
-            while _fold(graph_module, conv):
+            while _fold(graph_module, conv) or _fold_behind(graph_module, conv):
                 modified = True
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, modified)
@@ -54,6 +59,28 @@ def _fold(module: fx.GraphModule, conv: fx.Node) -> bool:
         conv.args = (x, constant, *conv.args[2:])
         return True
     return False
+
+
+def _fold_behind(module: fx.GraphModule, conv: fx.Node) -> bool:
+    """Case 3."""
+    weight, bias = conv.args[1:3]
+    product: Any = next(iter(conv.users), None)
+    if product is None or len(conv.users) != 1 or product.target not in FACTORS:
+        return False
+    factor = product.args[1]
+    if product.args[0] is not conv or not isinstance(factor, (int, float)):
+        return False
+    if bias is not None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return False
+    value: Tensor = getattr(module, str(weight.target))
+    name = f"s_{len(dict(module.named_buffers()))}"
+    module.register_buffer(name, product.target(value, factor))
+    with module.graph.inserting_before(conv):
+        constant = module.graph.get_attr(name)
+    conv.args = (conv.args[0], constant, *conv.args[2:])
+    product.replace_all_uses_with(conv)
+    module.graph.erase_node(product)
+    return True
 
 
 def _has_channels(x: fx.Node, channels: int) -> bool:

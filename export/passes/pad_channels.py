@@ -1,0 +1,61 @@
+"""Channels in full blocks, so that ONNX Runtime runs a convolution on blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from combicam.export.passes.blocked_layout import BLOCK, is_grid, shape_of
+
+aten = torch.ops.aten
+
+
+class PadChannels(PassBase):
+    """W*x  ->  [W 0]*[x; 0], where x has channels that fill no whole number of blocks.
+
+    Cases:
+        1. an ordinary convolution that makes more channels than it reads (the expansion of an
+           inverted residual block, or the gradient of its projection): the zeros cost a copy of
+           the small side, and what follows on the large side stays blocked;
+        2. fewer channels than a block: ONNX Runtime reads those as they are;
+        3. grouped or transposed, or channels behind it that fill no blocks either: left.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        modified = False
+        padded: dict[fx.Node, fx.Node] = {}
+        for node in list(graph_module.graph.nodes):
+            if node.target is aten.convolution.default and _wants_zeros(graph_module, node):
+                _pad(graph_module, node, padded)
+                modified = True
+        return PassResult(graph_module, modified)
+
+
+def _wants_zeros(module: fx.GraphModule, conv: fx.Node) -> bool:
+    x, weight = conv.args[:2]
+    shape = shape_of(weight)
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or shape is None:
+        return False
+    if len(shape) != 4 or conv.args[6] or conv.args[8] != 1 or not is_grid(x):
+        return False  # case 3
+    if getattr(module, str(weight.target)).dtype != torch.float32:
+        return False
+    made, read = int(shape[0]), int(shape[1])
+    return read > BLOCK and read % BLOCK != 0 and made % BLOCK == 0 and made > read
+
+
+def _pad(module: fx.GraphModule, conv: fx.Node, padded: dict[fx.Node, fx.Node]) -> None:
+    x, weight = conv.args[:2]
+    assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
+    value: Tensor = getattr(module, str(weight.target))
+    zeros = -value.shape[1] % BLOCK
+    name = f"p_{len(dict(module.named_buffers()))}"
+    module.register_buffer(name, torch.nn.functional.pad(value, (0, 0, 0, 0, 0, zeros)))
+    with module.graph.inserting_before(conv):
+        constant = module.graph.get_attr(name)
+        if x not in padded:
+            edges = [0, 0, 0, 0, 0, zeros]
+            padded[x] = module.graph.call_function(aten.constant_pad_nd.default, (x, edges, 0.0))
+            padded[x].meta = {"val": aten.constant_pad_nd.default(x.meta["val"], edges, 0.0)}
+    conv.args = (padded[x], constant, *conv.args[2:])

@@ -1,0 +1,191 @@
+"""The passes for ONNX Runtime: what each removes, what it leaves, and that the numbers stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from combicam.export.decompositions import decompositions
+from combicam.export.passes import (
+    AffineScalars,
+    FoldConstants,
+    FoldScale,
+    GateBySign,
+    PadChannels,
+    PoolMeans,
+    SinkExpand,
+    SpreadGates,
+    UnpoolMaxima,
+)
+
+aten = torch.ops.aten
+X = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Blocks(nn.Module):
+    """Convolutions in front of a function, so that what it reads is blocked."""
+
+    def __init__(self, function: Callable[..., Tensor], channels: int = 16, count: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convs = nn.ModuleList(nn.Conv2d(16, channels, 1) for _ in range(count))
+        self.function = function
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(*(conv(x) for conv in self.convs))
+
+
+def rewritten(make: type, function: Callable[[Tensor], Tensor]) -> tuple[bool, Counter[str]]:
+    """Run a pass twice: numbers stay, and the second time nothing is left to do."""
+    module = make_fx(function, decomposition_table=decompositions())(X)
+    module = FoldConstants()(module).graph_module
+    module.recompile()
+    expected = module(X)
+    result = make()(module)
+    result.graph_module.graph.lint()
+    result.graph_module.recompile()
+    torch.testing.assert_close(result.graph_module(X), expected, atol=1e-5, rtol=1e-4)
+    assert not make()(result.graph_module).modified
+    return result.modified, counted(result.graph_module)
+
+
+def counted(module: fx.GraphModule) -> Counter[str]:
+    return Counter(str(n.target) for n in module.graph.nodes if n.op == "call_function")
+
+
+def test_sink_expand() -> None:
+    def pooled(x: Tensor) -> Tensor:
+        g = (x.mean((2, 3), keepdim=True).expand(2, 16, 8, 8) / 64).mul(2.0)
+        lifted = g.unsqueeze(1).mean((3, 4))[:, 0, :, None, None]
+        return g * x + g.mean((2, 3), keepdim=True) + lifted
+
+    modified, left = rewritten(SinkExpand, pooled)
+    assert modified and not any("expand" in name for name in left)
+    assert left["aten.mean.dim"] == 1
+
+
+def test_sink_expand_leaves_what_is_needed_in_full() -> None:
+    def full(x: Tensor) -> Tensor:
+        small = x.mean((2, 3), keepdim=True)
+        large = small.expand(2, 16, 8, 8)
+        return large.sum() + (large + small).sum() + large.mean((1, 2, 3), keepdim=True).sum()
+
+    modified, left = rewritten(SinkExpand, full)
+    assert not modified and left["aten.expand.default"] == 1
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_fold_scale_behind_a_convolution(divide: bool) -> None:
+    conv = nn.Conv2d(16, 8, 3, bias=False).requires_grad_(False)
+    modified, left = rewritten(FoldScale, lambda x: conv(x) / 49 if divide else conv(x) * 3.0)
+    assert modified and set(left) == {"aten.convolution.default"}
+
+
+def test_fold_scale_leaves_a_bias() -> None:
+    conv = nn.Conv2d(16, 8, 3).requires_grad_(False)
+    modified, _ = rewritten(FoldScale, lambda x: conv(x) / 49)
+    assert not modified
+
+
+def test_affine_scalars() -> None:
+    def inner(x: Tensor, y: Tensor) -> Tensor:
+        return (x - y + 1) * (1 - x) + (y - x) * (y * 0.5 + 2.0)
+
+    modified, left = rewritten(AffineScalars, Blocks(inner))
+    assert modified and left["combicam.affine.default"] == 5
+    assert not {"aten.sub.Tensor", "aten.rsub.Scalar"} & set(left)
+
+
+def test_affine_scalars_leaves_plain_layouts() -> None:
+    modified, _ = rewritten(AffineScalars, lambda x: 1 - x)
+    assert not modified
+    modified, _ = rewritten(AffineScalars, Blocks(lambda x, y: x - y + 1, channels=15))
+    assert not modified
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+def test_spread_gates(blocked: bool) -> None:
+    def gated(x: Tensor, y: Tensor) -> Tensor:
+        gate = y.mean((2, 3), keepdim=True)
+        gate = torch.sigmoid(conv(gate) if blocked else gate.exp())
+        return x * gate + y * gate + gate
+
+    conv = nn.Conv2d(16, 16, 1).requires_grad_(False)
+    modified, left = rewritten(SpreadGates, Blocks(gated))
+    assert modified and left["combicam.spread.default"] == 1
+    assert left["aten.convolution.default"] == 3
+
+
+def test_spread_gates_leaves_plain_layouts() -> None:
+    modified, _ = rewritten(SpreadGates, lambda x: x * x.mean((2, 3), keepdim=True))
+    assert not modified
+
+
+def relu_backward(y: Tensor, g: Tensor) -> Tensor:
+    return aten.threshold_backward(g, y.relu(), 0)
+
+
+@pytest.mark.parametrize("form", ["blocked", "plain", "small"])
+def test_gate_by_sign(form: str) -> None:
+    def gated(y: Tensor, g: Tensor) -> Tensor:
+        g = {"blocked": g, "plain": g.exp(), "small": g.mean((2, 3), keepdim=True)}[form]
+        return aten.where.self(y.relu() <= 0, torch.zeros(()), g)
+
+    modified, left = rewritten(GateBySign, Blocks(gated))
+    assert modified and "aten.where.self" not in left and "aten.le.Scalar" not in left
+
+
+def test_gate_by_sign_is_exact() -> None:
+    """Zeros give zeros and the smallest activations count in full."""
+    y = torch.tensor([0.0, 1e-25, 1e-6, 1.0, 1e30])
+    assert torch.equal(torch.tanh(y * 1e30), torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]))
+
+
+def test_gate_by_sign_leaves_plain_layouts() -> None:
+    modified, left = rewritten(GateBySign, lambda x: relu_backward(x, x.exp()))
+    assert not modified and left["aten.where.self"] == 1
+
+
+def test_pool_means() -> None:
+    def pooled(x: Tensor, y: Tensor) -> Tensor:
+        kept = (x * y).sum((2, 3), keepdim=True) + x.mean((-1, -2), keepdim=True)
+        return kept[:, :, 0, 0] + y.mean((2, 3)) + x.unsqueeze(1).mean((3, 4))[:, 0]
+
+    modified, left = rewritten(PoolMeans, Blocks(pooled))
+    assert modified and left["combicam.global_mean.default"] == 4
+    assert not {"aten.mean.dim", "aten.sum.dim_IntList"} & set(left)
+
+
+def test_pool_means_leaves_other_axes() -> None:
+    def other(x: Tensor, y: Tensor) -> Tensor:
+        return x.mean((1, 2)) + y.mean(2).sum(1)[:, :8] + x.unsqueeze(1).mean((2, 3))[:, 0]
+
+    modified, _ = rewritten(PoolMeans, Blocks(other))
+    assert not modified
+
+
+def test_pad_channels() -> None:
+    wide = nn.Conv2d(24, 48, 1).requires_grad_(False)
+    narrow = nn.Conv2d(24, 20, 1).requires_grad_(False)
+    modified, left = rewritten(PadChannels, Blocks(lambda x: wide(x), channels=24, count=1))
+    assert modified and left["aten.constant_pad_nd.default"] == 1
+    modified, _ = rewritten(PadChannels, Blocks(lambda x: narrow(x), channels=24, count=1))
+    assert not modified
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1)])
+def test_unpool_maxima(kernel: int, stride: int, padding: int) -> None:
+    def pooled(x: Tensor) -> Tensor:
+        x = x.relu()  # windows of zeros: the first counts
+        x.requires_grad_()
+        y = nn.functional.max_pool2d(x, kernel, stride, padding)
+        return torch.autograd.grad((y.exp()).sum(), x)[0]
+
+    modified, left = rewritten(UnpoolMaxima, pooled)
+    assert modified == (padding == 0) == (left["aten.scatter_add.default"] == 0)
