@@ -1,0 +1,1 @@
+"""What is written beside a model for NVIDIA Triton Inference Server."""

@@ -1,0 +1,254 @@
+"""Explain photos with a model that combicam wrote for NVIDIA Triton Inference Server.
+
+    python client.py photo.jpg --url localhost:8000    # top classes, and photo.heatmap.png
+    python client.py --golden --url localhost:8000     # does the server give the right numbers?
+
+Stands alone: ``pip install 'tritonclient[http]' pillow numpy``. It reads the files beside it
+(preprocessing.json, labels.txt, golden/) and nothing else of combicam.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Arrays = dict[str, NDArray[Any]]
+Settings = dict[str, Any]  # preprocessing.json
+
+# Dark to bright in even steps of lightness (anchors of the inferno colormap, CC0).
+_COLOURS = (
+    (48, 12, 92),
+    (85, 15, 109),
+    (136, 34, 106),
+    (186, 54, 85),
+    (227, 89, 51),
+    (249, 140, 10),
+    (249, 201, 50),
+    (252, 255, 164),
+)
+
+
+def decode(photo: Path, settings: Settings) -> NDArray[np.uint8]:
+    """Upright RGB, resized as the model expects it: uint8 [H,W,3]."""
+    with Image.open(photo) as file:
+        file.load()
+        image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # 16 bits -> 8
+        samples = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    height, width = settings["input_size"]
+    box = None
+    if settings["resize"] == "crop":
+        box = centre_box(image.size, (width, height), settings["crop_pct"])
+    resampling = Image.Resampling[settings["interpolation"].upper()]
+    return np.asarray(image.convert("RGB").resize((width, height), resampling, box=box))
+
+
+def centre_box(
+    photo: tuple[int, int], crop: tuple[int, int], crop_pct: float
+) -> tuple[float, float, float, float]:
+    """What resizing until the photo covers crop / crop_pct, then cutting its centre, would keep.
+
+    Args:
+        photo, crop: (width, height), pixels.
+        crop_pct: see preprocessing.json.
+    """
+    cover = [math.floor(side / crop_pct) for side in crop]
+    if photo[0] * cover[1] >= photo[1] * cover[0]:
+        scaled = (cover[1] * photo[0] // photo[1], cover[1])
+    else:
+        scaled = (cover[0], cover[0] * photo[1] // photo[0])
+    starts = [round((s - c) / 2) for s, c in zip(scaled, crop, strict=True)]
+    left, top = (a * p / s for a, p, s in zip(starts, photo, scaled, strict=True))
+    right, bottom = (
+        min((a + c) * p / s, p) for a, c, p, s in zip(starts, crop, photo, scaled, strict=True)
+    )
+    return left, top, right, bottom
+
+
+def normalize(pixels: NDArray[np.uint8], settings: Settings) -> NDArray[np.float32]:
+    """uint8 [H,W,3] -> float32 [1,3,H,W], (x / 255 - mean) / std."""
+    mean, std = (np.array(settings[key], np.float32) * 255 for key in ("mean", "std"))
+    scaled = (pixels.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def make_feed(
+    settings: Settings, images: NDArray[np.float32], classes: list[int] | None = None
+) -> Arrays:
+    """The model's inputs by name.
+
+    Args:
+        settings: of the model.
+        images: float32 [B,3,H,W], normalised.
+        classes: which to explain (negative: the k-th best), or the classes of one region; default:
+            the best ones.
+
+    Raises:
+        ValueError: classes that the model cannot be asked for.
+    """
+    kind, count, number = (settings[key] for key in ("target_input", "targets", "classes"))
+    if kind == "none":
+        if classes:
+            raise ValueError("this model explains its best classes only; drop --targets")
+        return {"images": images}
+    if classes is not None and not all(c < number for c in classes):
+        raise ValueError(f"expected --targets below {number}, got {classes}")
+    if kind == "classes":
+        row = classes or [-1] * count
+        if len(row) != count:
+            raise ValueError(f"expected {count} --targets, got {len(row)}")
+        return {"images": images, "targets": np.tile(np.array(row, np.int64), (len(images), 1))}
+    if not classes or min(classes) < 0:
+        raise ValueError("this model explains regions; name their classes with --targets")
+    region = np.zeros((len(images), count, number), np.float32)
+    region[:, :, classes] = 1
+    return {"images": images, "targets": region}
+
+
+def make_inputs(feed: Arrays) -> list[Any]:
+    """The request's tensors, in the binary form."""
+    import tritonclient.http as http
+    from tritonclient.utils import np_to_triton_dtype
+
+    inputs = []
+    for name, array in feed.items():
+        tensor = http.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        inputs.append(tensor)
+    return inputs
+
+
+def ask(client: Any, model: str, feed: Arrays, outputs: list[str]) -> Arrays:
+    """One request; arrays by name of output."""
+    import tritonclient.http as http
+
+    wanted = [http.InferRequestedOutput(name, binary_data=True) for name in outputs]
+    result = client.infer(model, make_inputs(feed), outputs=wanted)
+    return {name: result.as_numpy(name) for name in outputs}
+
+
+def golden_errors(expected: Arrays, found: Arrays) -> dict[str, float]:
+    """Largest difference of each output, relative to its largest value.
+
+    Of ``classes``: how far the logit of a class that was taken is below that of the right one.
+    Where it is another, which rounding may cause among equals, only the logits are compared.
+    """
+    if any(values.shape != found[name].shape for name, values in expected.items()):
+        return dict.fromkeys(expected, math.inf)
+    logits, classes = expected["logits"], expected["classes"]
+    same = classes == found["classes"]
+    errors = {}
+    for name, values in expected.items():
+        other, scale = found[name], values
+        if name == "classes":
+            values, other = (np.take_along_axis(logits, c, 1) for c in (values, other))
+            scale = logits
+        elif name != "logits":  # [B,K,...]
+            values, other, scale = values[same], other[same], values[same]
+        largest = max(float(np.abs(scale).max(initial=0)), 1e-30)
+        error = float(np.abs(values - other).max(initial=0)) / largest
+        errors[name] = error if same.any() and math.isfinite(error) else math.inf
+    return errors
+
+
+def check_golden(client: Any, folder: Path, settings: Settings) -> bool:
+    """Send golden/input.npz, compare with golden/output.npz, print a line per output."""
+    feed = dict(np.load(folder / "golden" / "input.npz"))
+    expected = dict(np.load(folder / "golden" / "output.npz"))
+    tolerance = json.loads((folder / "golden" / "golden.json").read_text())["tolerance"]
+    parts = []
+    for start in range(0, len(feed["images"]), settings["max_batch_size"]):
+        part = {n: a[start : start + settings["max_batch_size"]] for n, a in feed.items()}
+        parts.append(ask(client, settings["model"], part, list(expected)))
+    found = {name: np.concatenate([part[name] for part in parts]) for name in expected}
+    errors = golden_errors(expected, found)
+    for name, error in errors.items():
+        print(f"{'ok  ' if error <= tolerance else 'FAIL'}  {name:<20}  {error:.2e}")
+    return max(errors.values()) <= tolerance
+
+
+def overlay(pixels: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """uint8 [H,W,3] under a heatmap [H,W]: cold places stay a dimmed photo, hot ones glow."""
+    low, high = float(heatmap.min()), float(heatmap.max())
+    heat = (heatmap - low) / (high - low) if high > low else np.zeros_like(heatmap)
+    at = heat[..., None] * (len(_COLOURS) - 1)
+    first = np.minimum(at.astype(int), len(_COLOURS) - 2)
+    colours = np.array(_COLOURS, np.float32)
+    glow = colours[first[..., 0]] * (1 - (at - first)) + colours[first[..., 0] + 1] * (at - first)
+    photo = pixels.astype(np.float32)
+    dim = (0.45 * photo + 0.55 * photo.mean(-1, keepdims=True)) * 0.85
+    opacity = 0.8 * heat[..., None] ** 0.7
+    return np.rint(dim * (1 - opacity) + glow * opacity).astype(np.uint8)
+
+
+def explain(
+    client: Any, folder: Path, photo: Path, classes: list[int] | None, top: int, output: Path
+) -> None:
+    """Print the photo's top classes and what was explained; save the overlay."""
+    settings = read_settings(folder)
+    labels = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")
+    pixels = decode(photo, settings)
+    feed = make_feed(settings, normalize(pixels, settings), classes)
+    found = ask(client, settings["model"], feed, ["logits", "classes", "scores", "heatmaps"])
+    logits = found["logits"][0].astype(np.float64)
+    probability = np.exp(logits - logits.max())
+    probability /= probability.sum()
+    for index in np.argsort(-probability)[:top]:
+        print(f"{probability[index]:8.3%}  {index:>5}  {labels[index]}")
+    for index, score in zip(found["classes"][0], found["scores"][0], strict=True):
+        name = labels[index] if index >= 0 else "region"
+        print(f"explained: {name} ({score:.3%})")
+    tiles = [pixels, *(overlay(pixels, heatmap) for heatmap in found["heatmaps"][0])]
+    Image.fromarray(np.concatenate(tiles, 1)).save(output)
+    print(f"overlay: {output}")
+
+
+def read_settings(folder: Path) -> Settings:
+    """preprocessing.json."""
+    settings: Settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+    return settings
+
+
+def main(arguments: list[str] | None = None, folder: Path | None = None) -> None:
+    """The command line; ``folder`` holds the model's files, by default beside this one."""
+    parser = argparse.ArgumentParser(description="Explain a photo, or check the server.")
+    parser.add_argument("photo", type=Path, nargs="?")
+    parser.add_argument("--url", default="localhost:8000", help="HOST:PORT of the HTTP service")
+    parser.add_argument("--targets", type=int, nargs="+", help="classes to explain")
+    parser.add_argument("--top", type=int, default=5, help="how many classes are printed")
+    parser.add_argument("--output", type=Path, help="overlay; default: photo.heatmap.png")
+    parser.add_argument("--golden", action="store_true", help="compare with golden/ instead")
+    given = parser.parse_args(arguments)
+    if (given.photo is None) != given.golden:
+        parser.error("expected a photo, or --golden")
+    folder = folder or Path(__file__).resolve().parent
+
+    import tritonclient.http as http
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        client = http.InferenceServerClient(given.url, network_timeout=300)
+        if given.golden:
+            raise SystemExit(0 if check_golden(client, folder, read_settings(folder)) else 1)
+        output = given.output or given.photo.with_name(f"{given.photo.stem}.heatmap.png")
+        explain(client, folder, given.photo, given.targets, given.top, output)
+    except (InferenceServerException, ConnectionError, TimeoutError) as error:
+        raise SystemExit(f"client: {given.url}: {error}") from error
+    except (OSError, ValueError) as error:  # of the photo, or of what was asked for
+        raise SystemExit(f"client: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
