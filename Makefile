@@ -21,8 +21,9 @@ BIN := .venv/bin
 demo: .venv/.base
 	$(BIN)/combicam demo --output demo
 
+# Two processes of one thread each; a file's tests share what was traced for them.
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow

@@ -24,12 +24,16 @@ packages = [
 ]
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
 TEST = [
     *MODELS,
+    *SERVING,
+    "protobuf>=6.30",
     "pytest>=8",
     "pytest-benchmark>=5",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "grad-cam>=1.5.4",
     "torchcam>=0.4.0",
@@ -64,6 +68,7 @@ setup(
     ],
     extras_require={
         "models": MODELS,
+        "serving": SERVING,
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2"],
     },

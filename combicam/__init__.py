@@ -6,19 +6,23 @@
 
 from combicam.engine import (
     ComputeConfig,
+    Contrast,
     Explainer,
     Explanation,
+    OutputError,
     RunConfig,
     RunSummary,
     ShardData,
     Verification,
     blend,
+    contrast,
     export,
     make_explainer,
     panel,
     read_shard,
     run,
 )
+from combicam.engine.triton_repository import ServedModel, export_triton_repository
 from combicam.errors import (
     ArtifactError,
     CombicamError,
@@ -33,6 +37,7 @@ from combicam.export.classes import ClassTable
 from combicam.export.models import LoadedModel, ModelConfig, load_model
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
+from combicam.export.tokens import TokenGrid, tokens
 from combicam.version import __version__
 
 # `combicam.export` is the function; the package of that name is imported by its modules' names.
@@ -42,6 +47,7 @@ __all__ = [
     "ClassTable",
     "CombicamError",
     "ComputeConfig",
+    "Contrast",
     "DecodeError",
     "Explainer",
     "Explanation",
@@ -50,19 +56,25 @@ __all__ = [
     "MissingExtra",
     "ModelConfig",
     "ModelError",
+    "OutputError",
     "Preprocess",
     "RunConfig",
     "RunError",
     "RunSummary",
+    "ServedModel",
     "ShardData",
+    "TokenGrid",
     "TraceError",
     "Verification",
     "__version__",
     "blend",
+    "contrast",
     "export",
+    "export_triton_repository",
     "load_model",
     "make_explainer",
     "panel",
     "read_shard",
     "run",
+    "tokens",
 ]

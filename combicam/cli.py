@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +14,9 @@ import tyro
 
 from combicam.demo.tour import DemoConfig, demo
 from combicam.engine import ComputeConfig, RunConfig, RunSummary, export, make_explainer, run_images
-from combicam.engine.exporting import check_output
+from combicam.engine.exporting import VERIFY_IMAGES, check_output
+from combicam.engine.triton_repository import check_repository, export_triton_repository
+from combicam.engine.verifying import Verification
 from combicam.errors import CombicamError, LayerError
 from combicam.export.layers import select_layers
 from combicam.export.models import LoadedModel, ModelConfig, load_model
@@ -22,28 +27,37 @@ from combicam.export.spec import CamSpec
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a network and its explanation as one file.
+    """Write a network and its explanation as one file, or as a folder that a server runs.
 
     Args:
-        output: model.onnx or model.ts.
+        output: model.onnx, model.ts, or model.pt2, which is compiled for the device.
+        triton_repository: folder for NVIDIA Triton Inference Server; instead of ``output``, or
+            beside it.
         model: which network.
         cam: what to compute.
         amp_dtype: precision of the computation: float32, bfloat16, float16.
+        device: where the network is while it is exported.
         target_input: ``classes`` (a second input names them), ``none`` (the best ones), or
             ``weights`` (regions).
         keep_layers: also return every layer's map.
-        verify: load the file and compare it with the network; one that disagrees is not kept.
-        tolerance: largest difference that is accepted; the default depends on the precision.
+        verify: on how many random images the file is compared with the network; 0 for none.
+        tolerance: difference that is accepted; the default depends on the precision.
+        force: keep a file that disagrees.
+        verbose: tell how many nodes the graph has before and after each rewrite.
     """
 
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     model: ModelConfig
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    triton_repository: Path | None = None
     cam: CamSpec = field(default_factory=CamSpec)
     amp_dtype: str | None = None
+    device: str = "cpu"
     target_input: str = "classes"
     keep_layers: bool = False
-    verify: bool = True
+    verify: int = VERIFY_IMAGES
     tolerance: float | None = None
+    force: bool = False
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,27 +108,79 @@ def _run(config: RunConfig) -> None:
 
 
 def _export(config: ExportConfig) -> None:
-    check_output(config.output)
-    compute = ComputeConfig("cpu", config.amp_dtype)
+    if config.output is None and config.triton_repository is None:
+        raise ValueError(
+            "export: expected a file or a folder to write, got neither; give --output model.onnx "
+            "or --triton-repository DIR"
+        )
+    if config.output is not None:
+        check_output(config.output)
+    if config.triton_repository is not None:
+        check_repository(config.triton_repository)
+    compute = ComputeConfig(config.device, config.amp_dtype)
     explainer = make_explainer(config.model, config.cam, compute, keep_layers=config.keep_layers)
-    found = export(
-        explainer,
-        config.output,
-        target_input=config.target_input,
-        verify=config.verify,
-        tolerance=config.tolerance,
-    )
-    size = config.output.stat().st_size / 1e6
-    rows = [
-        ("file", f"{config.output} ({size:.1f} MB)"),
-        ("layers", ", ".join(info.name for info in explainer.layers)),
-    ]
+    rows = [("layers", ", ".join(info.name for info in explainer.layers))]
+    found = None
+    if config.output is not None:
+        found = export(
+            explainer,
+            config.output,
+            target_input=config.target_input,
+            verify=config.verify,
+            tolerance=config.tolerance,
+            allow_disagreement=config.force,
+        )
+        size = config.output.stat().st_size / 1e6
+        rows.insert(0, ("file", f"{config.output} ({size:.1f} MB)"))
+    if config.triton_repository is not None:
+        served = export_triton_repository(
+            explainer,
+            config.triton_repository,
+            target_input=config.target_input,
+            verify=config.verify,
+            tolerance=config.tolerance,
+            allow_disagreement=config.force,
+        )
+        rows.insert(0, ("served model", f"{served.path}: see its README.md"))
+        found = served.verification
     if found is not None:
-        rows += [
-            ("heatmap error", f"{found.max_heatmap_error:.2g} on {found.images} images"),
-            ("logit error", f"{found.max_logit_error:.2g} of the largest logit"),
-        ]
+        rows += _verification_rows(found)
     print(_table(rows))
+    if found is not None and not found.agrees:
+        print(f"combicam: warning: kept although it disagrees: {found}", file=sys.stderr)
+
+
+def _verification_rows(found: Verification) -> list[tuple[str, str]]:
+    """Every output's error; of the layer maps the one that is furthest off."""
+    maps = [o for o in found.outputs if o.name.startswith("map:")]
+    shown = [o for o in found.outputs if o not in maps]
+    shown += sorted(maps, key=lambda o: -o.relative)[:1]
+    names = {f"{name}s": name for name in ("heatmap", "logit", "score", "range")}
+    names["classes"] = "class"
+    return [
+        ("compared", f"{found.images} images, network in float32, tolerance {found.tolerance:g}"),
+        *(
+            (
+                f"{names.get(o.name, o.name)} error",
+                f"{o.max_abs:.2g} max, {o.mean_abs:.2g} mean (values up to {o.scale:.3g})",
+            )
+            for o in shown
+        ),
+    ]
+
+
+@contextmanager
+def _rewrites_shown(wanted: bool) -> Iterator[None]:
+    log, handler = logging.getLogger("combicam.export.passes"), logging.StreamHandler()
+    before = log.level
+    if wanted:
+        log.setLevel(logging.INFO)
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
 
 
 def _layers(config: LayersConfig) -> None:
@@ -180,7 +246,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(config, RunConfig):
             _run(config)
         elif isinstance(config, ExportConfig):
-            _export(config)
+            with _rewrites_shown(config.verbose):
+                _export(config)
         elif isinstance(config, LayersConfig):
             _layers(config)
         else:

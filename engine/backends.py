@@ -1,4 +1,4 @@
-"""What executes a joint graph: torch eager or compiled, TorchScript, ONNX Runtime."""
+"""What executes a joint graph: torch eager or compiled, TorchScript, ONNX Runtime, AOTInductor."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from combicam.errors import ArtifactError
-from combicam.export.onnx_file import write_onnx
+from combicam.errors import ArtifactError, first_line
+from combicam.export.aoti_file import aoti_device, aoti_origin
+from combicam.export.artifact import FORMATS, artifact_format, check_dtype
 from combicam.export.snapshot import no_autocast
-from combicam.export.torchscript_file import write_torchscript
-from combicam.export.trace import JointGraph, example_inputs
+from combicam.export.trace import JointGraph
 
 BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "aoti")
 # A joint graph as a function: images[, targets] -> outputs, on the backend's device.
@@ -39,19 +39,6 @@ def eager_backend(joint: JointGraph) -> Execute:
 def compile_backend(joint: JointGraph) -> Execute:
     """The graph through ``torch.compile``; the first call of a batch size compiles."""
     return _no_grad(torch.compile(joint.module))
-
-
-def aoti_backend(joint: JointGraph) -> Execute:
-    """A portable graph through AOTInductor: compiled once for any batch size, no Python inside."""
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
-
-    inputs = example_inputs(joint)
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} for _ in inputs)
-    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="combicam-") as folder:
-        program = torch.export.export(joint.module, inputs, dynamic_shapes=shapes, strict=False)
-        package = aoti_compile_and_package(program, package_path=f"{folder}/graph.pt2")
-        return _no_grad(aoti_load_package(package))
 
 
 def torchscript_backend(path: Path, device: torch.device) -> Execute:
@@ -109,16 +96,50 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
     return execute
 
 
-def portable_backend(joint: JointGraph, backend: str, device: torch.device) -> Execute:
-    """A portable joint graph in the runtime of an artifact, by way of a temporary file."""
+def aoti_backend(path: Path, device: torch.device) -> Execute:
+    """An AOTInductor package, which runs on the kind of device that it was compiled for.
+
+    Raises:
+        ArtifactError: it cannot be loaded, or was compiled for another device.
+    """
+    from torch._inductor import aoti_load_package
+
+    compiled = aoti_device(path)
+    if compiled.type != device.type:
+        raise ArtifactError(
+            f"artifact: expected device {compiled.type!r}, for which {path} was compiled, got "
+            f"{str(device)!r}; export it again with an explainer on that device"
+        )
+    try:
+        index = device.index or 0 if device.type == "cuda" else -1
+        return _no_grad(aoti_load_package(str(path), device_index=index))
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"artifact: {path} cannot be loaded ({first_line(error)}); it was compiled with "
+            f"{aoti_origin(path)}, this is torch {torch.__version__}: export it again here"
+        ) from error
+
+
+LOADERS = {
+    "torchscript": torchscript_backend,
+    "onnxruntime": onnxruntime_backend,
+    "aoti": aoti_backend,
+}
+
+
+def file_backend(joint: JointGraph, backend: str, device: torch.device) -> Execute:
+    """A joint graph in the runtime of an artifact, by way of a temporary file.
+
+    Raises:
+        ValueError: a dtype that such files cannot hold.
+        TraceError: the graph has no such form.
+    """
+    suffix, form = next((s, form) for s, form in FORMATS.items() if form.runtime == backend)
+    check_dtype(suffix, joint.signature.dtype)
     with tempfile.TemporaryDirectory(prefix="combicam-") as folder:
-        if backend == "onnxruntime":
-            path = Path(folder) / "graph.onnx"
-            write_onnx(joint, path, "")
-            return onnxruntime_backend(path, device)
-        path = Path(folder) / "graph.ts"
-        write_torchscript(joint, path, "")
-        return torchscript_backend(path, device)
+        path = Path(folder) / f"graph{suffix}"
+        form.write(joint if form.is_compiled else joint.portable(), path, "")
+        return LOADERS[backend](path, device)
 
 
 def artifact_backend(path: Path, backend: str, device: torch.device) -> Execute:
@@ -126,12 +147,12 @@ def artifact_backend(path: Path, backend: str, device: torch.device) -> Execute:
 
     Raises:
         ValueError: a backend that does not execute such files.
+        ArtifactError: it cannot be loaded.
     """
-    fitting = {".onnx": "onnxruntime", ".ts": "torchscript"}[path.suffix]
+    fitting = artifact_format(path).runtime
     if backend not in ("auto", fitting):
         raise ValueError(
             f"Explainer.load: expected backend 'auto' or {fitting!r} for {path.suffix}, "
             f"got {backend!r}"
         )
-    make = onnxruntime_backend if fitting == "onnxruntime" else torchscript_backend
-    return make(path, device)
+    return LOADERS[fitting](path, device)

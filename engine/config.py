@@ -23,6 +23,7 @@ class ComputeConfig:
         amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
             eager, or the runtime of the artifact.
+        chunk: of ``scorecam``, masked images at once; None for what easily fits into memory.
 
     Raises:
         ValueError: an unknown backend.
@@ -31,6 +32,7 @@ class ComputeConfig:
     device: str | None = None
     amp_dtype: str | None = None
     backend: str = "auto"
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

@@ -18,14 +18,15 @@ from combicam.engine.explanation import Explanation
 from combicam.engine.sessions import ArtifactSession, ModelSession, Request, Session
 from combicam.engine.targets import read_targets
 from combicam.errors import ArtifactError
+from combicam.export.aoti_file import aoti_device
 from combicam.export.artifact import Description, read_description, weights_digest
 from combicam.export.classes import ClassTable
 from combicam.export.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.probe import LayerInfo
 from combicam.export.snapshot import check_finite, snapshot
-from combicam.export.spec import CamSpec, preset_values
-from combicam.kernels.combine import is_flat
+from combicam.export.spec import FORWARD_METHODS, CamSpec, preset_values
+from combicam.kernels.extremes import is_flat
 from combicam.kernels.weigh import EPS
 from combicam.version import __version__
 
@@ -43,12 +44,14 @@ class Explainer:
             or a :class:`~combicam.export.models.LoadedModel`.
         input_size: (H, W), pixels; a LoadedModel knows its own.
         layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps,
-            method_eps: see
+            method_eps, tokens, masks: see
             :class:`~combicam.export.spec.CamSpec`.
         device: default: where the model is.
         dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
             eager. The compiled ones need a C++ compiler.
+        chunk: of ``scorecam``, how many masked images run at once; default: what easily fits into
+            memory. Results depend on it by rounding alone; it is halved when memory is short.
         keep_layers: also return every layer's map.
         preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
         classes: names and places of the classes.
@@ -80,6 +83,9 @@ class Explainer:
         layer_weights: Sequence[float] = (),
         eps: float = 0.0,
         method_eps: float = EPS,
+        tokens: tuple[int, int, int] | None = None,
+        masks: str = "image",
+        chunk: int | None = None,
         keep_layers: bool = False,
         preprocess: Preprocess | None = None,
         classes: ClassTable | None = None,
@@ -95,8 +101,11 @@ class Explainer:
             layer_weights=tuple(layer_weights),
             eps=eps,
             method_eps=method_eps,
+            tokens=tokens,
+            masks=masks,
         )
         _check_backend(backend)
+        _check_chunk(chunk, method)
         loaded = model if isinstance(model, LoadedModel) else None
         module = _prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
         preprocess = _preprocess(preprocess, loaded, input_size)
@@ -108,14 +117,14 @@ class Explainer:
             keep_layers,
             "eager" if backend == "auto" else backend,
             self.device,
+            chunk,
         )
-        joint = session.joint(session.top)
         self.description = Description(
             model=loaded.name if loaded else type(model).__name__,
             spec=spec,
-            layers=joint.layers,
-            signature=joint.signature,
-            outputs=joint.output_names,
+            layers=session.layers,
+            signature=session.signature,
+            outputs=session.output_names,
             preprocess=preprocess,
             classes=classes or (loaded.classes if loaded else None),
             weights=weights_digest(module),
@@ -144,8 +153,9 @@ class Explainer:
         """An explainer over an artifact; the network's own code is not needed.
 
         Args:
-            path: a .onnx or .ts file that combicam wrote.
-            device: default: CUDA where torch and the file's runtime have it, else the CPU.
+            path: a .onnx, .ts or .pt2 file that combicam wrote.
+            device: default: CUDA where torch and the file's runtime have it, else the CPU; for
+                .pt2 the device that it was compiled for.
             backend: ``auto``, or the runtime of that kind of file.
 
         Raises:
@@ -218,7 +228,8 @@ class Explainer:
         Args:
             images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB.
             targets: None for the K best classes of each image; classes as int [B] or [B,K]
-                (negative: the k-th best); or regions as float [B,K,n], one weight per class.
+                (negative: the k-th best); regions as float [B,K,n], one weight per class,
+                negative ones count against; or a contrast, see :func:`~combicam.contrast`.
 
         Returns:
             Tensors on the explainer's device.
@@ -262,12 +273,26 @@ class Explainer:
                 f"{tuple(batch.shape)}; resize them, or make an explainer with another input_size"
             )
         batch = batch.detach().to(self.device, non_blocking=True)
-        return self.preprocess.normalize(batch) if batch.dtype == torch.uint8 else batch.float()
+        if batch.dtype != torch.uint8:
+            return batch.float()
+        return self.preprocess.normalize(batch, self.session.image_dtype)
 
 
 def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"Explainer: expected backend in {list(BACKENDS)}, got {backend!r}")
+
+
+def _check_chunk(chunk: int | None, method: str) -> None:
+    if chunk is None:
+        return
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"Explainer: expected chunk as an int >= 1 or None, got {chunk!r}")
+    if method not in FORWARD_METHODS:
+        raise ValueError(
+            f"Explainer: expected chunk with method in {list(FORWARD_METHODS)}, got {method!r}, "
+            "which masks no images; leave it out"
+        )
 
 
 def _prepared(
@@ -290,6 +315,8 @@ def _prepared(
         if name is not None:
             module = module.to(DTYPES[name])
             check_finite(module)  # float16 may overflow
+        if next((p.is_cuda for p in module.parameters()), False):
+            module = module.to(memory_format=torch.channels_last)
     return module
 
 
@@ -316,6 +343,8 @@ def _check_classes(description: Description) -> None:
 
 
 def _best_device(path: Path) -> torch.device:
+    if path.suffix == ".pt2":
+        return aoti_device(path)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if path.suffix == ".onnx":

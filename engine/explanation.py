@@ -15,8 +15,8 @@ class Explanation:
     Attributes:
         heatmaps: float32 [B,K,H,W], in [0,1] unless the spec leaves maps unnormalised
             ([B,K,L,H,W] for ``fuse="none"``).
-        targets: int64 [B,K], the explained classes, best first; -1 for a region.
-        scores: float32 [B,K], probability of the target.
+        targets: int64 [B,K], the explained classes, best first; -1 for a region or a contrast.
+        scores: float32 [B,K], probability of the target; of a contrast, p_a - p_b.
         logits: float32 [B,n].
         ranges: float32 [B,K,2], min and max of the fused map before normalisation ([B,K,L,2]).
         flat: bool [B,K] ([B,K,L]), the map is constant: its heatmap is all zeros.

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from combicam.engine.backends import eager_backend
 from combicam.engine.explainer import Explainer
 from combicam.engine.sessions import ModelSession, Request
+from combicam.engine.verifying import TOLERANCES, Verification, verify_artifact
 from combicam.errors import ArtifactError
-from combicam.export.artifact import artifact_suffix, write_artifact
-from combicam.export.trace import TINY, JointGraph, example_inputs
+from combicam.export.artifact import artifact_suffix, check_dtype, write_artifact
 
-# Rounding may switch a ReLU whose input is zero to rounding.
-TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
-VERIFY_BATCH = 3
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far an artifact is from the network it came from, on images it was not traced with.
-
-    Attributes:
-        images: how many were compared.
-        max_heatmap_error: largest absolute difference of a heatmap's pixel.
-        max_logit_error: largest difference of a logit, relative to the largest logit.
-    """
-
-    images: int
-    max_heatmap_error: float
-    max_logit_error: float
+VERIFY_IMAGES = 8
 
 
 def export(
@@ -41,41 +23,53 @@ def export(
     path: str | Path,
     *,
     target_input: str = "classes",
-    verify: bool = True,
+    verify: int | bool = VERIFY_IMAGES,
     tolerance: float | None = None,
+    allow_disagreement: bool = False,
 ) -> Verification | None:
-    """Write ``model.onnx`` or ``model.ts``: graph, weights, spec, layers, preprocessing, classes.
+    """Write ``model.onnx``, ``.ts`` or ``.pt2``: graph, weights, spec, preprocessing, classes.
 
     Inputs of the file: ``images`` float32 [B,3,H,W], normalised, and, unless ``target_input`` is
     ``none``, ``targets``. Outputs: ``logits``, ``classes`` (the explained ones), ``scores``,
-    ``heatmaps``, ``ranges``, and the layer maps with ``keep_layers``. B is free.
+    ``heatmaps``, ``ranges``, and the layer maps with ``keep_layers``. B is free. The network
+    computes in the explainer's dtype; scores, the pooling of gradients and the maps in float32.
 
     Args:
         explainer: over a network; one that was loaded from a file has no network to export.
-        path: the suffix decides the format.
+        path: the suffix decides the format; a .pt2 file is compiled for the explainer's device.
         target_input: ``classes``: int64 [B,K], negative entries mean the k-th best class;
             ``none``: always the K best; ``weights``: float32 [B,K,n], regions.
-        verify: load the file and compare it with the network; one that disagrees is not kept.
-        tolerance: largest absolute difference of a heatmap's pixel, and of a logit relative to the
-            largest; default: 1e-3, for float16 0.05, for bfloat16 0.3.
+        verify: on how many random images with the spectrum of photos the file is compared with
+            the network in eager float32; True for the default, 0 or False for none.
+        tolerance: of the difference of a typical image, and of the mean difference, relative to
+            the largest value of the same output (for heatmaps 1); default: 1e-3, for float16 0.1,
+            for bfloat16 0.3.
+        allow_disagreement: keep a file that is further off; ``agrees`` says so.
 
     Returns:
-        The comparison, or None without ``verify``.
+        The comparison, output by output, or None without one.
 
     Raises:
-        ValueError, FileNotFoundError: another suffix, or no such folder.
-        ArtifactError: an explainer without a network, or a file that disagrees by more.
+        ValueError, FileNotFoundError: another suffix, a dtype that the format cannot hold, or no
+            such folder.
+        ArtifactError: an explainer without a network, or a file that disagrees.
         TraceError: the graph has no such form.
     """
     path = Path(path)
     check_output(path)
+    images = VERIFY_IMAGES if verify is True else int(verify)
+    if images < 0:
+        raise ValueError(f"export: expected verify >= 0 images, got {verify}; 0 means none")
     session = explainer.session
     if not isinstance(session, ModelSession):
         raise ArtifactError(
             "export: expected an explainer over a network, got one that was loaded from a file; "
             "copy that file, or export the network again"
         )
-    joint = session.joint(Request(target_input, explainer.spec.targets))
+    check_dtype(path.suffix, explainer.description.signature.dtype)
+    joint = session.joint(
+        Request(target_input, explainer.spec.targets), for_onnx=path.suffix == ".onnx"
+    )
     description = replace(
         explainer.description, signature=joint.signature, outputs=joint.output_names
     )
@@ -83,18 +77,20 @@ def export(
     # Nothing is seen under the final name before it was written and checked.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        write_artifact(joint.portable(), description, draft)
-        if verify:
-            found = _compare(joint, Explainer.load(draft, device=session.device))
+        write_artifact(joint, description, draft)
+        if images:
             limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
-            worst = max(found.max_heatmap_error, found.max_logit_error)
-            if not worst <= limit:
+            artifact = Explainer.load(draft, device=session.device)
+            samples = natural_noise(images, explainer.input_size)
+            found = verify_artifact(artifact, joint, session.module, samples, limit)
+            if not found.agrees and not allow_disagreement:
                 raise ArtifactError(
-                    f"export: expected heatmaps and logits within {limit} of the network's, got "
-                    f"{found.max_heatmap_error:.3g} and {found.max_logit_error:.3g}; nothing was "
-                    "written, a larger tolerance or verify=False keeps the file"
+                    f"export: expected outputs within {limit:g} of the network's in float32, got "
+                    f"{found}; nothing was written, a larger tolerance or allow_disagreement "
+                    "(--force) keeps the file"
                 )
-        for file in Path(folder).iterdir():  # weights beyond 2 GB lie beside the graph
+        # Weights beyond 2 GB lie beside the graph, and must be there before it is.
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
             file.replace(path.parent / file.name)
     return found
 
@@ -120,24 +116,3 @@ def natural_noise(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     amplitude = 1 / torch.sqrt(fy**2 + fx**2).clamp_min(1 / max(size))
     pink = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=size)
     return (pink - pink.mean((-2, -1), keepdim=True)) / pink.std((-2, -1), keepdim=True)
-
-
-def _compare(joint: JointGraph, artifact: Explainer) -> Verification:
-    """The file beside the graph in eager torch, on images and a batch size of neither's trace."""
-    _, *targets = example_inputs(joint, VERIFY_BATCH)
-    images = natural_noise(VERIFY_BATCH, joint.signature.input_size).to(artifact.device)
-    if joint.signature.target_input == "weights":
-        targets = [torch.rand_like(t) for t in targets]
-    inputs = [images, *targets]
-    ours = eager_backend(joint)(inputs)
-    theirs = artifact.session.execute(artifact.session.top)(inputs)
-    named = {
-        name: (a.float(), b.float())
-        for name, a, b in zip(joint.output_names, ours, theirs, strict=True)
-    }
-    heatmaps, (logits, other) = named["heatmaps"], named["logits"]
-    return Verification(
-        VERIFY_BATCH,
-        float((heatmaps[0] - heatmaps[1]).abs().max()),
-        float((logits - other).abs().max() / logits.abs().max().clamp_min(TINY)),
-    )

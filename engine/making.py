@@ -42,6 +42,7 @@ def make_explainer(
         device=compute.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         dtype=compute.amp_dtype,
         backend=compute.backend,
+        chunk=compute.chunk,
         keep_layers=keep_layers,
         **spec,
     )
@@ -67,9 +68,10 @@ def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Ex
         )
         if getattr(model, name)
     ]
-    if given or compute.amp_dtype:
+    given += [name for name in ("amp_dtype", "chunk") if getattr(compute, name)]
+    if given:
         raise ValueError(
-            f"{model.model}: expected no {', '.join(given) or 'amp_dtype'}: an artifact holds its "
-            "weights, preprocessing, classes and precision; export it again to change them"
+            f"{model.model}: expected no {', '.join(given)}: an artifact holds its weights, "
+            "preprocessing, classes, precision and method; export it again to change them"
         )
     return explainer

@@ -11,19 +11,19 @@ import torch
 from torch import nn
 
 from combicam.engine.backends import (
+    LOADERS,
     Execute,
-    aoti_backend,
     artifact_backend,
     compile_backend,
     eager_backend,
-    portable_backend,
+    file_backend,
 )
+from combicam.engine.scorecam import ScoreCam
 from combicam.errors import ArtifactError
 from combicam.export.artifact import Description
-from combicam.export.spec import CamSpec
-from combicam.export.trace import JointGraph, trace
-
-PORTABLE = ("torchscript", "onnxruntime")
+from combicam.export.probe import LayerInfo
+from combicam.export.spec import FORWARD_METHODS, CamSpec
+from combicam.export.trace import OUTPUTS, JointGraph, Signature, trace
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,11 @@ class Session(Protocol):
 
     Attributes:
         top: the request of a call that names no targets.
+        image_dtype: what bytes are best normalised to; float32 always fits.
     """
 
     top: Request
+    image_dtype: torch.dtype
 
     def execute(self, request: Request) -> Execute:
         """The joint graph as a function of its inputs."""
@@ -55,6 +57,7 @@ class ModelSession:
         spec, input_size, keep_layers: what to trace.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime`` or ``aoti``.
         device: where the network is.
+        chunk: of ``scorecam``, masked images at once.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ModelSession:
         keep_layers: bool,
         backend: str,
         device: torch.device,
+        chunk: int | None = None,
     ) -> None:
         self.module = module
         self.spec = spec
@@ -73,36 +77,81 @@ class ModelSession:
         self.backend = backend
         self.device = device
         self.top = Request("classes", spec.targets)
-        self._joints: dict[Request, JointGraph] = {}
+        # Files take float32; a graph in memory would cast to the network's type in another pass.
+        forward_only = spec.method in FORWARD_METHODS
+        direct = backend not in LOADERS and device.type == "cuda" and not forward_only
+        dtype = next((p.dtype for p in module.parameters()), torch.float32)
+        self.image_dtype = dtype if direct else torch.float32
+        self._joints: dict[tuple[Request, bool], JointGraph] = {}
         self._ready: dict[Request, Execute] = {}
         self._lock = threading.RLock()
+        self.score_cam = None
+        if forward_only:
+            self.score_cam = ScoreCam(module, spec, input_size, keep_layers, backend, device, chunk)
         self.execute(self.top)
 
-    def joint(self, request: Request) -> JointGraph:
-        """The joint graph that answers a request; traced at its first request."""
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The target layers, in order of execution."""
+        if self.score_cam is not None:
+            return self.score_cam.graph.layers
+        return self._top_joint().layers
+
+    @property
+    def signature(self) -> Signature:
+        """What goes in when a call names no targets."""
+        if self.score_cam is not None:
+            return replace(self.score_cam.graph.signature, target_input=self.top.target_input)
+        return self._top_joint().signature
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What comes out; layer maps are called after their layer."""
+        if self.score_cam is not None:
+            kept = self.layers if self.keep_layers else ()
+            return (*OUTPUTS, *(f"map:{info.name}" for info in kept))
+        return self._top_joint().output_names
+
+    def _top_joint(self) -> JointGraph:
+        return self.joint(self.top, for_onnx=self.backend == "onnxruntime")
+
+    def joint(self, request: Request, for_onnx: bool = False) -> JointGraph:
+        """The joint graph that answers a request; traced at its first request.
+
+        Args:
+            request: what is asked.
+            for_onnx: a backward per target: ONNX Runtime would have to copy every value of the
+                forward for every target of a batched one (measured slower on a CPU).
+
+        Raises:
+            TraceError: the method has none, or see :func:`~combicam.export.trace.trace`.
+        """
         with self._lock:
-            if request not in self._joints:
-                self._joints[request] = trace(
+            batched = not for_onnx or request.count == 1
+            if (request, batched) not in self._joints:
+                self._joints[request, batched] = trace(
                     self.module,
                     replace(self.spec, targets=request.count),
                     self.input_size,
                     target_input=request.target_input,
                     keep_layers=self.keep_layers,
+                    batched=batched,
                 )
-            return self._joints[request]
+            return self._joints[request, batched]
 
     def execute(self, request: Request) -> Execute:
         """The joint graph as a function of its inputs."""
         with self._lock:
             if request not in self._ready:
-                self._ready[request] = self._start(self.joint(request))
+                self._ready[request] = self._start(request)
             return self._ready[request]
 
-    def _start(self, joint: JointGraph) -> Execute:
-        if self.backend in PORTABLE:
-            return portable_backend(joint.portable(), self.backend, self.device)
-        if self.backend == "aoti":
-            return aoti_backend(joint.portable())
+    def _start(self, request: Request) -> Execute:
+        if self.score_cam is not None:
+            return self.score_cam.execute(request.target_input, request.count)
+        joint = self.joint(request, for_onnx=self.backend == "onnxruntime")
+        if self.backend in LOADERS:
+            return file_backend(joint, self.backend, self.device)
         return compile_backend(joint) if self.backend == "compile" else eager_backend(joint)
 
 
@@ -120,6 +169,7 @@ class ArtifactSession:
         self, path: Path, description: Description, backend: str, device: torch.device
     ) -> None:
         self.top = Request(description.signature.target_input, description.spec.targets)
+        self.image_dtype = torch.float32
         self._execute = artifact_backend(path, backend, device)
 
     def execute(self, request: Request) -> Execute:

@@ -2,17 +2,93 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
-    """Classes or regions, checked.
+@dataclass(frozen=True)
+class Contrast:
+    """Why class a and not class b; made by :func:`contrast`.
+
+    Attributes:
+        a, b: int64, a single class, [B] or [B,K].
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def weights(self, batch: int, classes: int) -> Tensor:
+        """Region weights that are 1 for a, -1 for b and 0 for all others: float32 [B,K,n].
+
+        Raises:
+            ValueError: a count that is not the batch's, a class that does not exist, or a = b.
+        """
+        a, b = (_per_image(name, ids, batch, classes) for name, ids in self.__dict__.items())
+        if 1 not in (a.shape[1], b.shape[1]) and a.shape != b.shape:
+            raise ValueError(
+                f"contrast: expected as many classes in a as in b, got K={a.shape[1]} and "
+                f"K={b.shape[1]}; name one pair per target"
+            )
+        a, b = torch.broadcast_tensors(a, b)
+        if bool((a == b).any()):
+            raise ValueError(
+                f"contrast: expected two different classes, got {int(a[a == b][0])} twice; the "
+                "difference of a score from itself has no map"
+            )
+        every = torch.arange(classes, device=a.device)
+        return (a[..., None] == every).float() - (b[..., None] == every).float()
+
+
+def contrast(a: Any, b: Any) -> Contrast:
+    """Targets for the question why the network says a and not b.
+
+    y = s_a - s_b is differentiated, s being the spec's score; for ``logit`` and ``logprob`` this
+    is the difference of two logits, and all other classes cancel. Swapping a and b turns the sign
+    of every gradient. An artifact that was exported with ``target_input="weights"`` answers it.
 
     Args:
-        targets: classes as int [B] or [B,K], or regions as float [B,K,n].
+        a, b: one class for all images, or int64 [B] or [B,K]; a single one goes with many.
+
+    Returns:
+        What ``explainer(images, targets=...)`` takes.
+
+    Raises:
+        TypeError: no whole numbers.
+    """
+    ids = [torch.as_tensor(x) for x in (a, b)]
+    for name, x in zip("ab", ids, strict=True):
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"contrast: expected {name} as int, got {x.dtype}")
+    return Contrast(ids[0].long(), ids[1].long().to(ids[0].device))
+
+
+def _per_image(name: str, ids: Tensor, batch: int, classes: int) -> Tensor:
+    """One class, [B] or [B,K] as [B,K]."""
+    given = tuple(ids.shape)
+    if ids.ndim < 2:
+        ids = ids.expand(batch)[:, None] if ids.ndim == 0 else ids[:, None]
+    if ids.ndim != 2 or len(ids) != batch or not ids.shape[1]:
+        raise ValueError(
+            f"contrast: expected {name} as one class, [B] or [B,K] with B={batch} images, got "
+            f"shape {given}"
+        )
+    if int(ids.min()) < 0 or int(ids.max()) >= classes:
+        wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise ValueError(
+            f"contrast: expected {name} in 0..{classes - 1}, got {wrong}; the best classes are "
+            "the .targets of a call without targets"
+        )
+    return ids
+
+
+def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
+    """Classes, regions or contrasts, checked.
+
+    Args:
+        targets: classes as int [B] or [B,K], weights as float [B,K,n], or a :class:`Contrast`.
         batch: B.
         classes: n.
 
@@ -21,7 +97,7 @@ def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
 
     Raises:
         TypeError: neither whole numbers nor weights.
-        ValueError: a count that is not the batch's, a class that does not exist, a region without
+        ValueError: a count that is not the batch's, a class that does not exist, a target without
             weight.
     """
     if targets is None:
@@ -29,9 +105,11 @@ def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
             "Explainer: expected targets as float [B,K,n], the region weights that this artifact "
             "was exported for, got None"
         )
+    if isinstance(targets, Contrast):
+        return targets.weights(batch, classes), "weights"
     given = torch.as_tensor(targets)
     if given.is_floating_point():
-        return _regions(given, batch, classes), "weights"
+        return _weights(given, batch, classes), "weights"
     if given.dtype == torch.bool or given.is_complex():
         raise TypeError(f"Explainer: expected targets as int or float, got {given.dtype}")
     ids = given.long()
@@ -49,20 +127,24 @@ def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
     return ids, "classes"
 
 
-def _regions(weights: Tensor, batch: int, classes: int) -> Tensor:
-    shape = tuple(weights.shape)
-    if weights.ndim != 3 or shape[0] != batch or shape[2] != classes or not shape[1]:
+def _weights(given: Tensor, batch: int, classes: int) -> Tensor:
+    shape = tuple(given.shape)
+    if given.ndim != 3 or shape[0] != batch or shape[2] != classes or not shape[1]:
         raise ValueError(
             f"Explainer: expected region weights [B,K,n] with B={batch} and n={classes}, got "
             f"{shape}; classes are named by whole numbers"
         )
-    total = weights.sum(-1)
-    if (
-        not bool((weights >= 0).all())
-        or not bool((total > 0).all())
-        or not bool(total.isfinite().all())
+    weights = given.float()
+    total = weights.abs().sum(-1)
+    for wrong, what in (
+        (~total.isfinite(), "NaN, infinity or a sum beyond float32"),
+        (total == 0, "all zeros"),
     ):
-        raise ValueError(
-            "Explainer: expected region weights >= 0 with a positive, finite sum, got others"
-        )
-    return weights.float()
+        if bool(wrong.any()):
+            b, k = (int(i) for i in wrong.nonzero()[0])
+            raise ValueError(
+                "Explainer: expected finite region weights with at least one that is not 0 (a "
+                "positive weight counts for, a negative one against), got "
+                f"{what} for image {b}, target {k}"
+            )
+    return weights

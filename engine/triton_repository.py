@@ -105,7 +105,9 @@ def export_triton_repository(
             allow_disagreement=allow_disagreement,
         )
         assert isinstance(explainer.session, ModelSession)  # export checked
-        joint = explainer.session.joint(Request(target_input, explainer.spec.targets))
+        joint = explainer.session.joint(
+            Request(target_input, explainer.spec.targets), for_onnx=True
+        )
         limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
         golden = make_golden(joint, explainer.session.module, explainer.device)
         runtime = _runtime(graph)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,17 +13,17 @@ import onnx
 import torch
 
 from combicam.errors import ArtifactError, first_line
+from combicam.export.aoti_file import read_aoti, write_aoti
 from combicam.export.classes import ClassTable
 from combicam.export.onnx_file import METADATA_KEY, write_onnx
 from combicam.export.preprocess import Preprocess
 from combicam.export.probe import LayerInfo
 from combicam.export.spec import CamSpec
-from combicam.export.torchscript_file import METADATA_FILE, write_torchscript
+from combicam.export.torchscript_file import read_torchscript, write_torchscript
 from combicam.export.trace import JointGraph, Signature
 from combicam.version import __version__
 
 FORMAT = 1
-SUFFIXES = (".onnx", ".ts")
 
 
 @dataclass(frozen=True)
@@ -112,65 +112,118 @@ def weights_digest(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Format:
+    """A kind of artifact.
+
+    Attributes:
+        name: for people.
+        runtime: the backend that executes it.
+        write: a joint graph and its description to a file.
+        read: the description inside a file, None where there is none.
+        is_compiled: for one device, whose own operators it may keep; else it is portable.
+        refuses: dtypes that it cannot hold, and why.
+    """
+
+    name: str
+    runtime: str
+    write: Callable[[JointGraph, Path, str], None]
+    read: Callable[[Path], str | None]
+    is_compiled: bool = False
+    refuses: tuple[tuple[str, str], ...] = ()
+
+
+def _read_onnx(path: Path) -> str | None:
+    model = onnx.load(str(path), load_external_data=False)
+    return {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+
+
+NO_BFLOAT16 = "ONNX has no bfloat16 convolution before opset 22, nor has ONNX Runtime on CPUs"
+FORMATS = {
+    ".onnx": Format(
+        "ONNX", "onnxruntime", write_onnx, _read_onnx, refuses=(("bfloat16", NO_BFLOAT16),)
+    ),
+    ".ts": Format("TorchScript", "torchscript", write_torchscript, read_torchscript),
+    ".pt2": Format("AOTInductor", "aoti", write_aoti, read_aoti, is_compiled=True),
+}
+SUFFIXES = tuple(FORMATS)
+
+
 def artifact_suffix(path: Path) -> str:
-    """``.onnx`` or ``.ts``.
+    """``.onnx``, ``.ts`` or ``.pt2``.
 
     Raises:
         ValueError: any other.
     """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"artifact: expected a file name with {' or '.join(SUFFIXES)}, got {path}")
+    if path.suffix not in FORMATS:
+        known = ", ".join(f"{suffix} ({form.name})" for suffix, form in FORMATS.items())
+        raise ValueError(
+            f"artifact: expected a file name that ends with one of {known}, got {path}; the "
+            "suffix decides the format"
+        )
     return path.suffix
 
 
-def write_artifact(joint: JointGraph, description: Description, path: Path) -> None:
-    """Write a portable joint graph as ONNX or TorchScript, by the suffix of ``path``.
+def artifact_format(path: Path) -> Format:
+    """The format that the suffix of a file names.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: none.
+    """
+    return FORMATS[artifact_suffix(path)]
+
+
+def check_dtype(suffix: str, dtype: str) -> None:
+    """Refuse a precision that a format cannot hold.
+
+    Args:
+        suffix: a key of ``FORMATS``.
+        dtype: of the computation, as in :class:`~combicam.export.trace.Signature`.
+
+    Raises:
+        ValueError: says why, and what does hold it.
+    """
+    reason = dict(FORMATS[suffix].refuses).get(dtype)
+    if reason:
+        others = [s for s, form in FORMATS.items() if dtype not in dict(form.refuses)]
+        raise ValueError(
+            f"export: expected another dtype than {dtype} for {suffix}, {reason}; take float16 "
+            f"or float32, or write {' or '.join(others)}"
+        )
+
+
+def write_artifact(joint: JointGraph, description: Description, path: Path) -> None:
+    """Write a joint graph, lowered or not, in the format that the suffix of ``path`` names.
+
+    Raises:
+        ValueError: another suffix, or a dtype that the format cannot hold.
         TraceError: the graph has no such form.
     """
-    write = write_onnx if artifact_suffix(path) == ".onnx" else write_torchscript
-    write(joint, path, description.to_json())
+    form = artifact_format(path)
+    check_dtype(path.suffix, joint.signature.dtype)
+    form.write(joint if form.is_compiled else joint.portable(), path, description.to_json())
 
 
 def read_description(path: Path) -> Description:
-    """The description inside an artifact.
+    """The description inside an artifact; its graph is not loaded.
 
     Raises:
+        ValueError: another suffix.
         FileNotFoundError: no such file.
         ArtifactError: a file that combicam has not written.
     """
+    form = artifact_format(path)
     if not path.is_file():
         raise FileNotFoundError(f"artifact: expected a file, got {path}")
     try:
-        text = _onnx_text(path) if artifact_suffix(path) == ".onnx" else _torchscript_text(path)
-    except (ArtifactError, ValueError):
-        raise
+        text = form.read(path)
     except Exception as error:
         raise ArtifactError(
             f"artifact: {path} is no {path.suffix} file ({first_line(error)})"
         ) from error
-    return Description.from_json(text)
-
-
-def _onnx_text(path: Path) -> str:
-    model = onnx.load(str(path), load_external_data=False)
-    found = {entry.key: entry.value for entry in model.metadata_props}
-    if METADATA_KEY not in found:
+    if text is None:
         raise ArtifactError(
-            f"artifact: expected an ONNX file that combicam wrote, got {path} without a "
-            f"{METADATA_KEY!r} entry in its metadata; export the model with combicam.export"
+            f"artifact: expected a {path.suffix} file that combicam wrote, got {path} without its "
+            "description; export the model with combicam.export"
         )
-    return found[METADATA_KEY]
-
-
-def _torchscript_text(path: Path) -> str:
-    with zipfile.ZipFile(path) as file:  # a TorchScript file is one
-        for name in file.namelist():
-            if name.endswith(f"/extra/{METADATA_FILE}"):
-                return file.read(name).decode()
-    raise ArtifactError(
-        f"artifact: expected a TorchScript file that combicam wrote, got {path} without "
-        f"extra/{METADATA_FILE}; export the model with combicam.export"
-    )
+    return Description.from_json(text)

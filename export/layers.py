@@ -6,10 +6,12 @@ import difflib
 import fnmatch
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from combicam.errors import LayerError
-from combicam.export.probe import LayerInfo, Probe
+from combicam.export.probe import LayerInfo, Probe, capturing, logits_of
+from combicam.export.snapshot import another, no_autocast
 
 ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -43,13 +45,13 @@ def select_layers(
         layers: as in :class:`~combicam.export.spec.CamSpec`.
 
     Raises:
-        LayerError: a name that matches nothing, a module that returns no 4-D tensor, or one that
-            the score does not depend on.
+        LayerError: a name that matches nothing, a module that returns no grid, or one that the
+            score does not depend on.
     """
     if not isinstance(layers, str):
         names = {name for pattern in layers for name in _matches(pattern, probed)}
         return tuple(info for name, info in probed.layers.items() if name in names)
-    blocks = find_blocks(model, probed)
+    blocks = _read_blocks(model, probed, find_blocks(model, probed))
     if not blocks:
         raise LayerError(
             f"layers={layers!r}: found no repeated block and no activation after a convolution "
@@ -65,6 +67,63 @@ def _stage_ends(blocks: tuple[LayerInfo, ...]) -> tuple[LayerInfo, ...]:
     return tuple(info for info in blocks if last[info.height, info.width] is info)
 
 
+def _read_blocks(
+    model: nn.Module, probed: Probe, blocks: tuple[LayerInfo, ...]
+) -> tuple[LayerInfo, ...]:
+    """The blocks, those whose grid is not read any more replaced by what is read last in them.
+
+    A head that reads the class token alone leaves the image tokens of the last block without a
+    gradient; its attention read them last, behind the block's first norm. A block without such a
+    norm is left out.
+    """
+    doubtful = [info for info in blocks if info.prefix]
+    if not doubtful:
+        return blocks
+    norms = {info.name: _norms(info, probed) for info in doubtful}
+    names = [info.name for info in doubtful] + [n for found in norms.values() for n in found]
+    read = _with_gradient(model, probed, names)
+    kept = set()
+    for info in blocks:
+        if info not in doubtful or info.name in read:
+            kept.add(info.name)
+        else:
+            kept.update([n for n in norms[info.name] if n in read][:1])
+    return tuple(info for name, info in probed.layers.items() if name in kept)
+
+
+def _norms(block: LayerInfo, probed: Probe) -> list[str]:
+    shape = (block.channels, block.height, block.width, block.prefix)
+    return [
+        name
+        for name, info in probed.layers.items()
+        if name.startswith(f"{block.name}.")
+        and "Norm" in info.kind
+        and (info.channels, info.height, info.width, info.prefix) == shape
+    ]
+
+
+def _with_gradient(model: nn.Module, probed: Probe, names: list[str]) -> set[str]:
+    """Which layers' grids the logits of a random image depend on; all, if none does.
+
+    Of the architecture, not of the weights: a head that starts with zeros gets others.
+    """
+    model = another(model)
+    like = next(model.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 3, *probed.input_size, generator=generator).to(like)
+    mixture = torch.randn(1, probed.classes, generator=generator).to(like)
+    zeros = [(n, p) for n, p in model.named_parameters() if not bool(p.any())]
+    noise = {n: 0.02 * torch.randn(p.shape, generator=generator).to(p) for n, p in zeros}
+    acts: dict[str, torch.Tensor] = {}
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast(like.device):
+        with capturing(model, names, acts):
+            logits = logits_of(torch.func.functional_call(model, noise, (images,)))
+        grads = torch.autograd.grad((logits * mixture).sum(), [acts[n] for n in names])
+    found = zip(names, grads, strict=True)
+    read = {n for n, g in found if bool((probed.layers[n].as_grid(g) != 0).any())}
+    return read or set(names)
+
+
 def _matches(pattern: str, probed: Probe) -> list[str]:
     if pattern in probed.layers:
         return [pattern]
@@ -78,8 +137,9 @@ def _matches(pattern: str, probed: Probe) -> list[str]:
         )
     if pattern in probed.other:
         raise LayerError(
-            f"layer {pattern!r}: expected a module that returns one 4-D tensor [B,C,h,w], got "
-            f"{probed.other[pattern]}; {_near(pattern, probed)}"
+            f"layer {pattern!r}: expected a module that returns one 4-D tensor [B,C,h,w] or the "
+            f"tokens of one grid, got {probed.other[pattern]}; {_near(pattern, probed)}; pass "
+            "tokens=combicam.tokens(h, w, prefix) for tokens whose grid is not found by itself"
         )
     if pattern in probed.idle:
         raise LayerError(
@@ -99,10 +159,10 @@ def find_blocks(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
     """Every repeated unit of the backbone, in order of execution.
 
     A block is a module that sits in a Sequential, ModuleList or ModuleDict (or among siblings of
-    its own class), has children, at least two weighted layers, and returned one 4-D tensor with
-    more than one cell on the path to the score. Of blocks inside blocks the outer one is taken,
-    unless it is a stage: a module that holds a row of equal blocks. Where there are none (VGG,
-    AlexNet), every activation behind a convolution is taken.
+    its own class), has children, at least two weighted layers, and returned one grid (4-D, or
+    tokens) with more than one cell on the path to the score. Of blocks inside blocks the outer one
+    is taken, unless it is a stage: a module that holds a row of equal blocks. Where there are none
+    (VGG, AlexNet), every activation behind a convolution is taken.
     """
     names = set(_blocks(model, "", probed))
     if not names:
@@ -159,7 +219,8 @@ def _is_stage(module: nn.Module, prefix: str, probed: Probe, siblings: bool) -> 
         (prefix + n + ".", m) for n, m in module.named_modules() if n and isinstance(m, ROWS)
     ]
     for row_prefix, row in rows:
-        units = [(row_prefix + n, m) for n, m in row.named_children() if _convs(m)]
+        children = [(row_prefix + n, m) for n, m in row.named_children()]
+        units = [c for c in children if _convs(c[1])] or [c for c in children if _mixers(c[1])]
         equal = len({type(m) for _, m in units}) == 1
         if equal and all(_is_unit(n, m, probed) and _mixers(m) >= 2 for n, m in units):
             return True

@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor, nn
 
 from combicam.errors import MissingExtra, ModelError, first_line
+from combicam.export.artifact import SUFFIXES
 from combicam.export.classes import ClassTable
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -78,7 +79,7 @@ class ModelConfig:
     @property
     def is_artifact(self) -> bool:
         """Whether the model is an exported file."""
-        return Path(self.model).suffix in (".onnx", ".ts")
+        return Path(self.model).suffix in SUFFIXES
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -188,7 +189,7 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
     if not module_name or not attribute:
         raise ModelError(
             f"model: expected demo, timm:NAME, torchvision:NAME, package.module:callable or an "
-            f"artifact (.onnx, .ts), got {config.model!r}"
+            f"artifact ({', '.join(SUFFIXES)}), got {config.model!r}"
         )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(os.getcwd())  # noqa: PTH109  a module beside the user, as python -m does

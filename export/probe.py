@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from combicam.errors import TraceError, first_line
-from combicam.export.snapshot import no_autocast
+from combicam.export.snapshot import another, no_autocast
+from combicam.export.tokens import LAYOUTS, Place, as_grid, find_places
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A module that returned one 4-D tensor.
+    """A module that returned one activation on a grid.
 
     Attributes:
         name: of the module, as in ``model.named_modules()``.
         kind: its class name.
         channels, height, width: of what it returned.
+        layout: ``channels_first`` [B,C,h,w], ``channels_last`` [B,h,w,C], or ``tokens``
+            [B,prefix + h w,C].
+        prefix: tokens in front that are no part of the grid.
     """
 
     name: str
@@ -29,6 +33,12 @@ class LayerInfo:
     channels: int
     height: int
     width: int
+    layout: str = LAYOUTS[0]
+    prefix: int = 0
+
+    def as_grid(self, x: Tensor) -> Tensor:
+        """What the module returned, or a gradient of it [B,K,...], as [B,C,h,w] or [B,K,C,h,w]."""
+        return as_grid(x, Place(self.channels, self.height, self.width, self.layout, self.prefix))
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,12 @@ class Probe:
     """What one forward call showed.
 
     Attributes:
-        layers: modules with a 4-D output that the score depends on, in order of execution.
-        off_path: modules with a 4-D output that the score does not depend on.
+        layers: modules that returned a grid that the score depends on, in order of execution.
+        off_path: modules that returned a grid that the score does not depend on.
         other: modules that ran and returned something else -> what it was.
         idle: modules that did not run.
         classes: number of logits.
+        input_size: (H, W) of the image.
     """
 
     layers: dict[str, LayerInfo]
@@ -48,6 +59,7 @@ class Probe:
     other: dict[str, str]
     idle: tuple[str, ...]
     classes: int
+    input_size: tuple[int, int]
 
 
 def logits_of(output: object) -> Tensor:
@@ -102,16 +114,20 @@ def capturing(model: nn.Module, names: list[str], store: dict[str, Tensor]) -> I
             handle.remove()
 
 
-def probe(model: nn.Module, input_size: tuple[int, int]) -> Probe:
-    """Find every module with a 4-D output on the path to the score.
+def probe(
+    model: nn.Module, input_size: tuple[int, int], tokens: tuple[int, int, int] | None = None
+) -> Probe:
+    """Find every module that returns a grid (4-D, or tokens) on the path to the score.
 
     Args:
         model: in eval mode, parameters frozen.
         input_size: (H, W), pixels.
+        tokens: (h, w, prefix), how tokens lie, where it is not found by itself.
 
     Raises:
         TraceError: the model does not run on [1,3,H,W], or returns no logits.
     """
+    model = another(model)  # a module may keep tensors of its first call
     outputs: dict[str, object] = {}
 
     def noting(name: str):  # type: ignore[no-untyped-def]
@@ -136,21 +152,24 @@ def probe(model: nn.Module, input_size: tuple[int, int]) -> Probe:
         finally:
             for handle in handles:
                 handle.remove()
-        grids = {n: a for n, a in acts.items() if a.ndim == 4}
+        places = find_places(acts, modules, input_size, tokens)
+        grids = {n: acts[n] for n in places}
         if not logits.requires_grad:
             raise TraceError("trace: the model's output does not depend on any of its modules")
-        grads = torch.autograd.grad(logits.sum(), list(grids.values()), allow_unused=True)
+        inputs = list(grids.values())
+        grads = torch.autograd.grad(logits.sum(), inputs, allow_unused=True) if inputs else ()
     on_path = {n for n, g in zip(grids, grads, strict=True) if g is not None}
     return Probe(
         layers={
-            n: LayerInfo(n, type(modules[n]).__name__, a.shape[1], a.shape[2], a.shape[3])
-            for n, a in grids.items()
+            n: LayerInfo(n, type(modules[n]).__name__, *place)
+            for n, place in places.items()
             if n in on_path
         },
         off_path=tuple(n for n in grids if n not in on_path),
         other={n: _describe(o) for n, o in outputs.items() if n not in grids},
         idle=tuple(n for n in names if n not in outputs),
         classes=logits.shape[1],
+        input_size=input_size,
     )
 
 

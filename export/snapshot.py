@@ -42,6 +42,14 @@ def snapshot(model: nn.Module) -> nn.Module:
     return clone.eval()
 
 
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """How the model's convolutions lie in memory: its graph is traced with images likewise."""
+    for p in model.parameters():
+        if p.ndim == 4 and not p.is_contiguous():
+            return torch.channels_last
+    return torch.contiguous_format
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     """The precision is the model's, whatever the caller's context says."""
     return torch.autocast(device.type, enabled=False)

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from combicam.export.tokens import TokenGrid, tokens
 from combicam.kernels.combine import FUSES, NORMALIZES
 from combicam.kernels.weigh import EPS, METHODS
 
+# Methods that take no gradient: one forward pass per channel, so no single graph.
+FORWARD_METHODS = ("scorecam",)
 SCORES = ("logit", "prob", "logprob")
+MASKS = ("image", "grid")
 LAYER_RULES = ("blocks", "stages", "last")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -31,8 +35,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The other libraries' own epsilon, where it is not the papers'.
-METHOD_EPS = {("pytorch-grad-cam", "gradcam++"): 1e-6, ("pytorch-grad-cam", "xgradcam"): 1e-7}
+# Where the other libraries' numbers are not the papers'.
+METHOD_CHANGES: dict[tuple[str, str], dict[str, Any]] = {
+    ("pytorch-grad-cam", "gradcam++"): {"method_eps": 1e-6},
+    ("pytorch-grad-cam", "xgradcam"): {"method_eps": 1e-7},
+    ("torchcam", "scorecam"): {"masks": "grid"},
+}
 
 OTHER_FORMULAS = {
     ("torchcam", "gradcam++"): "computed with sum(G^3 A) for G^3 sum(A)",
@@ -54,13 +62,22 @@ def preset_values(name: str, **changes: Any) -> dict[str, Any]:
             f"preset: {name}'s {method} is {OTHER_FORMULAS[name, method]}, another formula than "
             "the paper's, and is not reproduced; take another method or preset"
         )
-    own = {"method_eps": METHOD_EPS[name, method]} if (name, method) in METHOD_EPS else {}
-    return {**PRESETS[name], **own, **changes}
+    return {**PRESETS[name], **METHOD_CHANGES.get((name, method), {}), **changes}
 
 
 def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"CamSpec: expected {what} in {list(allowed)}, got {value!r}")
+
+
+def _token_grid(value: Any) -> TokenGrid | None:
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        raise TypeError(
+            f"CamSpec: expected tokens as combicam.tokens(h, w, prefix) or None, got {value!r}"
+        )
+    return tokens(*value)
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,9 @@ class CamSpec:
     Args:
         layers: ``blocks``, ``stages``, ``last``, or module names and globs.
         method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise`` or
-            ``layercam`` (formulas at ``combicam.kernels.weigh_reference``).
+            ``layercam`` (formulas at ``combicam.kernels.weigh_reference``); or ``scorecam``, which
+            takes one forward pass per channel instead of gradients
+            (:class:`combicam.engine.scorecam.ScoreCam`).
         score: ``logit``, ``prob`` or ``logprob`` of the target class.
         targets: K, how many of the best classes are explained when a call names none.
         fuse: ``sum``, ``mean``, ``max``, ``product``; ``none`` keeps one map per layer.
@@ -83,7 +102,13 @@ class CamSpec:
         align_corners: convention of the bilinear upsampling.
         layer_weights: one factor per layer, in order of execution; empty for 1.
         eps: added to every min-max divisor (other libraries do; 0 is exact).
-        method_eps: added to the divisor inside ``gradcam++`` and ``xgradcam``.
+        method_eps: added to the divisor inside ``gradcam++``, ``xgradcam`` and the masks of
+            ``scorecam``.
+        tokens: (h, w, prefix) of a transformer's token grid, see :func:`~combicam.tokens`; None
+            finds it.
+        masks: of ``scorecam``: ``image``: channels are upsampled with aligned corners, then
+            min-max normalised (the paper's order, and pytorch-grad-cam); ``grid``: normalised on
+            their own grid, then upsampled between half pixels (torchcam).
 
     Raises:
         ValueError, TypeError: a value outside of its choices.
@@ -99,6 +124,8 @@ class CamSpec:
     layer_weights: tuple[float, ...] = ()
     eps: float = 0.0
     method_eps: float = EPS
+    tokens: tuple[int, int, int] | None = None
+    masks: str = "image"
 
     def __post_init__(self) -> None:
         layers = self.layers
@@ -113,10 +140,12 @@ class CamSpec:
                 )
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "layer_weights", tuple(float(w) for w in self.layer_weights))
-        _choice("method", self.method, tuple(METHODS))
+        object.__setattr__(self, "tokens", _token_grid(self.tokens))
+        _choice("method", self.method, (*METHODS, *FORWARD_METHODS))
         _choice("score", self.score, SCORES)
         _choice("fuse", self.fuse, FUSES)
         _choice("normalize", self.normalize, NORMALIZES)
+        _choice("masks", self.masks, MASKS)
         if isinstance(self.targets, bool) or not isinstance(self.targets, int) or self.targets < 1:
             raise ValueError(f"CamSpec: expected targets as an int >= 1, got {self.targets!r}")
         for name in ("eps", "method_eps"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -39,6 +40,19 @@ def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
             scripted.save(str(path), _extra_files={METADATA_FILE: metadata})
     except Exception as error:
         raise TraceError(f"export: no TorchScript form was found ({first_line(error)})") from error
+
+
+def read_torchscript(path: Path) -> str | None:
+    """The metadata of a TorchScript file, None if combicam has not written it.
+
+    Raises:
+        zipfile.BadZipFile: no TorchScript file at all.
+    """
+    with zipfile.ZipFile(path) as file:  # a TorchScript file is one
+        for name in file.namelist():
+            if name.endswith(f"/extra/{METADATA_FILE}"):
+                return file.read(name).decode()
+    return None
 
 
 def _to_script(graph: fx.Graph, node: fx.Node) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,24 +16,27 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from combicam.errors import TraceError, first_line
+from combicam.export.batch_targets import BatchElsewhere, batch_targets, gradients
 from combicam.export.decompositions import decompositions
 from combicam.export.functionalise import functionalise
+from combicam.export.global_pool import MeanGlobalPool
 from combicam.export.interpolate import SymbolicInterpolate
 from combicam.export.layers import select_layers
 from combicam.export.passes import clean, lower
 from combicam.export.probe import LayerInfo, capturing, logits_of, probe
-from combicam.export.snapshot import another, no_autocast
-from combicam.export.spec import CamSpec
+from combicam.export.scores import TINY as TINY
+from combicam.export.scores import target_scores
+from combicam.export.snapshot import another, memory_format, no_autocast
+from combicam.export.spec import FORWARD_METHODS, CamSpec
 from combicam.kernels.cam_head import cam_head
 
 TARGET_INPUTS = ("none", "classes", "weights")
 OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
 # Any size does, if nothing else in a model is likely to have it.
 TRACE_BATCH = 11
-# Stands for the logarithm of nothing where a region holds all classes.
-TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Signature:
             are float32.
         target_input: ``none``: the graph explains its K best classes; ``classes``: a second input
             ``targets`` int64 [B,K] names them, negative entries mean the k-th best; ``weights``:
-            ``targets`` is float32 [B,K,n], one weight per class (a region).
+            ``targets`` is float32 [B,K,n], one weight per class: a region, or with weights of
+            both signs a contrast (see :func:`~combicam.export.scores.target_scores`).
     """
 
     input_size: tuple[int, int]
@@ -102,6 +107,7 @@ def trace(
     *,
     target_input: str = "classes",
     keep_layers: bool = False,
+    batched: bool = True,
 ) -> JointGraph:
     """Rewrite a CNN into one graph that returns scores and maps.
 
@@ -114,12 +120,42 @@ def trace(
         input_size: (H, W), pixels; fixed in the graph, the batch is not.
         target_input: see :class:`Signature`.
         keep_layers: return the layer maps, too.
+        batched: take the gradients of K targets in one backward of B K cotangents, where the
+            network allows it, instead of K backwards.
 
     Raises:
         LayerError: the spec's layers do not fit the model.
-        TraceError: the model cannot be traced, or K exceeds its classes.
+        TraceError: the model cannot be traced, K exceeds its classes, or the method takes no
+            gradients.
     """
-    probed = probe(another(model), input_size)
+    if spec.method in FORWARD_METHODS:
+        raise TraceError(
+            f"trace: expected a method that takes gradients, got {spec.method!r}: it runs the "
+            "network once per channel of every layer, on images masked by that channel, which is "
+            "no single graph that a file could hold; explain with an Explainer over the network "
+            "(backend 'eager' or 'compile'), or export another method"
+        )
+    layers, signature = plan(model, spec, input_size, target_input)
+    for together in (True, False) if batched and spec.targets > 1 else (False,):
+        traced = another(model)  # a module may keep tensors of its first call
+        joint = joint_function(traced, spec, layers, signature, keep_layers, batched=together)
+        try:
+            module = to_graph(joint, model, spec, signature)
+            break
+        except BatchElsewhere:
+            continue
+    return JointGraph(clean(module), spec, layers, signature)
+
+
+def plan(
+    model: nn.Module, spec: CamSpec, input_size: tuple[int, int], target_input: str
+) -> tuple[tuple[LayerInfo, ...], Signature]:
+    """The target layers and the inputs of a graph of this model.
+
+    Raises:
+        LayerError, TraceError: see :func:`trace`.
+    """
+    probed = probe(model, input_size, spec.tokens)
     layers = select_layers(model, probed, spec.layers)
     if spec.targets > probed.classes:
         raise TraceError(
@@ -138,22 +174,22 @@ def trace(
     signature = Signature(
         input_size, probed.classes, str(dtype).removeprefix("torch."), target_input
     )
-    traced = another(model)  # a module may keep tensors of its first call
-    joint = _joint_function(traced, spec, layers, signature, keep_layers)
-    module = clean(_to_graph(joint, model, spec, signature))
-    return JointGraph(module, spec, layers, signature)
+    return layers, signature
 
 
-def _joint_function(
+def joint_function(
     model: nn.Module,
     spec: CamSpec,
     layers: tuple[LayerInfo, ...],
     signature: Signature,
     keep_layers: bool,
+    head: Callable[..., list[Tensor]] = cam_head,
+    batched: bool = False,
 ) -> Callable[..., list[Tensor]]:
+    """What is traced, as a function of the model's state, the images and the targets."""
     names = [info.name for info in layers]
     dtype = getattr(torch, signature.dtype)
-    state_names = list(_state(model))
+    state_names = list(model_state(model))
 
     def joint(*flat: Tensor) -> list[Tensor]:
         images, *given = flat[len(state_names) :]
@@ -164,12 +200,14 @@ def _joint_function(
             with capturing(model, names, acts):
                 logits = logits_of(torch.func.functional_call(model, state, (images.to(dtype),)))
             logits = logits.float()
-            y, chosen, scores = _scores(logits, targets, spec, signature)  # y [B,K]
-            grads = _gradients(y, [acts[name] for name in names])
+            y, chosen, scores = target_scores(  # y [B,K]
+                logits, targets, spec.score, signature.target_input, spec.targets
+            )
+            grads = gradients(y, logits, [acts[name] for name in names], batched)
         with torch.no_grad():
-            heatmaps, ranges, *maps = cam_head(
-                [acts[name].detach() for name in names],
-                grads,
+            heatmaps, ranges, *maps = head(
+                [info.as_grid(acts[info.name].detach()) for info in layers],
+                [info.as_grid(grad) for info, grad in zip(layers, grads, strict=True)],
                 list(signature.input_size),
                 spec.method,
                 spec.fuse,
@@ -178,60 +216,23 @@ def _joint_function(
                 spec.eps,
                 list(spec.layer_weights),
                 spec.method_eps,
+                keep_layers,
             )
-        outputs = [logits.detach(), chosen, scores.detach(), heatmaps, ranges]
-        return outputs + (maps if keep_layers else [])
+        return [logits.detach(), chosen, scores.detach(), heatmaps, ranges, *maps]
 
     return joint
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, in the order in which a joint function takes them."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _scores(
-    logits: Tensor, targets: Tensor | None, spec: CamSpec, signature: Signature
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores to differentiate [B,K], the classes [B,K], and their probability [B,K]."""
-    if signature.target_input == "weights":
-        assert targets is not None
-        share = targets / targets.amax(-1, keepdim=True)  # a factor does not change the gradient
-        inside = (logits[:, None] + share.log()).logsumexp(-1)
-        outside = (logits[:, None] + (1 - share).clamp_min(TINY).log()).logsumexp(-1)
-        chosen = torch.full_like(inside, -1, dtype=torch.int64)
-        logit = (targets * logits[:, None]).sum(-1)
-        probability = (targets * logits.detach().softmax(-1)[:, None]).sum(-1)
-    else:
-        chosen = logits.detach().topk(spec.targets, -1).indices
-        if targets is not None:
-            chosen = torch.where(targets < 0, chosen, targets)
-        classes = torch.arange(logits.shape[-1], device=logits.device)
-        others = torch.where(chosen[..., None] == classes, -torch.inf, logits[:, None])  # [B,K,n]
-        inside = logit = logits.gather(-1, chosen)
-        outside = others.logsumexp(-1)
-        probability = torch.sigmoid(inside - outside).detach()
-    if spec.score == "logit":
-        return logit, chosen, probability
-    # log p = -softplus(outside - inside), with the log-sum-exp of what is inside the target and of
-    # what is not: 1 - p, of which rounding leaves nothing when the network is certain, is never
-    # formed. And d p = p d log p.
-    logp = -torch.nn.functional.softplus(outside - inside)
-    return (logp * probability if spec.score == "prob" else logp), chosen, probability
-
-
-def _gradients(y: Tensor, acts: list[Tensor]) -> list[Tensor]:
-    """d y[b,k] / d act[b], per layer [B,K,C,h,w]; images of a batch do not mix in eval mode."""
-    if y.shape[1] == 1:
-        return [g.unsqueeze(1) for g in torch.autograd.grad(y.sum(), acts)]
-    per_target = [torch.autograd.grad(column, acts, retain_graph=True) for column in y.sum(0)]
-    return [torch.stack(grads, 1) for grads in zip(*per_target, strict=True)]
-
-
-def _to_graph(
+def to_graph(
     joint: Callable[..., list[Tensor]], model: nn.Module, spec: CamSpec, signature: Signature
 ) -> fx.GraphModule:
     """Trace on fake tensors with a symbolic batch; weights become buffers of the graph."""
-    state = _state(model)
+    state = model_state(model)
     device = next(iter(state.values())).device if state else torch.device("cpu")
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
@@ -240,7 +241,8 @@ def _to_graph(
         context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
         return mode.from_tensor(example, symbolic_context=context)
 
-    images = fake(torch.zeros(TRACE_BATCH, 3, *signature.input_size, device=device))
+    example = torch.zeros(TRACE_BATCH, 3, *signature.input_size, device=device)
+    images = fake(example.contiguous(memory_format=memory_format(model)))
     flat: list[Tensor] = [mode.from_tensor(t.detach(), static_shapes=True) for t in state.values()]
     flat.append(images)
     if signature.target_input != "none":
@@ -250,9 +252,12 @@ def _to_graph(
             shape, dtype = [*shape, signature.classes], torch.float32
         flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
     try:
-        with mode, torch.inference_mode(False), no_autocast(device), SymbolicInterpolate():
+        with mode, torch.inference_mode(False), no_autocast(device), _traceable():
             module = make_fx(joint, decomposition_table=decompositions())(*flat)
             module = functionalise(module, flat)
+            module = batch_targets(module, flat, spec.targets)
+    except BatchElsewhere:
+        raise
     except Exception as error:
         raise TraceError(
             f"trace: {type(model).__name__} could not be traced ({first_line(error)})"
@@ -265,6 +270,13 @@ def _to_graph(
             "number of images); make every operation of its forward independent of the batch"
         )
     return _bind(module, state)
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """Operators in the forms that have a symbolic batch, a backward, and a place in every file."""
+    with sdpa_kernel(SDPBackend.MATH), SymbolicInterpolate(), MeanGlobalPool():
+        yield
 
 
 def _bind(module: fx.GraphModule, state: dict[str, Tensor]) -> fx.GraphModule:

@@ -10,7 +10,7 @@ try:
 except ImportError:
     tl: Any = None  # type: ignore[no-redef]
 
-    def jit(fn: Any) -> Any:  # type: ignore[no-redef]
+    def jit(fn: Any) -> Any:
         """The function, undecorated."""
         return fn
 

@@ -17,12 +17,12 @@ if not torch.cuda.is_available():
 from PIL import Image
 from torch import Tensor
 
-from combicam.demo.model import load  # noqa: E402
-from combicam.demo.planet import CELLS, postcard  # noqa: E402
-from combicam.export.models import LoadedModel  # noqa: E402
+from combicam.demo.model import load
+from combicam.demo.planet import CELLS, postcard
+from combicam.export.models import LoadedModel
 
 sys.path.insert(0, str(Path(__file__).parent))  # for cam_oracle
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

@@ -57,5 +57,7 @@ def _pad(module: fx.GraphModule, conv: fx.Node, padded: dict[fx.Node, fx.Node]) 
         if x not in padded:
             edges = [0, 0, 0, 0, 0, zeros]
             padded[x] = module.graph.call_function(aten.constant_pad_nd.default, (x, edges, 0.0))
-            padded[x].meta = {"val": aten.constant_pad_nd.default(x.meta["val"], edges, 0.0)}
+            held = x.meta["val"]  # running the operator would fix the symbolic batch
+            shape = [held.shape[0], held.shape[1] + zeros, *held.shape[2:]]
+            padded[x].meta = {"val": held.new_empty(shape)}
     conv.args = (padded[x], constant, *conv.args[2:])

@@ -1,4 +1,4 @@
-"""The kernels' benchmark: its cases are the networks' layers, and a wrong contender is a failure."""
+"""The kernels' benchmark: its cases are the networks' layers, wrong contenders are failures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.harness import measure  # noqa: E402
-from benchmarks.kernels import CASES, COPY, head_contenders, head_table, read_bytes  # noqa: E402
-from combicam.export.layers import select_layers  # noqa: E402
-from combicam.export.probe import probe  # noqa: E402
+from benchmarks.harness import measure
+from benchmarks.kernels import CASES, COPY, head_contenders, head_table, read_bytes
+from combicam.export.layers import select_layers
+from combicam.export.probe import probe
 
 
 @pytest.mark.parametrize(

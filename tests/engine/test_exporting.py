@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,11 +192,11 @@ def test_pools_and_resizes_in_every_format(suffix: str, tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_artifacts(tmp_path: Path, explainer: Explainer) -> None:
-    with pytest.raises(ValueError, match=r"\.onnx or \.ts, got .*model\.pb"):
+    with pytest.raises(ValueError, match=r"\.onnx .*\.ts .*\.pt2 .*, got .*model\.pb"):
         export(explainer, tmp_path / "model.pb")
     with pytest.raises(FileNotFoundError):
         Explainer.load(tmp_path / "none.onnx")
-    for name in ("broken.onnx", "broken.ts"):
+    for name in ("broken.onnx", "broken.ts", "broken.pt2"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(ArtifactError, match=name):
             Explainer.load(tmp_path / name)
@@ -206,6 +207,10 @@ def test_files_that_are_no_artifacts(tmp_path: Path, explainer: Explainer) -> No
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(tmp_path / "foreign.ts"))  # type: ignore[no-untyped-call]
     with pytest.raises(ArtifactError, match="export the model"):
         Explainer.load(tmp_path / "foreign.ts")
+    with zipfile.ZipFile(tmp_path / "foreign.pt2", "w") as file:
+        file.writestr("foreign/data/aotinductor/model/code_metadata.json", "{}")
+    with pytest.raises(ArtifactError, match="export the model"):
+        Explainer.load(tmp_path / "foreign.pt2")
 
 
 def test_natural_noise_has_a_falling_spectrum() -> None:

@@ -1,0 +1,139 @@
+"""K targets in one backward: the cotangents of all targets as one batch of B K."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from combicam.errors import TraceError
+
+
+class BatchElsewhere(TraceError):
+    """The network keeps its batch in another dimension than the first."""
+
+
+@torch.library.custom_op("combicam::seed", mutates_args=())
+def _seed(cotangents: Tensor) -> Tensor:
+    return cotangents[:, 0].clone()
+
+
+@_seed.register_fake
+def _(cotangents: Tensor) -> Tensor:
+    return cotangents[:, 0].clone()
+
+
+@torch.library.custom_op("combicam::harvest", mutates_args=())
+def _harvest(gradient: Tensor, targets: int) -> Tensor:
+    return torch.stack([gradient] * targets, 1)
+
+
+@_harvest.register_fake
+def _(gradient: Tensor, targets: int) -> Tensor:
+    return torch.stack([gradient] * targets, 1)
+
+
+SEED, HARVEST = torch.ops.combicam.seed.default, torch.ops.combicam.harvest.default
+
+
+def gradients(
+    y: Tensor, logits: Tensor, acts: Sequence[Tensor], batched: bool = False
+) -> list[Tensor]:
+    """d y[b,k] / d act[b] per layer, [B,K,...]; images of a batch do not mix in eval mode.
+
+    Args:
+        y: scores [B,K], of ``logits`` alone.
+        logits: [B,n], of ``acts``.
+        acts: per layer [B,...].
+        batched: trace the backward from the logits on only once, as if for the first target,
+            between the marks that ``batch_targets`` reads; else once per target.
+    """
+    targets = y.shape[1]
+    if targets == 1:
+        return [g.unsqueeze(1) for g in torch.autograd.grad(y.sum(), acts)]
+    if not batched:
+        each = [torch.autograd.grad(column, acts, retain_graph=True) for column in y.sum(0)]
+        return [torch.stack(grads, 1) for grads in zip(*each, strict=True)]
+    columns = [torch.autograd.grad(c, logits, retain_graph=True)[0] for c in y.sum(0)]
+    found = torch.autograd.grad(logits, acts, SEED(torch.stack(columns, 1)))  # [B,K,n] -> [B,n]
+    return [HARVEST(gradient, targets) for gradient in found]
+
+
+def batch_targets(module: fx.GraphModule, inputs: Sequence[Tensor], targets: int) -> fx.GraphModule:
+    """Trace again: between seed and harvest everything has the batch B K, images first.
+
+    Without those marks the graph stays as it is.
+
+    1. seed(c [B,K,n])               ->  c as [B K,n]
+    2. f(g, x), g from the seed, x not  ->  f(g, x repeated K times per image)
+    3. harvest(g [B K,...])          ->  g as [B,K,...]
+
+    Right because in eval mode no operator of the backward mixes images. The images are the input
+    whose first dimension is symbolic.
+
+    Args:
+        module: a flat graph of operators without mutations, with the marks of ``gradients``.
+        inputs: fake tensors, as for the first trace.
+        targets: K.
+
+    Raises:
+        BatchElsewhere: the backward needs a value of the forward whose batch is not its first
+            dimension.
+    """
+    if not any(node.target is SEED for node in module.graph.nodes):
+        return module
+    batch = next(x.shape[0] for x in inputs if x.ndim and isinstance(x.shape[0], SymInt))
+    return make_fx(_Batched(module, batch, targets).run)(*inputs)
+
+
+class _Batched(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, batch: Any, targets: int) -> None:
+        super().__init__(module)
+        self.batch, self.targets = batch, targets
+        self.backward: set[fx.Node] = set()
+        self.repeats: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is SEED:
+            self.backward.add(n)
+            return self.env[n.args[0]].flatten(0, 1)  # type: ignore[index]
+        if n.target is HARVEST:
+            gradient = self.env[n.args[0]]  # type: ignore[index]
+            return gradient.unflatten(0, (self.batch, self.targets))
+        if n.op != "call_function" or self.backward.isdisjoint(n.all_input_nodes):
+            return super().run_node(n)
+        self.backward.add(n)
+        args = fx.node.map_arg(n.args, self._repeated)
+        kwargs = fx.node.map_arg(n.kwargs, self._repeated)
+        return n.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _repeated(self, node: fx.Node) -> Any:
+        if node in self.backward:
+            return self.env[node]
+        if node not in self.repeats:
+            self.repeats[node] = self._repeat(self.env[node])
+        return self.repeats[node]
+
+    def _repeat(self, value: Any) -> Any:
+        if isinstance(value, SymInt):
+            return value * self.targets
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        if any(isinstance(size, SymInt) for size in value.shape[1:]):
+            raise BatchElsewhere(
+                f"trace: expected the batch in the first dimension of {tuple(value.shape)}"
+            )
+        if not isinstance(value.shape[0], SymInt):
+            return value
+        if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
+            return self._copies(value.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self._copies(value)
+
+    def _copies(self, value: Tensor) -> Tensor:
+        """[B m,...] -> [B K m,...], every image's slice K times in a row."""
+        rows = value.unflatten(0, (self.batch, value.shape[0] // self.batch))
+        rows = rows[:, None].expand(-1, self.targets, *([-1] * (rows.ndim - 1)))
+        return rows.flatten(0, 2)
