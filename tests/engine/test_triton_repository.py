@@ -20,6 +20,7 @@ from combicam import (
     export_triton_repository,
 )
 from combicam.engine import triton_repository
+from combicam.engine.verifying import TOLERANCES
 
 
 def tiny() -> nn.Module:
@@ -45,7 +46,7 @@ def test_half_precision_is_served_as_float32(tmp_path: Path) -> None:
     config = read_config(found.path)
     assert {datatype(t) for t in (*config.input, *config.output)} == {"FP32", "INT64"}
     about = json.loads((found.path / "golden/golden.json").read_text())
-    assert about["tolerance"] == 0.05 and "float32" in about["computed_by"]
+    assert about["tolerance"] == TOLERANCES["float16"] and "float32" in about["computed_by"]
 
 
 @pytest.mark.parametrize(
