@@ -15,6 +15,7 @@ import tyro
 from combicam.demo.tour import DemoConfig, demo
 from combicam.engine import ComputeConfig, RunConfig, RunSummary, export, make_explainer, run_images
 from combicam.engine.exporting import VERIFY_IMAGES, check_output
+from combicam.engine.making import make_run_explainer
 from combicam.engine.triton_repository import check_repository, export_triton_repository
 from combicam.engine.verifying import Verification
 from combicam.errors import CombicamError, LayerError
@@ -101,7 +102,7 @@ def _summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def _run(config: RunConfig) -> None:
-    explainer = make_explainer(config.model, config.cam, config.compute)
+    explainer = make_run_explainer(config)
     if explainer.note:
         print(explainer.note, file=sys.stderr)
     print(_table(_summary_rows(run_images(config, explainer))))

@@ -10,6 +10,7 @@ from torch import Tensor
 from combicam.engine.explanation import Explanation
 from combicam.export.classes import ClassTable
 from combicam.export.preprocess import Preprocess
+from combicam.export.probe import LayerInfo
 from combicam.export.spec import CamSpec
 
 
@@ -29,11 +30,22 @@ class BatchExplainer(Protocol):
         """Names and places of the classes, if known."""
 
     @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The target layers; asked for when their maps, or their grids, are stored."""
+
+    @property
+    def keeps_layers(self) -> bool:
+        """Whether explanations hold the layers' maps; asked for when they are stored."""
+
+    @property
     def device(self) -> torch.device:
         """Where images are expected."""
 
     def __call__(self, images: Tensor, /) -> Explanation:
         """Explain uint8 [B,H,W,3] on ``device``; normalisation is the explainer's work."""
+
+    def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
+        """The target layers for images (H, W); asked for where images differ in size."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes results, JSON-ready: weights, spec, preprocessing, versions."""

@@ -16,11 +16,12 @@ from combicam.engine.shard_format import Record
 
 @dataclass
 class Batch:
-    """Consecutive rows of a shard.
+    """Rows of a shard whose images have one size.
 
     Attributes:
         shard: index of the shard.
         records: the rows, failures included.
+        rows: their places in the shard.
         images: uint8 [B,H,W,3] of the rows that can be explained; None when there are none. B is
             the same in all batches of a shard: the last is filled up with copies.
         count: how many of ``images`` are rows.
@@ -30,6 +31,7 @@ class Batch:
 
     shard: int
     records: list[Record] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     images: Tensor | None = None
     count: int = 0
     is_last: bool = False
@@ -38,6 +40,13 @@ class Batch:
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Count time of a stage."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def take_rows(self, other: Batch) -> None:
+        """Append the rows of a batch without images."""
+        self.records += other.records
+        self.rows += other.rows
+        for stage, seconds in other.seconds.items():
+            self.add_seconds(stage, seconds)
 
 
 def even_batch_size(images: int, batch_size: int) -> int:
@@ -52,7 +61,7 @@ def even_batch_size(images: int, batch_size: int) -> int:
 def batches(
     shard: int, images: int, batch_size: int, loaded: Iterator[Loaded], pin: bool
 ) -> Iterator[Batch]:
-    """Batches of a shard.
+    """Batches of a shard, one open for every size of images.
 
     Args:
         shard: its index.
@@ -61,23 +70,38 @@ def batches(
         loaded: in order.
         pin: use page-locked memory, for fast copies to a GPU.
     """
-    batch = Batch(shard)
-    for position in range(images):
+    waiting: dict[tuple[int, ...], Batch] = {}
+    latest = Batch(shard)  # takes what failed, which has no size
+    for row in range(images):
         item = next(loaded)
         start = perf_counter()
-        batch.records.append(item.record)
-        batch.add_seconds("read", item.read_s)
-        batch.add_seconds("decode", item.decode_s)
         if item.pixels is not None:
-            if batch.images is None:
-                shape = (batch_size, *item.pixels.shape)
-                batch.images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-            batch.images.numpy()[batch.count] = item.pixels
-            batch.count += 1
-        batch.is_last = position == images - 1
-        batch.add_seconds("batch", perf_counter() - start)
-        if batch.is_last or batch.count == batch_size:
-            if batch.images is not None:
-                batch.images[batch.count :] = batch.images[batch.count - 1].clone()
-            yield batch
-            batch = Batch(shard)
+            shape = item.pixels.shape
+            batch = waiting.setdefault(shape, Batch(shard))
+            if latest.count == 0:
+                batch.take_rows(latest)
+            latest = batch
+            if latest.images is None:
+                latest.images = torch.empty((batch_size, *shape), dtype=torch.uint8, pin_memory=pin)
+            latest.images.numpy()[latest.count] = item.pixels
+            latest.count += 1
+        latest.records.append(item.record)
+        latest.rows.append(row)
+        latest.add_seconds("read", item.read_s)
+        latest.add_seconds("decode", item.decode_s)
+        latest.add_seconds("batch", perf_counter() - start)
+        if row < images - 1 and latest.count == batch_size:
+            del waiting[latest.images.shape[1:]]
+            yield _filled(latest)
+            latest = Batch(shard)
+    rest = list(waiting.values())
+    if latest.records and latest.count == 0:
+        rest.append(latest)
+    rest[-1].is_last = True
+    yield from map(_filled, rest)
+
+
+def _filled(batch: Batch) -> Batch:
+    if batch.images is not None:
+        batch.images[batch.count :] = batch.images[batch.count - 1].clone()
+    return batch

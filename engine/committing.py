@@ -36,7 +36,7 @@ def write_shards(
             if writer is None:
                 writer = ShardWriter(shard_path(run.path, batch.shard), shard_format)
             table = shard_format.table(batch.records, item.results)
-            writer.add(table)
+            writer.add(table, batch.rows)
             statuses.update(table.column("status").to_pylist())
             encoded = perf_counter()
             batch.add_seconds("encode", encoded - start)

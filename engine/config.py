@@ -13,6 +13,8 @@ from combicam.engine.backends import BACKENDS
 from combicam.export.models import ModelConfig
 from combicam.export.spec import CamSpec
 
+STORES = ("full", "grid", "layers")
+
 
 @dataclass(frozen=True)
 class ComputeConfig:
@@ -24,6 +26,8 @@ class ComputeConfig:
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
             eager, or the runtime of the artifact.
         chunk: of ``scorecam``, masked images at once; None for what easily fits into memory.
+        cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
+            ``onnxruntime`` nor ``scorecam``.
 
     Raises:
         ValueError: an unknown backend.
@@ -33,6 +37,7 @@ class ComputeConfig:
     amp_dtype: str | None = None
     backend: str = "auto"
     chunk: int | None = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -55,7 +60,9 @@ class RunConfig:
         workers: threads that read and decode.
         shard_size: images per committed file.
         overlays: how many of the first explained photos are also drawn as PNG.
-        heatmap_size: (H, W) of the stored heatmaps, pixels; None for the model's input size.
+        store: what is kept of an image: ``full``, its heatmap at the model's input size; ``grid``,
+            on the grid of the finest layer; ``layers``, that and every layer's map on its own grid.
+        heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
         max_pixels: photos with more pixels in their header are refused as ``too_large``
             (Pillow itself refuses above 178,956,970).
         progress: show a progress bar on stderr.
@@ -73,6 +80,7 @@ class RunConfig:
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     shard_size: int = 1000
     overlays: int = 0
+    store: str = "full"
     heatmap_size: tuple[int, int] | None = None
     max_pixels: int = 200_000_000
     progress: bool = True
@@ -89,6 +97,13 @@ class RunConfig:
                 raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
         if self.overlays < 0:
             raise ValueError(f"RunConfig: expected overlays >= 0, got {self.overlays}")
+        if self.store not in STORES:
+            raise ValueError(f"RunConfig: expected store in {STORES}, got {self.store!r}")
+        if self.heatmap_size is not None and self.store != "full":
+            raise ValueError(
+                f"RunConfig: expected heatmap_size with store='full', got store={self.store!r}, "
+                "whose heatmaps have the size of a layer's grid; leave one out"
+            )
         if self.heatmap_size is not None:
             size = tuple(int(s) for s in self.heatmap_size)
             if len(size) != 2 or min(size) < 1:

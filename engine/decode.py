@@ -118,8 +118,8 @@ def _eight_bits(samples: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Scale to ``preprocess.input_size``: ``squash``, or ``crop`` the centre as timm does."""
-    height, width = preprocess.input_size
+    """Scale to ``preprocess.size_of`` the photo; ``crop`` takes the centre as timm does."""
+    height, width = preprocess.size_of(*image.size)
     box = None
     if preprocess.resize == "crop":
         box = crop_box(image.size, (width, height), preprocess.crop_pct)

@@ -13,24 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from combicam.engine.backends import BACKENDS
 from combicam.engine.explanation import Explanation
-from combicam.engine.sessions import ArtifactSession, ModelSession, Request, Session
+from combicam.engine.preparing import (
+    best_device,
+    check_backend,
+    check_chunk,
+    check_classes,
+    chosen_preprocess,
+    prepared,
+)
+from combicam.engine.sessions import ArtifactSession, ModelSession, Request, Session, SizedSessions
 from combicam.engine.targets import read_targets
 from combicam.errors import ArtifactError
-from combicam.export.aoti_file import aoti_device
 from combicam.export.artifact import Description, read_description, weights_digest
 from combicam.export.classes import ClassTable
 from combicam.export.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.probe import LayerInfo
-from combicam.export.snapshot import check_finite, snapshot
-from combicam.export.spec import FORWARD_METHODS, CamSpec, preset_values
+from combicam.export.spec import CamSpec, preset_values
 from combicam.kernels.extremes import is_flat
 from combicam.kernels.weigh import EPS
 from combicam.version import __version__
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Explainer:
@@ -104,11 +107,11 @@ class Explainer:
             tokens=tokens,
             masks=masks,
         )
-        _check_backend(backend)
-        _check_chunk(chunk, method)
+        check_backend(backend)
+        check_chunk(chunk, method)
         loaded = model if isinstance(model, LoadedModel) else None
-        module = _prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
-        preprocess = _preprocess(preprocess, loaded, input_size)
+        module = prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
+        preprocess = chosen_preprocess(preprocess, loaded, input_size)
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
         session = ModelSession(
             module,
@@ -130,8 +133,9 @@ class Explainer:
             weights=weights_digest(module),
             note=loaded.note if loaded else "",
         )
-        _check_classes(self.description)
+        check_classes(self.description)
         self.session: Session = session
+        self._sized = None if preprocess.has_one_size else SizedSessions(session)
 
     @classmethod
     def preset(cls, name: str, model: nn.Module | LoadedModel, *args: Any, **changes: Any) -> Self:
@@ -165,7 +169,8 @@ class Explainer:
         path = Path(path)
         self = cls.__new__(cls)
         self.description = read_description(path)
-        self.device = torch.device(device) if device is not None else _best_device(path)
+        self._sized = None
+        self.device = torch.device(device) if device is not None else best_device(path)
         try:
             self.session = ArtifactSession(path, self.description, backend, self.device)
         except ArtifactError as error:
@@ -197,6 +202,20 @@ class Explainer:
         return self.description.layers
 
     @property
+    def keeps_layers(self) -> bool:
+        """Whether explanations hold the layers' maps."""
+        return any(name.startswith("map:") for name in self.description.outputs)
+
+    def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
+        """The target layers for images (H, W), where images may differ in size.
+
+        Raises:
+            LayerError, TraceError: the network does not take that size.
+        """
+        session = self._session(size)
+        return session.layers if isinstance(session, ModelSession) else self.layers
+
+    @property
     def note(self) -> str:
         """What a user should know before trusting the network."""
         return self.description.note
@@ -226,7 +245,8 @@ class Explainer:
         """Explain a batch.
 
         Args:
-            images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB.
+            images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB. H, W is ``input_size``;
+                where preprocessing says ``short-side``, only the shorter must be.
             targets: None for the K best classes of each image; classes as int [B] or [B,K]
                 (negative: the k-th best); regions as float [B,K,n], one weight per class,
                 negative ones count against; or a contrast, see :func:`~combicam.contrast`.
@@ -240,14 +260,15 @@ class Explainer:
         """
         batch = self._images(images)
         inputs = [batch]
-        request = self.session.top
+        session = self._session((batch.shape[2], batch.shape[3]))
+        request = session.top
         if targets is not None or request.target_input == "weights":
             given, kind = read_targets(targets, len(batch), self.description.signature.classes)
             request = Request(kind, given.shape[1])
             inputs.append(given.to(self.device))
         elif request.target_input == "classes":
             inputs.append(torch.full((len(batch), request.count), -1, device=self.device))
-        logits, chosen, scores, heatmaps, ranges, *maps = self.session.execute(request)(inputs)
+        logits, chosen, scores, heatmaps, ranges, *maps = session.execute(request)(inputs)
         return Explanation(
             heatmaps=heatmaps,
             targets=chosen,
@@ -258,98 +279,32 @@ class Explainer:
             layer_maps={info.name: m for info, m in zip(self.layers, maps, strict=False)},
         )
 
+    def _session(self, size: tuple[int, int]) -> Session:
+        if self._sized is None or size == self.input_size:
+            return self.session
+        return self._sized.at(size)
+
     def _images(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
         batch = torch.as_tensor(images)
-        h, w = self.input_size
-        expected = f"float [B,3,{h},{w}] (normalised) or uint8 [B,{h},{w},3] (RGB)"
-        if batch.dtype == torch.uint8:
-            fits = batch.ndim == 4 and tuple(batch.shape[1:]) == (h, w, 3)
-        else:
-            fits = batch.ndim == 4 and tuple(batch.shape[1:]) == (3, h, w)
-            fits &= batch.is_floating_point()
-        if not fits or not len(batch):
+        by_bytes = batch.dtype == torch.uint8
+        fits = (by_bytes or batch.is_floating_point()) and batch.ndim == 4 and len(batch) > 0
+        if fits:
+            *size, channels = batch.shape[1:] if by_bytes else (*batch.shape[2:], batch.shape[1])
+            fits = channels == 3 and self._has_size((size[0], size[1]))
+        if not fits:
+            h, w = self.input_size if self._sized is None else ("H", "W")
+            sizes = "" if self._sized is None else f", the shorter side {min(self.input_size)}"
             raise ValueError(
-                f"Explainer: expected images as {expected}, got {batch.dtype} "
-                f"{tuple(batch.shape)}; resize them, or make an explainer with another input_size"
+                f"Explainer: expected images as float [B,3,{h},{w}] (normalised) or uint8 "
+                f"[B,{h},{w},3] (RGB){sizes}, got {batch.dtype} {tuple(batch.shape)}; resize them, "
+                "or make an explainer with another input_size"
             )
         batch = batch.detach().to(self.device, non_blocking=True)
-        if batch.dtype != torch.uint8:
+        if not by_bytes:
             return batch.float()
         return self.preprocess.normalize(batch, self.session.image_dtype)
 
-
-def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"Explainer: expected backend in {list(BACKENDS)}, got {backend!r}")
-
-
-def _check_chunk(chunk: int | None, method: str) -> None:
-    if chunk is None:
-        return
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"Explainer: expected chunk as an int >= 1 or None, got {chunk!r}")
-    if method not in FORWARD_METHODS:
-        raise ValueError(
-            f"Explainer: expected chunk with method in {list(FORWARD_METHODS)}, got {method!r}, "
-            "which masks no images; leave it out"
-        )
-
-
-def _prepared(
-    model: object, device: torch.device | str | None, dtype: torch.dtype | str | None
-) -> nn.Module:
-    """The private copy, moved and cast as asked."""
-    name = str(dtype).removeprefix("torch.") if dtype is not None else None
-    if name is not None and name not in DTYPES:
-        raise ValueError(f"Explainer: expected dtype in {list(DTYPES)}, got {dtype!r}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"Explainer: expected a torch.nn.Module, got {type(model).__name__}; for a file use "
-            "Explainer.load(path)"
-        )
-    module = snapshot(model)
-    check_finite(module)
-    with torch.inference_mode(False), torch.no_grad():
-        if device is not None:
-            module = module.to(device)
-        if name is not None:
-            module = module.to(DTYPES[name])
-            check_finite(module)  # float16 may overflow
-        if next((p.is_cuda for p in module.parameters()), False):
-            module = module.to(memory_format=torch.channels_last)
-    return module
-
-
-def _preprocess(
-    given: Preprocess | None, loaded: LoadedModel | None, input_size: tuple[int, int] | None
-) -> Preprocess:
-    known = given or (loaded.preprocess if loaded else None)
-    if known is None:
-        if input_size is None:
-            raise ValueError(
-                "Explainer: expected input_size=(H, W) in pixels, got None; a bare module does "
-                "not say which size it was trained with"
-            )
-        return Preprocess(input_size)
-    return known if input_size is None else known.resized(input_size)
-
-
-def _check_classes(description: Description) -> None:
-    table, n = description.classes, description.signature.classes
-    if table is not None and len(table) != n:
-        raise ValueError(
-            f"Explainer: expected a class table with {n} classes (the logits), got {len(table)}"
-        )
-
-
-def _best_device(path: Path) -> torch.device:
-    if path.suffix == ".pt2":
-        return aoti_device(path)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if path.suffix == ".onnx":
-        import onnxruntime as ort
-
-        if "CUDAExecutionProvider" not in ort.get_available_providers():
-            return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    def _has_size(self, size: tuple[int, int]) -> bool:
+        if self._sized is None:
+            return size == self.input_size
+        return min(size) == min(self.input_size)

@@ -12,7 +12,10 @@ from torch import Tensor
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.batching import Batch
 from combicam.engine.channel import Channel
+from combicam.engine.map_format import MapFormat, Size, finest
 from combicam.engine.quantise import QuantisedExplanation, quantise
+from combicam.engine.replay import Replay
+from combicam.engine.transfer import Transfer
 from combicam.errors import RunError
 
 
@@ -49,17 +52,29 @@ class ExplainStage:
 
     Args:
         explainer: called with uint8 [B,H,W,3] on its device.
-        shape: (K, H, W) of stored heatmaps.
+        maps: what is stored.
+        cuda_graphs: replay a batch's launches as one CUDA graph.
+
+    Raises:
+        ValueError: CUDA graphs on another device.
 
     Attributes:
         limit: the most images that fit; None as long as all batches do.
         halvings: how often memory was not enough.
     """
 
-    def __init__(self, explainer: BatchExplainer, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, explainer: BatchExplainer, maps: MapFormat, cuda_graphs: bool = False
+    ) -> None:
         self._explainer = explainer
-        self._shape = shape
+        self._maps = maps
         self._is_cuda = explainer.device.type == "cuda"
+        if cuda_graphs and not self._is_cuda:
+            raise ValueError(
+                f"run: expected a CUDA device for cuda_graphs, got {explainer.device}; leave it out"
+            )
+        self._transfer = Transfer(explainer.device)
+        self._replay = Replay(self._piece) if cuda_graphs else None
         self.limit: int | None = None
         self.halvings = 0
 
@@ -96,20 +111,14 @@ class ExplainStage:
                     f"{type(error).__name__}: {error}"
                 ) from error
         batch.add_seconds("explain", perf_counter() - start)
-        return _Launched(ExplainedBatch(batch, results), self._event())
-
-    def _event(self) -> torch.cuda.Event | None:
-        if not self._is_cuda:
-            return None
-        event = torch.cuda.Event()  # torch has no types here
-        event.record(torch.cuda.current_stream(self._explainer.device))
-        return event
+        return _Launched(ExplainedBatch(batch, results), self._transfer.arrival())
 
     def _explain(self, images: Tensor, count: int) -> QuantisedExplanation:
         while True:
             pieces = torch.split(images, self.limit or len(images))
             try:
-                parts = [self._piece(piece) for piece in pieces]
+                explain = self._replay or self._piece
+                parts = [explain(self._transfer.up(piece)) for piece in pieces]
             except torch.OutOfMemoryError:
                 size = len(pieces[0])
                 if size == 1:
@@ -117,15 +126,23 @@ class ExplainStage:
                 self.limit = size // 2
                 self.halvings += 1
             else:
-                return QuantisedExplanation.concatenate(parts).to_host(count)
+                return self._transfer.down(QuantisedExplanation.concatenate(parts), count)
             # Outside of the except clause: its traceback holds the tensors that did not fit.
+            if self._replay is not None:
+                self._replay.forget()
             if self._is_cuda:
                 torch.cuda.empty_cache()
 
     def _piece(self, images: Tensor) -> QuantisedExplanation:
-        explanation = self._explainer(images.to(self._explainer.device, non_blocking=True))
+        explanation = self._explainer(images)
         if len(explanation.heatmaps) != len(images):
             raise RunError(
                 f"run: expected {len(images)} explanations, got {len(explanation.heatmaps)}"
             )
-        return quantise(explanation, self._shape)
+        return quantise(explanation, self._maps, self._size((images.shape[1], images.shape[2])))
+
+    def _size(self, image: Size) -> Size | None:
+        """(h, w) of stored heatmaps, where images differ in size."""
+        if not self._maps.varies or self._maps.align_corners is None:
+            return None
+        return finest(self._explainer.layers_at(image))

@@ -66,6 +66,11 @@ def export(
             "export: expected an explainer over a network, got one that was loaded from a file; "
             "copy that file, or export the network again"
         )
+    if not explainer.preprocess.has_one_size:
+        raise ValueError(
+            f"export: expected resize 'squash' or 'crop', got {explainer.preprocess.resize!r}: a "
+            "file takes images of one size; choose one"
+        )
     check_dtype(path.suffix, explainer.description.signature.dtype)
     joint = session.joint(
         Request(target_input, explainer.spec.targets), for_onnx=path.suffix == ".onnx"

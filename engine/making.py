@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from combicam.engine.config import ComputeConfig
+from combicam.engine.config import ComputeConfig, RunConfig
 from combicam.engine.explainer import Explainer
 from combicam.export.models import ModelConfig, load_model
 from combicam.export.spec import CamSpec
@@ -48,6 +48,17 @@ def make_explainer(
     )
 
 
+def make_run_explainer(config: RunConfig) -> Explainer:
+    """The explainer that a run's configuration names; the same in every process of the run.
+
+    Raises:
+        CombicamError, ValueError, FileNotFoundError: see :func:`make_explainer`.
+    """
+    return make_explainer(
+        config.model, config.cam, config.compute, keep_layers=config.store == "layers"
+    )
+
+
 def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Explainer:
     explainer = Explainer.load(Path(model.model), device=compute.device, backend=compute.backend)
     if cam not in (None, CamSpec(), explainer.spec):
@@ -64,6 +75,7 @@ def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Ex
             "num_classes",
             "img_size",
             "resize",
+            "side_step",
             "classes",
         )
         if getattr(model, name)

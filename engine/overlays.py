@@ -17,6 +17,7 @@ from combicam.engine.blending import blend, panel
 from combicam.engine.config import RunConfig
 from combicam.engine.loading import load
 from combicam.engine.manifest import Manifest
+from combicam.engine.map_format import map_format
 from combicam.engine.run_directory import RunDirectory
 from combicam.engine.shard_format import OK
 from combicam.engine.shards import shard_path
@@ -32,7 +33,7 @@ def draw_overlays(
     Args:
         run: whose shards are all committed.
         manifest: of the run.
-        config: overlays, heatmap_size and max_pixels are used.
+        config: overlays, store, heatmap_size and max_pixels are used.
         explainer: gives the preprocessing: the photo is shown as the model saw it.
 
     Returns:
@@ -40,7 +41,7 @@ def draw_overlays(
     """
     folder = run.path / "overlays"
     folder.mkdir(exist_ok=True)
-    height, width = config.heatmap_size or explainer.preprocess.input_size
+    maps = map_format(explainer, config.store, config.heatmap_size)
     rows = _ok_rows(run, manifest)
     paths: list[Path] = []
     while len(paths) < config.overlays and (found := next(rows, None)) is not None:
@@ -48,7 +49,8 @@ def draw_overlays(
         pixels = load(entry, explainer.preprocess, config.max_pixels).pixels
         if pixels is None:
             continue
-        heatmap = np.frombuffer(row["heatmap"], np.uint8).reshape(-1, height, width)[0]
+        size = (row["heatmap_height"], row["heatmap_width"]) if maps.varies else None
+        heatmap = maps.heatmap(row["heatmap"], size)[0]
         fitted = Image.fromarray(heatmap).resize(pixels.shape[1::-1], Image.Resampling.BILINEAR)
         picture = panel(
             [pixels, blend(pixels, np.asarray(fitted))], ["input", "heatmap"], _footer(row)

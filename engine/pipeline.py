@@ -56,7 +56,7 @@ class Pipeline:
         self._error: BaseException | None = None
         self._open_channels()
         self._lock = Lock()
-        self.explain_stage = ExplainStage(explainer, shard_format.shape)
+        self.explain_stage = ExplainStage(explainer, shard_format.maps, config.compute.cuda_graphs)
         self.times = StageTimes(config.workers)
         self.images = 0
 

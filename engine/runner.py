@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.config import RunConfig
-from combicam.engine.making import make_explainer
+from combicam.engine.making import make_run_explainer
 from combicam.engine.manifest import Manifest, write_manifest
+from combicam.engine.map_format import map_format
 from combicam.engine.overlays import draw_overlays
 from combicam.engine.pipeline import Pipeline
 from combicam.engine.run_directory import RunDirectory
@@ -35,9 +36,9 @@ def run(config: RunConfig) -> RunSummary:
 
     Raises:
         CombicamError, ValueError, FileNotFoundError: see :func:`run_images` and
-            :func:`~combicam.engine.making.make_explainer`.
+            :func:`~combicam.engine.making.make_run_explainer`.
     """
-    return run_images(config, make_explainer(config.model, config.cam, config.compute))
+    return run_images(config, make_run_explainer(config))
 
 
 def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
@@ -81,8 +82,8 @@ def _format(config: RunConfig, explainer: BatchExplainer) -> ShardFormat:
             f"run: expected a spec whose heatmaps are one map in [0, 1], got fuse={spec.fuse!r}, "
             f"normalize={spec.normalize!r}; use normalize='map', or the explainer in memory"
         )
-    height, width = config.heatmap_size or explainer.preprocess.input_size
-    return ShardFormat(spec, (spec.targets, height, width), explainer.classes)
+    maps = map_format(explainer, config.store, config.heatmap_size)
+    return ShardFormat(spec, maps, explainer.classes)
 
 
 def _fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def _fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]
     return {
         "explainer": explainer.fingerprint(),
         "input": str(Path(config.input).absolute()),
+        "store": config.store,
         "heatmap_size": config.heatmap_size,
         "shard_size": config.shard_size,
         "max_pixels": config.max_pixels,

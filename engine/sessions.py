@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +77,7 @@ class ModelSession:
         self.keep_layers = keep_layers
         self.backend = backend
         self.device = device
+        self.chunk = chunk
         self.top = Request("classes", spec.targets)
         # Files take float32; a graph in memory would cast to the network's type in another pass.
         forward_only = spec.method in FORWARD_METHODS
@@ -89,6 +91,13 @@ class ModelSession:
         if forward_only:
             self.score_cam = ScoreCam(module, spec, input_size, keep_layers, backend, device, chunk)
         self.execute(self.top)
+
+    def at(self, size: tuple[int, int]) -> ModelSession:
+        """The same layers of the same network for images (H, W)."""
+        spec = replace(self.spec, layers=tuple(info.name for info in self.layers))
+        return ModelSession(
+            self.module, spec, size, self.keep_layers, self.backend, self.device, self.chunk
+        )
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
@@ -153,6 +162,37 @@ class ModelSession:
         if self.backend in LOADERS:
             return file_backend(joint, self.backend, self.device)
         return compile_backend(joint) if self.backend == "compile" else eager_backend(joint)
+
+
+class SizedSessions:
+    """Sessions of one network for images of other sizes; the least recently used is forgotten.
+
+    Every size has a graph of its own, with constants of its own: some hundred MB each.
+
+    Args:
+        first: of the nominal size; its layers are those of all sizes.
+        limit: how many are kept.
+    """
+
+    def __init__(self, first: ModelSession, limit: int = 16) -> None:
+        self._first = first
+        self._limit = limit
+        self._sessions: OrderedDict[tuple[int, int], ModelSession] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def at(self, size: tuple[int, int]) -> ModelSession:
+        """The session for images (H, W); traced when it is not there.
+
+        Raises:
+            LayerError, TraceError: the network does not take that size.
+        """
+        with self._lock:
+            if size not in self._sessions:
+                if len(self._sessions) == self._limit:
+                    self._sessions.popitem(last=False)
+                self._sessions[size] = self._first.at(size)
+            self._sessions.move_to_end(size)
+            return self._sessions[size]
 
 
 class ArtifactSession:

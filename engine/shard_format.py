@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from combicam.engine.entry import Entry
-from combicam.engine.quantise import SCALE, QuantisedExplanation
+from combicam.engine.map_format import MapFormat
+from combicam.engine.quantise import QuantisedExplanation
 from combicam.export.classes import ClassTable
 from combicam.export.spec import CamSpec
 
@@ -53,24 +55,30 @@ class ShardFormat:
 
     Args:
         spec: written into the metadata.
-        shape: (K, H, W) of a row's heatmap bytes.
+        maps: what a row's maps are.
         classes: adds the best target's ``class_name``, ``lat``, ``lon`` where it has them.
     """
 
     spec: CamSpec
-    shape: tuple[int, int, int]
+    maps: MapFormat
     classes: ClassTable | None = None
 
     def schema(self) -> Any:
         """The pyarrow schema, the same in all shards of a run."""
         columns = list(_COLUMNS)
+        if self.maps.varies:
+            columns += [("heatmap_height", pa.int32()), ("heatmap_width", pa.int32())]
+        if self.maps.layers:
+            columns += [("layer_maps", pa.binary()), ("layer_highs", pa.list_(pa.float32()))]
+        if self.maps.layers and self.maps.varies:
+            columns.append(("layer_sizes", pa.list_(pa.int32())))
         if self.classes is not None and self.classes.names:
             columns.append(("class_name", pa.string()))
         if self.classes is not None and self.classes.has_places:
             columns += [("lat", pa.float64()), ("lon", pa.float64())]
-        heatmap = {"shape": list(self.shape), "dtype": "uint8", "scale": SCALE}
+        heatmap = json.dumps(self.maps.to_dict())
         return pa.schema(
-            columns, {"combicam.heatmap": json.dumps(heatmap), "combicam.spec": self.spec.to_json()}
+            columns, {"combicam.heatmap": heatmap, "combicam.spec": self.spec.to_json()}
         )
 
     def table(self, records: Sequence[Record], results: QuantisedExplanation | None) -> Any:
@@ -80,7 +88,7 @@ class ShardFormat:
             records: one per row, in order.
             results: of the records whose status is ok, in order; None when there are none.
         """
-        values = [] if results is None else _values(results)
+        values = [] if results is None else _values(results, self.maps)
         explained = iter(values)
         rows = [self._row(record, explained) for record in records]
         return pa.Table.from_pylist(rows, self.schema())
@@ -113,7 +121,7 @@ class ShardFormat:
         return row
 
 
-def _values(results: QuantisedExplanation) -> list[dict[str, Any] | None]:
+def _values(results: QuantisedExplanation, maps: MapFormat) -> list[dict[str, Any] | None]:
     """Per image, the columns that come from explaining; None when they are not finite."""
     heatmaps = results.heatmaps.contiguous().numpy()
     columns: dict[str, Any] = {
@@ -123,9 +131,20 @@ def _values(results: QuantisedExplanation) -> list[dict[str, Any] | None]:
         "high": results.ranges[..., 1].numpy(),
         "flat": results.flat.tolist(),
     }
-    return [
-        {name: column[i] for name, column in columns.items()} | {"heatmap": heatmaps[i].tobytes()}
-        if finite
-        else None
-        for i, finite in enumerate(results.finite.tolist())
-    ]
+    same: dict[str, Any] = {}
+    if maps.varies:
+        same |= {"heatmap_height": heatmaps.shape[2], "heatmap_width": heatmaps.shape[3]}
+    if results.layer_highs is not None:
+        columns["layer_highs"] = results.layer_highs.numpy()
+        layers = torch.cat([m.flatten(1) for m in results.layer_maps], 1).numpy()
+        if maps.varies:
+            same["layer_sizes"] = [n for m in results.layer_maps for n in m.shape[2:]]
+
+    def row(i: int) -> dict[str, Any]:
+        found = {name: column[i] for name, column in columns.items()} | same
+        found["heatmap"] = heatmaps[i].tobytes()
+        if results.layer_highs is not None:
+            found["layer_maps"] = layers[i].tobytes()
+        return found
+
+    return [row(i) if finite else None for i, finite in enumerate(results.finite.tolist())]

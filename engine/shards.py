@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch.nn.functional import interpolate
 
 from combicam.engine.atomic import commit, temporary_path
+from combicam.engine.map_format import SCALE, MapFormat
 from combicam.engine.shard_format import OK, ShardFormat
 from combicam.errors import RunError
 from combicam.export.spec import CamSpec
 
 _GROUP_BYTES = 16 * 2**20
 _DICTIONARY = ["status", "error", "class_name"]
+_MAPS = (
+    "heatmap",
+    "heatmap_height",
+    "heatmap_width",
+    "layer_maps",
+    "layer_highs",
+    "layer_sizes",
+)
 # Smallest and largest heatmap say nothing, and cost a comparison of every byte.
 _STATISTICS = ["id", "uri", "status", "width", "height", "class_name", "lat", "lon"]
 
@@ -42,8 +54,10 @@ class ShardWriter:
     def __init__(self, path: Path, shard_format: ShardFormat) -> None:
         self._path = path
         schema = shard_format.schema()
-        self._group_rows = max(1, _GROUP_BYTES // int(np.prod(shard_format.shape)))
+        self._group_rows = max(1, _GROUP_BYTES // _row_bytes(shard_format.maps))
         self._waiting: Any = schema.empty_table()
+        self._early: list[tuple[Any, Sequence[int]]] = []
+        self._added = 0
         self._writer = pq.ParquetWriter(
             temporary_path(path),
             schema,
@@ -53,8 +67,23 @@ class ShardWriter:
             write_statistics=[name for name in _STATISTICS if name in schema.names],
         )
 
-    def add(self, table: Any) -> None:
-        """Append rows."""
+    def add(self, table: Any, rows: Sequence[int] | None = None) -> None:
+        """Append rows; those that come before their turn wait until the shard is complete.
+
+        Args:
+            table: of :class:`ShardFormat`.
+            rows: their places in the shard; default: the next ones.
+        """
+        if self._early or (rows is not None and [*rows] != [*self._turn(len(rows))]):
+            self._early.append((table, rows or self._turn(table.num_rows)))
+        else:
+            self._append(table)
+        self._added += table.num_rows
+
+    def _turn(self, count: int) -> range:
+        return range(self._added, self._added + count)
+
+    def _append(self, table: Any) -> None:
         self._waiting = pa.concat_tables([self._waiting, table])
         while self._waiting.num_rows >= self._group_rows:
             self._write(self._waiting.slice(0, self._group_rows))
@@ -62,6 +91,12 @@ class ShardWriter:
 
     def commit(self) -> None:
         """Write what is left and make the shard appear, complete and durable."""
+        if self._early:
+            tables, rows = zip(*self._early, strict=True)
+            early = pa.concat_tables(tables)
+            order = np.argsort(np.concatenate(rows))
+            for start in range(0, len(order), self._group_rows):
+                self._append(early.take(order[start : start + self._group_rows]))
         if self._waiting.num_rows:
             self._write(self._waiting)
         self._writer.close()
@@ -77,31 +112,80 @@ class ShardWriter:
         temporary_path(self._path).unlink(missing_ok=True)
 
 
+def _row_bytes(maps: MapFormat) -> int:
+    """Of a row's maps; a guess where they differ."""
+    sizes = [maps.size or (256, 256), *maps.layer_sizes]
+    return maps.targets * sum(h * w for h, w in sizes)
+
+
 @dataclass(frozen=True)
 class ShardData:
     """A shard's N rows as arrays; rows that failed have zeros, -1 targets and NaN scores.
 
     Attributes:
-        table: all columns but ``heatmap`` (pyarrow.Table).
+        table: all columns but those of maps (pyarrow.Table).
         ok: bool [N].
-        heatmaps: uint8 [N,K,H,W]; times ``scale`` for [0, 1].
+        heatmaps: uint8 [N,K,h,w] as they are stored; times ``scale`` for [0, 1]. A list of N
+            arrays [K,h,w] where photos differ in size.
         targets: int64 [N,K].
         scores: float32 [N,K].
         ranges: float32 [N,K,2], min and max of the fused map before normalisation.
         flat: bool [N,K].
         spec: what was computed.
-        scale: of a heatmap's unit.
+        maps: what is stored, and on which grids.
     """
 
     table: Any
     ok: NDArray[np.bool_]
-    heatmaps: NDArray[np.uint8]
+    heatmaps: NDArray[np.uint8] | list[NDArray[np.uint8]]
     targets: NDArray[np.int64]
     scores: NDArray[np.float32]
     ranges: NDArray[np.float32]
     flat: NDArray[np.bool_]
     spec: CamSpec
-    scale: float
+    maps: MapFormat
+    _stored: Any = field(repr=False)
+
+    @property
+    def scale(self) -> float:
+        """Of a heatmap's unit."""
+        return SCALE
+
+    def heatmap(self, index: int, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """A row's heatmaps, upsampled as the explainer did: float32 [K,H,W] in [0, 1].
+
+        Args:
+            index: of the row.
+            size: (H, W), pixels; default: the model's input size, or as it is stored where photos
+                differ in size.
+        """
+        stored = torch.from_numpy(self.heatmaps[index].copy()).float()[None] * SCALE
+        size = size or self.maps.input_size
+        if size is None or not self.ok[index]:
+            full = stored if size is None else stored.new_zeros(1, stored.shape[1], *size)
+        else:
+            corners = bool(self.maps.align_corners)
+            full = interpolate(stored, size, mode="bilinear", align_corners=corners)
+        values: NDArray[np.float32] = full[0].numpy()
+        return values
+
+    def layer_maps(self, index: int) -> dict[str, NDArray[np.float32]]:
+        """A row's maps of every layer: name -> float32 [K,h,w]; empty for a row that failed.
+
+        Raises:
+            RunError: the run did not store them.
+        """
+        if not self.maps.layers:
+            raise RunError(
+                "read_shard: expected a run with layer maps, got one without; run it with "
+                "store='layers' (--store layers)"
+            )
+        row = self._stored.slice(index, 1).to_pylist()[0]
+        if row["layer_maps"] is None:
+            return {}
+        flat = row.get("layer_sizes") or []
+        sizes = tuple(zip(flat[::2], flat[1::2], strict=True))
+        return self.maps.layer_maps(row["layer_maps"], np.float32(row["layer_highs"]), sizes)
 
 
 def read_shard(path: str | Path, index: int | None = None) -> ShardData:
@@ -131,28 +215,39 @@ def read_shard(path: str | Path, index: int | None = None) -> ShardData:
         raise RunError(
             f"read_shard: expected a shard of combicam, got another Parquet file: {path}"
         )
-    layout = json.loads(metadata[b"combicam.heatmap"])
+    maps = MapFormat.from_dict(json.loads(metadata[b"combicam.heatmap"]))
     ok = np.asarray(pc.equal(table.column("status"), OK).to_numpy())
-    targets = tuple(layout["shape"][:1])
+    targets = (maps.targets,)
+    stored = table.select([name for name in _MAPS if name in table.column_names])
     low_high = [_dense(table, name, ok, targets, np.nan, np.float32) for name in ("low", "high")]
     return ShardData(
-        table=table.drop_columns(["heatmap"]),
+        table=table.drop_columns(stored.column_names),
         ok=ok,
-        heatmaps=_heatmaps(table.column("heatmap"), ok, tuple(layout["shape"])),
+        heatmaps=_heatmaps(stored, ok, maps),
         targets=_dense(table, "targets", ok, targets, -1, np.int64),
         scores=_dense(table, "scores", ok, targets, np.nan, np.float32),
         ranges=np.stack(low_high, -1),
         flat=_dense(table, "flat", ok, targets, False, np.bool_),
         spec=CamSpec.from_json(metadata[b"combicam.spec"]),
-        scale=float(layout["scale"]),
+        maps=maps,
+        _stored=stored,
     )
 
 
-def _heatmaps(column: Any, ok: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    heatmaps = np.zeros((len(ok), *shape), np.uint8)
-    for i in np.flatnonzero(ok):
-        heatmaps[i] = np.frombuffer(column[int(i)].as_buffer(), np.uint8).reshape(shape)
-    return heatmaps
+def _heatmaps(
+    stored: Any, ok: NDArray[np.bool_], maps: MapFormat
+) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+    column = stored.column("heatmap")
+    if maps.size is not None:
+        heatmaps = np.zeros((len(ok), maps.targets, *maps.size), np.uint8)
+        for i in np.flatnonzero(ok):
+            heatmaps[i] = maps.heatmap(column[int(i)].as_buffer(), None)
+        return heatmaps
+    sizes = stored.select(["heatmap_height", "heatmap_width"]).to_pydict().values()
+    return [
+        maps.heatmap(cell.as_buffer(), size) if good else np.zeros((maps.targets, 0, 0), np.uint8)
+        for cell, good, *size in zip(column, ok, *sizes, strict=True)
+    ]
 
 
 def _dense(

@@ -55,7 +55,10 @@ class ModelConfig:
         random_weights: no weights at all: for listing layers and timing, not for explaining.
         num_classes: number of logits, where the checkpoint has another than the architecture.
         img_size: (H, W) of the input; the default is the model's own.
-        resize: ``squash`` (the whole photo) or ``crop`` (the centre); the default is the model's.
+        resize: ``squash`` (the whole photo), ``crop`` (the centre) or ``short-side`` (the whole
+            photo, its proportions kept to half a ``side_step``); the default is the model's.
+        side_step: of ``short-side``, the longer side becomes a multiple of it, pixels; every size
+            that occurs has a graph of its own.
         classes: CSV with class, name, latitude, longitude, s2_token.
     """
 
@@ -66,6 +69,7 @@ class ModelConfig:
     num_classes: int | None = None
     img_size: tuple[int, int] | None = None
     resize: str | None = None
+    side_step: int | None = None
     classes: Path | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +108,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         changes["input_size"] = config.img_size
     if config.resize is not None:
         changes["resize"] = config.resize
+    if config.side_step is not None:
+        changes["side_step"] = config.side_step
     return replace(
         loaded,
         module=loaded.module.eval(),

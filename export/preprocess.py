@@ -13,7 +13,8 @@ from combicam.kernels.normalize import normalize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-RESIZES = ("squash", "crop")
+RESIZES = ("squash", "crop", "short-side")
+MAX_ASPECT = 4
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 
 
@@ -25,8 +26,13 @@ class Preprocess:
         input_size: (H, W) of the model's input, pixels.
         mean, std: per channel, of RGB in [0, 1].
         resize: ``squash`` scales to (H, W), the whole photo is seen; ``crop`` scales until the
-            photo covers (H, W) / crop_pct and takes the centre, as timm and torchvision do.
+            photo covers (H, W) / crop_pct and takes the centre, as timm and torchvision do;
+            ``short-side`` scales the whole photo until its shorter side is min(H, W): images of
+            several sizes, see :meth:`size_of`.
         crop_pct: see ``resize``.
+        side_step: of ``short-side``, the longer side is rounded to a multiple of it, pixels; the
+            photo is stretched by half a step at most. Every size has a graph of its own: 1 keeps
+            the proportions exactly and is for photos of few sizes.
         interpolation: Pillow's filter of that name, antialiased.
 
     Raises:
@@ -39,6 +45,7 @@ class Preprocess:
     resize: str = "crop"
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
+    side_step: int = 32
 
     def __post_init__(self) -> None:
         size = tuple(int(s) for s in self.input_size)
@@ -62,6 +69,29 @@ class Preprocess:
             )
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"Preprocess: expected 0 < crop_pct <= 1, got {self.crop_pct!r}")
+        if self.side_step < 1:
+            raise ValueError(f"Preprocess: expected side_step >= 1, got {self.side_step!r}")
+
+    @property
+    def has_one_size(self) -> bool:
+        """Whether all photos become images of ``input_size``."""
+        return self.resize != "short-side"
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """(H, W) of the image that a photo becomes, pixels.
+
+        ``short-side``: the longer side is short * longer / shorter, rounded to ``side_step`` and
+        at most four times the shorter; a photo longer than that is squeezed into it.
+
+        Args:
+            width, height: of the upright photo, pixels.
+        """
+        if self.has_one_size:
+            return self.input_size
+        short = min(self.input_size)
+        exact = short * min(max(width, height) / min(width, height), MAX_ASPECT)
+        long = max(short, round(exact / self.side_step) * self.side_step)
+        return (short, long) if width >= height else (long, short)
 
     def normalize(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 [B,H,W,3] -> ``dtype`` [B,3,H,W], (x / 255 - mean) / std.

@@ -14,6 +14,7 @@ from torch import Tensor
 from combicam.engine.explanation import Explanation
 from combicam.export.classes import ClassTable
 from combicam.export.preprocess import Preprocess
+from combicam.export.probe import LayerInfo
 from combicam.export.spec import CamSpec
 
 
@@ -27,6 +28,11 @@ class FakeExplainer:
         self.device = torch.device("cpu")
         self.weights = "abc"
         self.batch_sizes: list[int] = []
+        self.layers: tuple[LayerInfo, ...] = ()
+        self.keeps_layers = False
+
+    def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
+        return self.layers
 
     def fingerprint(self) -> dict[str, str]:
         return {"weights": self.weights, "spec": self.spec.to_json()}

@@ -18,6 +18,7 @@ from combicam.engine.config import RunConfig
 from combicam.engine.entry import Entry
 from combicam.engine.loading import load_in_order
 from combicam.engine.manifest import Manifest, write_manifest
+from combicam.engine.map_format import MapFormat
 from combicam.engine.pipeline import Pipeline
 from combicam.engine.run_directory import RunDirectory
 from combicam.engine.shard_format import ShardFormat
@@ -111,7 +112,7 @@ def test_pipeline_takes_shards_one_after_another(tmp_path: Path, photos: Any, fa
         run.prepare({}, lambda path: write_manifest(path, list_inputs(config.input), 4))
         with Manifest(run.manifest) as manifest:
             explainer = fake()
-            shard_format = ShardFormat(explainer.spec, (1, 24, 32))
+            shard_format = ShardFormat(explainer.spec, MapFormat(1, (24, 32)))
             pipeline = Pipeline(config, explainer, run, manifest, shard_format)
             for shard in (2, 0):
                 pipeline.process([shard], lambda: None)

@@ -13,6 +13,7 @@ import torch
 
 from combicam.engine.entry import Entry
 from combicam.engine.explanation import Explanation
+from combicam.engine.map_format import MapFormat
 from combicam.engine.quantise import QuantisedExplanation, quantise
 from combicam.engine.shard_format import DECODE_ERROR, Record, ShardFormat
 from combicam.engine.shards import ShardWriter, read_shard
@@ -21,6 +22,7 @@ from combicam.export.classes import ClassTable
 from combicam.export.spec import CamSpec
 
 SHAPE = (2, 3, 4)
+MAPS = MapFormat(2, (3, 4))
 
 
 def results(count: int, seed: int = 0) -> QuantisedExplanation:
@@ -55,7 +57,7 @@ def write(path: Path, table: pa.Table, pieces: list[int], shard_format: ShardFor
 
 def test_round_trip_with_failures(tmp_path: Path) -> None:
     spec = CamSpec(targets=2, score="logit")
-    shard_format = ShardFormat(spec, SHAPE, ClassTable(("x", "y", "z"), (1, 2, 3), (4, 5, 6)))
+    shard_format = ShardFormat(spec, MAPS, ClassTable(("x", "y", "z"), (1, 2, 3), (4, 5, 6)))
     made = results(3)
     write(tmp_path / "s.parquet", shard_format.table(records(5, (0, 3)), made), [5], shard_format)
     data = read_shard(tmp_path / "s.parquet")
@@ -79,9 +81,9 @@ def test_round_trip_with_failures(tmp_path: Path) -> None:
 
 def test_columns_follow_the_classes() -> None:
     spec = CamSpec()
-    plain = ShardFormat(spec, SHAPE).schema().names
-    assert ShardFormat(spec, SHAPE, ClassTable(("a",))).schema().names == [*plain, "class_name"]
-    places = ShardFormat(spec, SHAPE, ClassTable((), (0.0,), (0.0,)))
+    plain = ShardFormat(spec, MAPS).schema().names
+    assert ShardFormat(spec, MAPS, ClassTable(("a",))).schema().names == [*plain, "class_name"]
+    places = ShardFormat(spec, MAPS, ClassTable((), (0.0,), (0.0,)))
     assert places.schema().names == [*plain, "lat", "lon"]
     assert json.loads(places.schema().metadata[b"combicam.heatmap"])["shape"] == [2, 3, 4]
 
@@ -89,7 +91,7 @@ def test_columns_follow_the_classes() -> None:
 def test_images_that_are_not_finite(tmp_path: Path) -> None:
     made = results(3)
     made.finite[1] = False
-    table = ShardFormat(CamSpec(targets=2), SHAPE).table(records(3), made)
+    table = ShardFormat(CamSpec(targets=2), MAPS).table(records(3), made)
     assert table.column("status").to_pylist() == ["ok", "non_finite", "ok"]
     assert table.column("heatmap").null_count == table.column("scores").null_count == 1
     assert table.column("heatmap")[2].as_py() == made.heatmaps[2].numpy().tobytes()
@@ -97,7 +99,7 @@ def test_images_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_bytes_do_not_depend_on_how_rows_arrive(tmp_path: Path) -> None:
     shape = (1, 1024, 1024)  # 16 rows a group
-    shard_format = ShardFormat(CamSpec(), shape)
+    shard_format = ShardFormat(CamSpec(), MapFormat(1, shape[1:]))
     heatmaps = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, *shape)
     made = QuantisedExplanation(
         heatmaps,
@@ -121,7 +123,7 @@ def test_death_before_the_rename_leaves_nothing_visible(
         assert pq.read_table(self).num_rows == 2  # already whole, under its hidden name
         raise KeyboardInterrupt
 
-    shard_format = ShardFormat(CamSpec(targets=2), SHAPE)
+    shard_format = ShardFormat(CamSpec(targets=2), MAPS)
     writer = ShardWriter(tmp_path / "s.parquet", shard_format)
     writer.add(shard_format.table(records(2), results(2)))
     monkeypatch.setattr(Path, "replace", dies)
@@ -152,13 +154,13 @@ def explanation(heatmaps: torch.Tensor) -> Explanation:
 
 def test_quantise_rounds_to_bytes() -> None:
     heatmaps = torch.tensor([0.0, 0.001, 0.5, 0.999, 1.0]).reshape(1, 1, 1, 5)
-    found = quantise(explanation(heatmaps), (1, 1, 5))
+    found = quantise(explanation(heatmaps), MapFormat(1, (1, 5)))
     assert found.heatmaps.flatten().tolist() == [0, 0, 128, 255, 255]
 
 
 def test_quantise_resizes() -> None:
     heatmaps = torch.linspace(0, 1, 64).expand(1, 1, 8, 64)
-    found = quantise(explanation(heatmaps), (1, 4, 16)).heatmaps
+    found = quantise(explanation(heatmaps), MapFormat(1, (4, 16))).heatmaps
     assert found.shape == (1, 1, 4, 16)
     assert (found.long().diff(dim=-1) > 10).all()
 
@@ -168,9 +170,9 @@ def test_quantise_marks_each_image_that_is_not_finite() -> None:
     made.heatmaps[0, 0, 1, 1] = torch.nan
     made.scores[1] = torch.inf
     made.ranges[2, 0, 1] = torch.nan
-    assert quantise(made, (1, 2, 2)).finite.tolist() == [False, False, False, True]
+    assert quantise(made, MapFormat(1, (2, 2))).finite.tolist() == [False, False, False, True]
 
 
 def test_quantise_refuses_other_targets() -> None:
     with pytest.raises(RunError, match=r"\[B,2,H,W\]"):
-        quantise(explanation(torch.ones(1, 1, 2, 2)), (2, 2, 2))
+        quantise(explanation(torch.ones(1, 1, 2, 2)), MapFormat(2, (2, 2)))
