@@ -1,4 +1,4 @@
-"""``python -m benchmarks graph | kernels | all``: measure, print tables, write the JSON."""
+"""``python -m benchmarks graph | kernels | pipeline | all``: measure, print, write the JSON."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from benchmarks.harness import Result, measure, table
 from benchmarks.kernels import CASES as HEADS
 from benchmarks.kernels import head_contenders, head_table, inputs_per_call, read_bytes
 from benchmarks.ladder import FORWARD
+from benchmarks.pipeline import PipelineConfig, pipeline, pipeline_table
 
 BASELINE = "forward, ONNX Runtime"
 RESULTS = Path("benchmarks/results")
@@ -172,6 +173,13 @@ def kernels(config: KernelsConfig) -> None:
     write(config.output, rows)
 
 
+def run_pipeline(config: PipelineConfig) -> None:
+    """Decoding, transfers and writing are in every figure of the whole run."""
+    rows = pipeline(config, say)
+    print(f"\n{pipeline_table(rows)}\n", flush=True)
+    write(config.output, rows)
+
+
 @dataclass(frozen=True)
 class AllConfig:
     """Every benchmark within a budget: what one lease of a GPU is spent on.
@@ -188,7 +196,7 @@ class AllConfig:
 
 
 def run_all(config: AllConfig) -> None:
-    """Kernels, then the graph."""
+    """Kernels, then the graph, then (on a GPU) the run."""
     started = time.monotonic()
     kernels(
         KernelsConfig(
@@ -209,11 +217,25 @@ def run_all(config: AllConfig) -> None:
             output=config.output / f"graph-{config.device}.json",
         )
     )
+    if cuda and time.monotonic() - started < config.budget:
+        run_pipeline(
+            PipelineConfig(
+                model="timm:resnet50",
+                photos=20_000,
+                batch=256,
+                workers=16,
+                device="cuda",
+                amp_dtype="bfloat16",
+                growth=0,
+                output=config.output / "pipeline-cuda.json",
+            )
+        )
 
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "graph": (GraphConfig, graph),
     "kernels": (KernelsConfig, kernels),
+    "pipeline": (PipelineConfig, run_pipeline),
     "all": (AllConfig, run_all),
 }
 

@@ -28,7 +28,7 @@ CLASSES = 12
 IMAGES = 5  # neither the batch of the trace nor the one of the export
 TOLERANCE = 1e-4  # of a heatmap's pixel, the worst image, both sides in float64
 # Of the median image in float32, where a ReLU at zero to rounding is on here and off there: this
-# much, or so many times what eager torch is off in float32.
+# much, or so many times what eager torch is off in float32 in its worst image.
 ONNX_TOLERANCE = 1e-3
 EAGER_TIMES = 4.0
 
@@ -143,15 +143,18 @@ def reference(
     finally:
         for handle in handles:
             handle.remove()
-    best = logits.log_softmax(-1).max(-1)
+    classes = logits.argmax(-1)
+    chosen = F.one_hot(classes, logits.shape[-1]).bool()
+    others = logits.masked_fill(chosen, -torch.inf).logsumexp(-1)
+    score = -F.softplus(others - logits[chosen]).sum()  # log p, also where 1 - p rounds to nothing
     total = torch.zeros(len(images), 1, *images.shape[2:], dtype=images.dtype)
     for info in layers:
-        (grad,) = torch.autograd.grad(best.values.sum(), acts[info.name], retain_graph=True)
+        (grad,) = torch.autograd.grad(score, acts[info.name], retain_graph=True)
         grid, slope = info.as_grid(acts[info.name].detach()), info.as_grid(grad)
         cam = (slope.mean((2, 3), keepdim=True) * grid).sum(1, keepdim=True).relu()
         total += F.interpolate(cam, images.shape[2:], mode="bilinear", align_corners=True)
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (total - low) / (high - low), 0.0)[:, 0], best.indices
+    return torch.where(high > low, (total - low) / (high - low), 0.0)[:, 0], classes
 
 
 def examine(architecture: Architecture, say: Callable[[Coverage], None]) -> Coverage:
@@ -189,10 +192,13 @@ def examine(architecture: Architecture, say: Callable[[Coverage], None]) -> Cove
         done()
         step = "ONNX"
         eager, _ = reference(model, layers, images)
-        row.eager_err = float(_worst(eager, expected).median())
+        eager_errors = _worst(eager, expected)
+        row.eager_err = float(eager_errors.median())
         errors = _worst(_onnx(model, architecture, images, classes, row), expected)
         row.onnx_err, row.onnx_max_err = float(errors.median()), float(errors.max())
-        _check(row.onnx_err, max(ONNX_TOLERANCE, EAGER_TIMES * row.eager_err), row.flat)
+        # With ReLUs at zero to rounding in most images, the worst of eager torch is the measure.
+        allowed = max(ONNX_TOLERANCE, EAGER_TIMES * float(eager_errors.max()))
+        _check(row.onnx_err, allowed, row.flat)
     except Exception as error:
         row.error = f"{step}: {first_line(error)}"[:300]
     done()

@@ -136,11 +136,14 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _targets(joint: JointGraph, images: Tensor) -> list[Tensor]:
-    """Regions at random; classes left to the graph for every second image, else at random."""
+    """Weights at random, of both signs for every second image; of the classes, every second is
+    left to the graph."""
     targets = list(example_inputs(joint, len(images))[1:])
     generator = torch.Generator().manual_seed(len(images))
     if joint.signature.target_input == "weights":
-        targets = [torch.rand(t.shape, generator=generator).to(t) for t in targets]
+        weights = torch.rand(targets[0].shape, generator=generator)
+        weights[1::2] = 2 * weights[1::2] - 1
+        targets = [weights.to(targets[0])]
     elif targets:
         given = targets[0][1::2]
         given.copy_(torch.randint(joint.signature.classes, given.shape, generator=generator))

@@ -95,6 +95,10 @@ def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
+# A protobuf holds 2 GB; the graph itself needs some of them.
+EMBEDDED_BYTES = 1_900_000_000
+
+
 def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
     """Write an ONNX file: opset 18, dynamic batch, ``metadata`` under the key ``combicam``.
 
@@ -130,6 +134,7 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
         ) from error
     assert exported is not None
     exported.model.metadata_props[METADATA_KEY] = metadata
-    weights = sum(t.numel() * t.element_size() for t in joint.module.buffers())
-    exported.save(str(path), external_data=weights > 1_900_000_000)
+    values = exported.model.graph.initializers.values()
+    weights = sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    exported.save(str(path), external_data=weights > EMBEDDED_BYTES)
     onnx.checker.check_model(str(path))

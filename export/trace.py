@@ -22,10 +22,10 @@ from combicam.errors import TraceError, first_line
 from combicam.export.batch_targets import BatchElsewhere, batch_targets, gradients
 from combicam.export.decompositions import decompositions
 from combicam.export.functionalise import functionalise
-from combicam.export.global_pool import MeanGlobalPool
 from combicam.export.interpolate import SymbolicInterpolate
 from combicam.export.layers import select_layers
 from combicam.export.passes import clean, lower
+from combicam.export.plain_operators import PlainOperators
 from combicam.export.probe import LayerInfo, capturing, logits_of, probe
 from combicam.export.scores import TINY as TINY
 from combicam.export.scores import target_scores
@@ -275,7 +275,7 @@ def to_graph(
 @contextmanager
 def _traceable() -> Iterator[None]:
     """Operators in the forms that have a symbolic batch, a backward, and a place in every file."""
-    with sdpa_kernel(SDPBackend.MATH), SymbolicInterpolate(), MeanGlobalPool():
+    with sdpa_kernel(SDPBackend.MATH), SymbolicInterpolate(), PlainOperators():
         yield
 
 

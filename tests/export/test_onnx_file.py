@@ -16,6 +16,7 @@ from cam_oracle import acts_and_grads, calibrated
 from torch import Tensor, nn
 
 from combicam import CamSpec
+from combicam.export import onnx_file
 from combicam.export.onnx_file import write_onnx
 from combicam.export.snapshot import snapshot
 from combicam.export.trace import trace
@@ -135,3 +136,21 @@ def test_weights_are_stored_twice_at_most(network: str, tmp_path: Path) -> None:
             values[hashlib.sha256(np.round(content, 4).tobytes()).hexdigest()] += 1
     assert max(stored.values()) == 1
     assert max(values.values()) <= 2
+
+
+def test_weights_that_no_protobuf_holds_lie_beside_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = calibrated(Gated(), SIZE)
+    (tmp_path / "small").mkdir()
+    inside = session_of(model, tmp_path / "small", layers=("strided", "residual"))
+    monkeypatch.setattr(onnx_file, "EMBEDDED_BYTES", 1000)
+    (tmp_path / "large").mkdir()
+    beside = session_of(model, tmp_path / "large", layers=("strided", "residual"))
+    files = {path.name: path.stat().st_size for path in (tmp_path / "large").iterdir()}
+    whole = (tmp_path / "small" / "joint.onnx").stat().st_size
+    assert set(files) == {"joint.onnx", "joint.onnx.data"}
+    assert files["joint.onnx"] < whole <= files["joint.onnx"] + files["joint.onnx.data"] + 4096
+    images = torch.randn(3, 3, *SIZE)
+    for name, found in run(beside, images).items():
+        np.testing.assert_array_equal(found, run(inside, images)[name])

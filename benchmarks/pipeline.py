@@ -1,0 +1,339 @@
+"""The run from JPEG files to committed Parquet: each stage alone, the whole, and how it scales."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.harness import Result
+from combicam import LoadedModel, ModelConfig, Preprocess, RunConfig
+from combicam.demo.planet import CELLS, postcard
+from combicam.engine.batch_explainer import BatchExplainer
+from combicam.engine.batching import Batch, batches
+from combicam.engine.channel import Channel
+from combicam.engine.committing import write_shards
+from combicam.engine.explaining import ExplainedBatch, ExplainStage
+from combicam.engine.loading import Loaded, load
+from combicam.engine.making import make_run_explainer
+from combicam.engine.manifest import Manifest
+from combicam.engine.map_format import map_format
+from combicam.engine.run_directory import RunDirectory
+from combicam.engine.runner import run_images
+from combicam.engine.shard_format import ShardFormat
+
+DISTINCT = 500
+
+
+def tiny() -> LoadedModel:
+    """A network that costs next to nothing, so that the run around it is what is measured."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+    return LoadedModel(module.eval(), Preprocess((32, 32), resize="squash"), "tiny")
+
+
+def write_photos(folder: Path, count: int, side: int) -> list[Path]:
+    """JPEG postcards of side x side pixels; the files beyond 500 are links to the first."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{i:06d}.jpg" for i in range(count)]
+    for i, path in enumerate(paths):
+        if i >= DISTINCT:
+            path.hardlink_to(paths[i % DISTINCT])
+            continue
+        card = Image.fromarray(postcard(i % len(CELLS), i).image).resize((side, side))
+        card.save(path, quality=90)
+    return paths
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share.
+
+    Attributes:
+        config: of the run.
+        explainer: of the run.
+        folder: for outputs.
+    """
+
+    config: RunConfig
+    explainer: BatchExplainer
+    folder: Path
+
+    def fresh(self, name: str) -> RunConfig:
+        """The run's configuration with an output that is not there."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return replace(self.config, output=self.folder / name)
+
+
+def stages(bench: Bench) -> dict[str, Callable[[], int]]:
+    """Every stage alone, as a function that returns how many images went through it."""
+    config, explainer = bench.config, bench.explainer
+    run_images(bench.fresh("first"), explainer)  # warm, and gives the manifest
+    with Manifest(bench.folder / "first" / "manifest.parquet") as manifest:
+        entries = [entry for shard in range(manifest.shards) for entry in manifest.shard(shard)]
+    maps = map_format(explainer, config.store, config.heatmap_size)
+    shard_format = ShardFormat(explainer.spec, maps, explainer.classes)
+
+    def pooled(work: Callable[[int], object]) -> int:
+        with ThreadPoolExecutor(config.workers) as pool:
+            for _ in pool.map(work, range(len(entries))):
+                pass
+        return len(entries)
+
+    def one(i: int) -> Loaded:
+        return load(entries[i], explainer.preprocess, config.max_pixels)
+
+    ready = [one(i) for i in range(min(len(entries), 4 * config.batch_size))]
+
+    def loaded() -> Iterator[Loaded]:
+        for i in range(len(entries)):
+            yield ready[i % len(ready)]
+
+    def batched() -> Iterator[Batch]:
+        return batches(
+            0, len(entries), config.batch_size, loaded(), explainer.device.type == "cuda"
+        )
+
+    def explained() -> Iterator[ExplainedBatch]:
+        inbox: Channel[Batch] = Channel(len(entries))
+        for batch in batched():
+            inbox.put(batch)
+        inbox.close()
+        return ExplainStage(explainer, maps, config.compute.cuda_graphs).explained(inbox)
+
+    results = next(explained()).results
+
+    def commit() -> int:
+        target = bench.fresh("commit")
+        with RunDirectory(target.output) as run:
+            run.prepare({}, lambda path: None)
+            items = (
+                ExplainedBatch(batch, results.map(lambda t, n=batch.count: t[:n]))
+                for batch in batched()
+            )
+            write_shards(items, run, shard_format, lambda seconds, rows: None)
+        return len(entries)
+
+    return {
+        "read": lambda: pooled(lambda i: entries[i].read()),
+        "read and decode": lambda: pooled(one),
+        "batch": lambda: sum(batch.count for batch in batched()),
+        "explain": lambda: sum(item.batch.count for item in explained()),
+        "encode and commit": commit,
+        "whole run": lambda: run_images(bench.fresh("whole"), explainer).images,
+    }
+
+
+def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Result]:
+    """Images/s of every stage alone and of the whole, in turn.
+
+    Of the rows ``read and decode`` holds ``read``; batching costs next to nothing. ``bound`` is
+    what the stages could reach together: on a CPU they share the cores and their times add up, on
+    a GPU the slowest decides.
+    """
+    timed = stages(bench)
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    images = 0
+    for _ in range(rounds):
+        for name, work in timed.items():
+            started = time.perf_counter()
+            images = work()
+            seconds[name].append(time.perf_counter() - started)
+            say(f"  {name}: {images / seconds[name][-1]:.1f} images/s")
+    params = {
+        "model": bench.config.model.model,
+        "device": str(bench.explainer.device),
+        "images": images,
+        "batch": bench.config.batch_size,
+        "workers": bench.config.workers,
+        "store": bench.config.store,
+    }
+    rows = [_row(name, params, values, images) for name, values in seconds.items()]
+    rates = {row.name: row.images_per_s or 0.0 for row in rows}
+    parts = [rates[name] for name in ("read and decode", "batch", "explain", "encode and commit")]
+    shared = bench.explainer.device.type == "cpu"
+    bound = 1 / sum(1 / rate for rate in parts) if shared else min(parts)
+    rows.append(Result("bound", params, images_per_s=bound))
+    rows.append(Result("whole run / bound", params | {"ratio": rates["whole run"] / bound}))
+    return rows
+
+
+def _row(name: str, params: dict[str, object], seconds: list[float], images: int) -> Result:
+    p20, p50, p80 = (float(q) for q in np.quantile(seconds, [0.2, 0.5, 0.8]))
+    return Result(name, dict(params), None, p20, p50, p80, images / p50, seconds=seconds)
+
+
+def growth_rows(
+    folder: Path, images: int, workers: int, say: Callable[[str], None]
+) -> list[Result]:
+    """Memory, images/s and the time of a restart as a run of the tiny network grows.
+
+    Args:
+        folder: for photos and outputs.
+        images: of the longest run; rows of a list, which name the same 2,000 photos.
+    """
+    photos = write_photos(folder / "photos", min(images, 2000), 64)
+    listing = folder / "list.csv"
+    with listing.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "id"])
+        writer.writerows([photos[i % len(photos)], f"{i:07d}"] for i in range(images))
+    config = RunConfig(
+        str(listing),
+        folder / "growth",
+        ModelConfig("benchmarks.pipeline:tiny"),
+        batch_size=64,
+        workers=workers,
+        progress=False,
+    )
+    explainer = make_run_explainer(config)
+    samples: list[tuple[int, float, float]] = []  # images, seconds, MiB
+    done = threading.Event()
+    started = time.perf_counter()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            shards = len(list((config.output / "shards").glob("*.json")))
+            samples.append((shards * config.shard_size, time.perf_counter() - started, _rss_mib()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run_images(config, explainer)
+    finally:
+        done.set()
+        watcher.join()
+    wall = time.perf_counter() - started
+    restarted = time.perf_counter()
+    run_images(config, explainer)
+    restart = time.perf_counter() - restarted
+    params = {"images": images, "workers": workers, "wall_s": wall, "restart_s": restart}
+    say(f"  {images / wall:.0f} images/s, restart {restart:.2f} s")
+    rows = []
+    marks = [m for m in (1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000) if m <= images]
+    previous = (0, 0.0)
+    for mark in marks:
+        upto = [s for s in samples if s[0] <= mark]
+        reached, seconds, _ = upto[-1]
+        memory = max(s[2] for s in upto)
+        rate = (reached - previous[0]) / max(seconds - previous[1], 1e-9)
+        rows.append(
+            Result(f"up to {mark} images", params | {"peak_rss_mib": memory}, images_per_s=rate)
+        )
+        say(f"  up to {mark}: {memory:.0f} MiB, {rate:.0f} images/s since the mark before")
+        previous = (reached, seconds)
+    return rows
+
+
+def _rss_mib() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("expected VmRSS in /proc/self/status, got none; this needs Linux")
+
+
+def bytes_per_image(bench: Bench) -> list[Result]:
+    """What a row takes on disk for every way to store maps."""
+    rows = []
+    for store in ("full", "grid", "layers"):
+        config = replace(bench.fresh(f"store-{store}"), store=store)
+        summary = run_images(config, make_run_explainer(config))
+        files = sum(p.stat().st_size for p in (config.output / "shards").glob("*.parquet"))
+        params = {"store": store, "bytes_per_image": files / summary.images}
+        rows.append(Result(f"store {store}", {"model": config.model.model, **params}))
+    return rows
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """From JPEG files to committed Parquet: each stage alone, together, and as the run grows.
+
+    Args:
+        model: of the stages; needs no weights.
+        photos: how many, JPEG postcards.
+        side: of a photo, pixels.
+        batch: images explained at once.
+        workers: threads that read and decode.
+        device: ``cpu`` or ``cuda``.
+        amp_dtype: of the computation; None for float32.
+        growth: images of the growing run of a tiny network; 0 leaves it out.
+        rounds: how often every stage is timed, in turn; medians are reported.
+        threads: of torch on the CPU.
+        output: where the JSON goes.
+    """
+
+    model: str = "demo"
+    photos: int = 600
+    side: int = 480
+    batch: int = 32
+    workers: int = 2
+    device: str = "cpu"
+    amp_dtype: str | None = None
+    growth: int = 100_000
+    rounds: int = 3
+    threads: int = 2
+    output: Path = Path("benchmarks/results/pipeline-cpu.json")
+
+
+def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]:
+    """All rows; files are written below a temporary folder and removed."""
+    torch.set_num_threads(config.threads)
+    with tempfile.TemporaryDirectory(prefix="combicam-pipeline-") as name:
+        folder = Path(name)
+        say(f"{config}")
+        write_photos(folder / "in", config.photos, config.side)
+        chosen = ModelConfig(config.model, random_weights=":" in config.model)
+        run = RunConfig(
+            str(folder / "in"),
+            folder / "run",
+            chosen,
+            batch_size=config.batch,
+            workers=config.workers,
+            shard_size=max(1, config.photos // 2),
+            progress=False,
+        )
+        compute = replace(run.compute, device=config.device, amp_dtype=config.amp_dtype)
+        run = replace(run, compute=compute)
+        bench = Bench(run, make_run_explainer(run), folder / "out")
+        rows = stage_rows(bench, config.rounds, say) + bytes_per_image(bench)
+        if config.growth:
+            rows += growth_rows(folder / "growth", config.growth, config.workers, say)
+    return rows
+
+
+def pipeline_table(rows: list[Result]) -> str:
+    """Markdown."""
+    lines = ["| | images/s | |", "|---|---|---|"]
+    for row in rows:
+        notes = [
+            f"{row.params[key]:{form}} {unit}"
+            for key, form, unit in (
+                ("ratio", ".2f", ""),
+                ("bytes_per_image", ".0f", "bytes an image"),
+                ("peak_rss_mib", ".0f", "MiB"),
+            )
+            if key in row.params
+        ]
+        rate = "" if row.images_per_s is None else f"{row.images_per_s:.1f}"
+        lines.append(f"| {row.name} | {rate} | {'; '.join(notes).strip()} |")
+    grown = next((row for row in rows if "restart_s" in row.params), None)
+    if grown is not None:
+        lines.append(f"| restart of the finished run | | {grown.params['restart_s']:.2f} s |")
+    return "\n".join(lines)
