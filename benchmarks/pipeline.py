@@ -128,7 +128,14 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
                 ExplainedBatch(batch, results.map(lambda t, n=batch.count: t[:n]))
                 for batch in batched()
             )
-            write_shards(items, run, shard_format, lambda seconds, rows: None)
+            write_shards(
+                items,
+                run,
+                shard_format,
+                kept=lambda shard: None,
+                tally=lambda statuses: None,
+                done=lambda seconds, rows: None,
+            )
         return len(entries)
 
     return {

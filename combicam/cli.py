@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,14 @@ class LayersConfig:
     all: bool = False
 
 
+class Stopped(BaseException):
+    """A signal asked the run to end; ``code`` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 Command = (
     Annotated[RunConfig, tyro.conf.subcommand("run", description="Explain many photos.")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
@@ -105,7 +114,26 @@ def _run(config: RunConfig) -> None:
     explainer = make_run_explainer(config)
     if explainer.note:
         print(explainer.note, file=sys.stderr)
-    print(_table(_summary_rows(run_images(config, explainer))))
+    with _stoppable():
+        summary = run_images(config, explainer)
+    print(_table(_summary_rows(summary)))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM end the run after the commit that is under way; a second one at once."""
+
+    def stop(number: int, _frame: object) -> None:
+        for known in previous:
+            signal.signal(known, signal.SIG_DFL)
+        raise Stopped(128 + number)
+
+    previous = {known: signal.signal(known, stop) for known in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for known, handler in previous.items():
+            signal.signal(known, handler)
 
 
 def _export(config: ExportConfig) -> None:
@@ -255,5 +283,8 @@ def main(arguments: list[str] | None = None) -> None:
             _demo(config)
     except (CombicamError, ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f"combicam: error: {error}") from error
+    except Stopped as stopped:
+        print("combicam: stopped; committed shards are kept, run it again", file=sys.stderr)
+        raise SystemExit(stopped.code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -59,20 +59,20 @@ def even_batch_size(images: int, batch_size: int) -> int:
 
 
 def batches(
-    shard: int, images: int, batch_size: int, loaded: Iterator[Loaded], pin: bool
+    shard: int, rows: Sequence[int], batch_size: int, loaded: Iterator[Loaded], pin: bool
 ) -> Iterator[Batch]:
     """Batches of a shard, one open for every size of images.
 
     Args:
         shard: its index.
-        images: how many inputs it has; so many are taken from ``loaded``.
+        rows: places in the shard of what ``loaded`` gives next.
         batch_size: of full batches.
         loaded: in order.
         pin: use page-locked memory, for fast copies to a GPU.
     """
     waiting: dict[tuple[int, ...], Batch] = {}
     latest = Batch(shard)  # takes what failed, which has no size
-    for row in range(images):
+    for row in rows:
         item = next(loaded)
         start = perf_counter()
         if item.pixels is not None:
@@ -90,7 +90,7 @@ def batches(
         latest.add_seconds("read", item.read_s)
         latest.add_seconds("decode", item.decode_s)
         latest.add_seconds("batch", perf_counter() - start)
-        if row < images - 1 and latest.count == batch_size:
+        if row != rows[-1] and latest.count == batch_size:
             del waiting[latest.images.shape[1:]]
             yield _filled(latest)
             latest = Batch(shard)

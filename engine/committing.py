@@ -9,6 +9,7 @@ from time import perf_counter
 from combicam.engine.explaining import ExplainedBatch
 from combicam.engine.run_directory import RunDirectory, shard_record
 from combicam.engine.shard_format import ShardFormat
+from combicam.engine.shard_work import Kept
 from combicam.engine.shards import ShardWriter, shard_path
 
 
@@ -16,6 +17,8 @@ def write_shards(
     explained: Iterable[ExplainedBatch],
     run: RunDirectory,
     shard_format: ShardFormat,
+    kept: Callable[[int], Kept | None],
+    tally: Callable[[Counter[str]], None],
     done: Callable[[dict[str, float], int], None],
 ) -> None:
     """Encode batches and commit every shard that is complete.
@@ -24,6 +27,9 @@ def write_shards(
         explained: batches, shard by shard.
         run: where.
         shard_format: columns of the rows.
+        kept: what stays of a shard that is written again.
+        tally: called with a batch's number of rows of each status, before they are committed; may
+            raise to end the run.
         done: called with a batch's seconds per stage and number of rows.
     """
     writer: ShardWriter | None = None
@@ -35,12 +41,19 @@ def write_shards(
             start = perf_counter()
             if writer is None:
                 writer = ShardWriter(shard_path(run.path, batch.shard), shard_format)
+                old = kept(batch.shard)
+                if old is not None:
+                    writer.add(old.table, old.rows)
+                    statuses.update(old.table.column("status").to_pylist())
             table = shard_format.table(batch.records, item.results)
             writer.add(table, batch.rows)
-            statuses.update(table.column("status").to_pylist())
+            added = Counter(table.column("status").to_pylist())
+            statuses.update(added)
+            tally(added)
             encoded = perf_counter()
             batch.add_seconds("encode", encoded - start)
             if batch.is_last:
+                run.forget_record(batch.shard)  # of the file that is replaced
                 writer.commit()
                 writer = None
                 batch.add_seconds("commit", perf_counter() - encoded)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +65,10 @@ class RunConfig:
         store: what is kept of an image: ``full``, its heatmap at the model's input size; ``grid``,
             on the grid of the finest layer; ``layers``, that and every layer's map on its own grid.
         heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
+        retry_failed: try the failed images of committed shards again (their files may have been
+            mended since); the other rows stay as they are.
+        max_failures: end the run when more images than that fail, those of earlier invocations
+            included: a number, or a share of all inputs such as ``5%``; None for no limit.
         max_pixels: photos with more pixels in their header are refused as ``too_large``
             (Pillow itself refuses above 178,956,970).
         progress: show a progress bar on stderr.
@@ -82,6 +88,8 @@ class RunConfig:
     overlays: int = 0
     store: str = "full"
     heatmap_size: tuple[int, int] | None = None
+    retry_failed: bool = False
+    max_failures: str | None = None
     max_pixels: int = 200_000_000
     progress: bool = True
 
@@ -95,6 +103,9 @@ class RunConfig:
         for name in ("batch_size", "workers", "shard_size", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
+        if self.max_failures is not None:
+            object.__setattr__(self, "max_failures", str(self.max_failures))
+            self.failure_limit(1)
         if self.overlays < 0:
             raise ValueError(f"RunConfig: expected overlays >= 0, got {self.overlays}")
         if self.store not in STORES:
@@ -112,3 +123,20 @@ class RunConfig:
                     f"got {self.heatmap_size!r}"
                 )
             object.__setattr__(self, "heatmap_size", size)
+
+    def failure_limit(self, images: int) -> int | None:
+        """How many of so many images may fail; None for all.
+
+        Raises:
+            ValueError: neither a number nor a share.
+        """
+        text = self.max_failures
+        if text is None:
+            return None
+        match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text)
+        if match is None or float(match[2] or 0) > 100:
+            raise ValueError(
+                f"RunConfig: expected max_failures as a number or a share such as '5%', "
+                f"got {text!r}"
+            )
+        return int(match[1]) if match[1] else math.floor(images * float(match[2]) / 100)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import chain
 from threading import Lock, Thread
 from typing import TypeVar
 
@@ -17,8 +19,10 @@ from combicam.engine.explaining import ExplainedBatch, ExplainStage
 from combicam.engine.loading import load_in_order
 from combicam.engine.manifest import Manifest
 from combicam.engine.run_directory import RunDirectory
-from combicam.engine.shard_format import ShardFormat
+from combicam.engine.shard_format import OK, ShardFormat
+from combicam.engine.shard_work import Kept, ShardWork, kept_rows
 from combicam.engine.stage_times import StageTimes
+from combicam.errors import RunError
 
 T = TypeVar("T")
 
@@ -38,6 +42,12 @@ class Pipeline:
         run: where; its lock is held.
         manifest: of the run.
         shard_format: of the run's rows.
+
+    Attributes:
+        times: seconds per stage so far.
+        images: rows done so far.
+        failures: how many of the run's rows are not ok; may start above zero.
+        max_failures: more of them end the run.
     """
 
     def __init__(
@@ -59,23 +69,28 @@ class Pipeline:
         self.explain_stage = ExplainStage(explainer, shard_format.maps, config.compute.cuda_graphs)
         self.times = StageTimes(config.workers)
         self.images = 0
+        self.failures = 0
+        self.max_failures: int | None = None
+        self._begun: dict[int, ShardWork] = {}
 
-    def process(self, shards: Sequence[int], on_tick: Callable[[], None]) -> None:
+    def process(self, work: Iterable[ShardWork], on_tick: Callable[[], None]) -> None:
         """Process and commit shards.
 
         Args:
-            shards: their indices.
+            work: taken one by one, a little before it is begun.
             on_tick: called in this thread, some times a second.
 
         Raises:
-            RunError: the explainer failed; whatever else a stage raises.
+            RunError: the explainer failed, or too many images; whatever else a stage raises.
         """
         self._open_channels()
         pool = ThreadPoolExecutor(self._config.workers, "combicam-load")
         stages: list[Callable[[], None]] = [
-            lambda: self._feed(self._batches(shards, pool), self._to_explain),
+            lambda: self._feed(self._batches(work, pool), self._to_explain),
             lambda: self._feed(self.explain_stage.explained(self._to_explain), self._to_encode),
-            lambda: write_shards(self._to_encode, self._run, self._format, self._count),
+            lambda: write_shards(
+                self._to_encode, self._run, self._format, self._kept, self._tally, self._count
+            ),
         ]
         threads = [Thread(target=self._guarded, args=(stage,), daemon=True) for stage in stages]
         for thread in threads:
@@ -101,16 +116,33 @@ class Pipeline:
         self._to_explain: Channel[Batch] = Channel(_DEPTH)
         self._to_encode: Channel[ExplainedBatch] = Channel(_DEPTH)
 
+    def _kept(self, shard: int) -> Kept | None:
+        return kept_rows(self._run.path, self._begun.pop(shard))
+
     def _count(self, seconds: dict[str, float], rows: int) -> None:
         self.times.add(seconds)
         self.images += rows
 
-    def _batches(self, shards: Sequence[int], pool: Executor) -> Iterator[Batch]:
+    def _tally(self, statuses: Counter[str]) -> None:
+        self.failures += statuses.total() - statuses[OK]
+        if self.max_failures is not None and self.failures > self.max_failures:
+            raise RunError(
+                f"run: expected at most {self.max_failures} failed images (max_failures), got "
+                f"{self.failures}; see the errors of the committed shards, or raise the limit and "
+                "run again: what is committed is kept"
+            )
+
+    def _batches(self, work: Iterable[ShardWork], pool: Executor) -> Iterator[Batch]:
         config, explainer = self._config, self._explainer
+        upcoming: deque[tuple[int, Sequence[int]]] = deque()
 
         def entries() -> Iterator[Entry]:
-            for shard in shards:
-                yield from self._manifest.shard(shard)
+            for item in work:
+                inputs = self._manifest.shard(item.index)
+                rows = range(len(inputs)) if item.rows is None else item.rows
+                self._begun[item.index] = item
+                upcoming.append((item.index, rows))
+                yield from (inputs[row] for row in rows)
 
         loaded = load_in_order(
             entries(),
@@ -120,10 +152,11 @@ class Pipeline:
             config.max_pixels,
         )
         pin = explainer.device.type == "cuda"
-        for shard in shards:
-            images = self._manifest.shard_images(shard)
-            size = even_batch_size(images, config.batch_size)
-            yield from batches(shard, images, size, loaded, pin)
+        for first in loaded:
+            shard, rows = upcoming.popleft()
+            # Rows that are tried again are rounded as they would have been.
+            size = even_batch_size(self._manifest.shard_images(shard), config.batch_size)
+            yield from batches(shard, rows, size, chain([first], loaded), pin)
 
     @staticmethod
     def _feed(items: Iterator[T], channel: Channel[T]) -> None:

@@ -117,6 +117,10 @@ class RunDirectory:
         """Write ``shards/00042.json``."""
         write_json(shard_path(self.path, index).with_suffix(".json"), record)
 
+    def forget_record(self, index: int) -> None:
+        """Remove ``shards/00042.json``, if it is there: it is about to be wrong."""
+        shard_path(self.path, index).with_suffix(".json").unlink(missing_ok=True)
+
     def record(self, index: int) -> dict[str, Any]:
         """A committed shard's counts and seconds; recounted if death came before they were."""
         path = shard_path(self.path, index)

@@ -21,6 +21,7 @@ from combicam.engine.overlays import draw_overlays
 from combicam.engine.pipeline import Pipeline
 from combicam.engine.run_directory import RunDirectory
 from combicam.engine.shard_format import OK, ShardFormat
+from combicam.engine.shard_work import ShardWork, work_left
 from combicam.engine.sources import list_inputs
 from combicam.engine.summary import RunSummary
 
@@ -63,11 +64,11 @@ def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
             lambda path: write_manifest(path, list_inputs(config.input), config.shard_size),
         )
         with Manifest(run.manifest) as manifest:
-            missing = [i for i in range(manifest.shards) if not run.is_committed(i)]
+            work = work_left(run, manifest, config.retry_failed)
             pipeline = Pipeline(config, explainer, run, manifest, shard_format)
-            if missing:
-                _process(config, pipeline, manifest, missing)
-            summary = _summary(run, manifest, pipeline, is_new=bool(missing))
+            if work:
+                _process(config, run, pipeline, manifest, work)
+            summary = _summary(run, manifest, pipeline, is_new=bool(work))
             if config.overlays:
                 paths = draw_overlays(run, manifest, config, explainer)
                 summary = dataclasses.replace(summary, overlays=paths)
@@ -106,8 +107,23 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _process(config: RunConfig, pipeline: Pipeline, manifest: Manifest, missing: list[int]) -> None:
-    done = manifest.images - sum(manifest.shard_images(i) for i in missing)
+def _process(
+    config: RunConfig,
+    run: RunDirectory,
+    pipeline: Pipeline,
+    manifest: Manifest,
+    work: list[ShardWork],
+) -> None:
+    left = {item.index: item for item in work}
+    done = manifest.images - sum(
+        manifest.shard_images(i) if item.rows is None else len(item.rows)
+        for i, item in left.items()
+    )
+    statuses: Counter[str] = Counter()
+    for i in set(range(manifest.shards)) - set(left):
+        statuses.update(run.record(i)["statuses"])
+    pipeline.max_failures = config.failure_limit(manifest.images)
+    pipeline.failures = statuses.total() - statuses[OK]
     with tqdm(
         total=manifest.images, initial=done, unit="image", disable=not config.progress
     ) as bar:
@@ -117,7 +133,7 @@ def _process(config: RunConfig, pipeline: Pipeline, manifest: Manifest, missing:
                 bar.set_postfix_str(f"busiest: {pipeline.times.bottleneck}", refresh=False)
             bar.update(done + pipeline.images - bar.n)
 
-        pipeline.process(missing, tick)
+        pipeline.process(work, tick)
 
 
 def _summary(run: RunDirectory, manifest: Manifest, pipeline: Pipeline, is_new: bool) -> RunSummary:

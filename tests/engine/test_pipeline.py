@@ -22,6 +22,7 @@ from combicam.engine.map_format import MapFormat
 from combicam.engine.pipeline import Pipeline
 from combicam.engine.run_directory import RunDirectory
 from combicam.engine.shard_format import ShardFormat
+from combicam.engine.shard_work import ShardWork
 from combicam.engine.sources import list_inputs
 from combicam.engine.stage_times import StageTimes
 from combicam.export.preprocess import Preprocess
@@ -115,6 +116,6 @@ def test_pipeline_takes_shards_one_after_another(tmp_path: Path, photos: Any, fa
             shard_format = ShardFormat(explainer.spec, MapFormat(1, (24, 32)))
             pipeline = Pipeline(config, explainer, run, manifest, shard_format)
             for shard in (2, 0):
-                pipeline.process([shard], lambda: None)
+                pipeline.process([ShardWork(shard)], lambda: None)
             assert [run.is_committed(i) for i in range(3)] == [True, False, True]
             assert pipeline.images == 5

@@ -1,0 +1,141 @@
+"""Pixels as a file stores them -> upright pixels of a model's input size, antialiased.
+
+torch's uint8 kernels are the same arithmetic as Pillow's, one pass across and one down, rounded
+in between; they are eight times as fast (``python -m benchmarks decode``) and differ by one level
+at most (bicubic: by two on hard black and white). The order of the passes matters for bicubic,
+whose overshoot is cut in between: here always across first, as in torchvision and in Pillow up to
+12; later Pillows go down first where that is cheaper.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from combicam.export.preprocess import Preprocess
+
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+_TORCH = ("bilinear", "bicubic")
+# Photos long and thin are cropped before they are scaled, when scaling all would make more pixels
+# than this many times what is kept.
+_MOST_WASTE = 16
+# EXIF orientation -> (swap the axes, then flip up and down, left and right).
+_TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+ORIENTATIONS = tuple(_TURNS)
+
+
+def swaps_axes(orientation: int) -> bool:
+    """Whether the upright photo is as wide as the stored one is high."""
+    return _TURNS[orientation][0]
+
+
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Upright [H,W,3], a view.
+
+    Args:
+        pixels: as stored.
+        orientation: EXIF, 1 to 8.
+    """
+    swap, down, across = _TURNS[orientation]
+    upright = pixels.swapaxes(0, 1) if swap else pixels
+    return upright[:: -1 if down else 1, :: -1 if across else 1]
+
+
+def resize(
+    pixels: NDArray[np.uint8], orientation: int, photo: tuple[int, int], preprocess: Preprocess
+) -> NDArray[np.uint8]:
+    """Turn upright and scale to ``preprocess.size_of`` the photo; ``crop`` takes the centre.
+
+    Args:
+        pixels: uint8 [h,w,3] as stored, contiguous and writable; maybe already scaled down.
+        orientation: EXIF, 1 to 8.
+        photo: (width, height) of the upright photo in full, pixels.
+        preprocess: its input_size, resize, crop_pct, side_step and interpolation are used.
+
+    Returns:
+        uint8 [H,W,3], contiguous.
+    """
+    height, width = preprocess.size_of(*photo)
+    scaled = (width, height)
+    if preprocess.resize == "crop":
+        scaled = covering(photo, (width, height), preprocess.crop_pct)
+    if preprocess.interpolation not in _TORCH or math.prod(scaled) > _MOST_WASTE * width * height:
+        upright = Image.fromarray(np.ascontiguousarray(turned(pixels, orientation)))
+        box = kept_box(upright.size, scaled, (width, height))
+        return np.array(
+            upright.resize((width, height), FILTERS[preprocess.interpolation], box=box)
+        )
+    whole = turned(_scaled(pixels, scaled, orientation, preprocess.interpolation), orientation)
+    left, top = _start(scaled[0], width), _start(scaled[1], height)
+    return np.ascontiguousarray(whole[top : top + height, left : left + width])
+
+
+def _scaled(
+    pixels: NDArray[np.uint8], size: tuple[int, int], orientation: int, mode: str
+) -> NDArray[np.uint8]:
+    """The stored photo scaled so that it is ``size`` (width, height) once it is upright.
+
+    Turning the small image instead of the large one saves most of its time.
+    """
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    passes = [size[::-1]]
+    if swaps_axes(orientation):
+        # What is across once upright is down here, and comes first there.
+        passes = [(size[0], pixels.shape[1]), size]
+    for step in passes:
+        image = torch.nn.functional.interpolate(image, size=step, mode=mode, antialias=True)
+    return image[0].permute(1, 2, 0).numpy()
+
+
+def covering(photo: tuple[int, int], crop: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """What timm scales a photo to before it takes the centre: (width, height).
+
+    Args:
+        photo, crop: (width, height), pixels.
+        crop_pct: the crop's share of the resized photo's shorter side.
+    """
+    cover = [math.floor(side / crop_pct) for side in crop]
+    if photo[0] * cover[1] >= photo[1] * cover[0]:
+        return cover[1] * photo[0] // photo[1], cover[1]
+    return cover[0], cover[0] * photo[1] // photo[0]
+
+
+def _start(scaled: int, kept: int) -> int:
+    return round((scaled - kept) / 2)
+
+
+def kept_box(
+    photo: tuple[int, int], scaled: tuple[int, int], kept: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """What part of a photo its scaled image's centre shows: left, top, right, bottom.
+
+    Resizing only that part gives the same pixels; resizing all of it would make an image of
+    60000x1 pixels a billion pixels large.
+
+    Args:
+        photo, scaled, kept: (width, height), pixels.
+    """
+    starts, ends = [], []
+    for original, resized, side in zip(photo, scaled, kept, strict=True):
+        start = _start(resized, side)
+        starts.append(start * original / resized)
+        ends.append(min((start + side) * original / resized, float(original)))
+    return starts[0], starts[1], ends[0], ends[1]
