@@ -96,6 +96,8 @@ def _fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]
         "heatmap_size": config.heatmap_size,
         "shard_size": config.shard_size,
         "max_pixels": config.max_pixels,
+        # Not which decoder: all give the same pixels, up to rounding.
+        "fast_scale": config.decode.fast_scale,
     }
 
 
@@ -137,18 +139,19 @@ def _process(
 
 
 def _summary(run: RunDirectory, manifest: Manifest, pipeline: Pipeline, is_new: bool) -> RunSummary:
-    # Nothing done: the speed of the invocation that did it is more use than zeros.
-    if not is_new and run.summary.exists():
-        return RunSummary.read(run.summary)
-    wall, stages = pipeline.times.wall_s, pipeline.times.seconds()
     statuses: Counter[str] = Counter()
     for shard in range(manifest.shards):
         statuses.update(run.record(shard)["statuses"])
+    failures = {status: n for status, n in sorted(statuses.items()) if status != OK}
+    # Nothing done: the speed of the invocation that did it is more use than zeros.
+    if not is_new and run.summary.exists():
+        return dataclasses.replace(RunSummary.read(run.summary), failures=failures)
+    wall, stages = pipeline.times.wall_s, pipeline.times.seconds()
     return RunSummary(
         run=run.path,
         images=statuses.total(),
         shards=manifest.shards,
-        failures={status: n for status, n in sorted(statuses.items()) if status != OK},
+        failures=failures,
         new_images=pipeline.images,
         wall_s=round(wall, 4),
         images_per_s=round(pipeline.images / wall, 3),
