@@ -170,7 +170,6 @@ def _param(rows: Iterable[Row], name: str) -> Any:
 def table_row(row: Row) -> str:
     """One line of the Markdown table."""
     height, width = row["params"]["size"]
-    onnx = "" if row["onnx_err"] is None else f"{row['onnx_err']:.0e} ({row['onnx_max_err']:.0e})"
     cells = [
         row["name"],
         row["params"]["family"],
@@ -181,11 +180,16 @@ def table_row(row: Row) -> str:
         _cell(row["max_abs_err"], ".0e"),
         _cell(row["onnx_mb"], ".1f"),
         _cell(row["onnx_s"], ".0f"),
-        onnx,
-        _cell(row["eager_err"], ".0e"),
+        _two(row["onnx_err"], row["onnx_max_err"]),
+        _two(row["eager_err"], row.get("eager_max_err")),
         (row["error"] or "").replace("|", "\\|"),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _two(median: float | None, worst: float | None) -> str:
+    brackets = "" if worst is None else f" ({worst:.0e})"
+    return _cell(median, ".0e") + brackets
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -22,7 +22,10 @@ from combicam.engine import (
     read_shard,
     run,
 )
+from combicam.engine.reading import OpenRun, open_run
+from combicam.engine.status import RunStatus, run_status
 from combicam.engine.triton_repository import ServedModel, export_triton_repository
+from combicam.engine.webdataset import write_webdataset
 from combicam.errors import (
     ArtifactError,
     CombicamError,
@@ -56,10 +59,12 @@ __all__ = [
     "MissingExtra",
     "ModelConfig",
     "ModelError",
+    "OpenRun",
     "OutputError",
     "Preprocess",
     "RunConfig",
     "RunError",
+    "RunStatus",
     "RunSummary",
     "ServedModel",
     "ShardData",
@@ -73,8 +78,11 @@ __all__ = [
     "export_triton_repository",
     "load_model",
     "make_explainer",
+    "open_run",
     "panel",
     "read_shard",
     "run",
+    "run_status",
     "tokens",
+    "write_webdataset",
 ]

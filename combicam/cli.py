@@ -1,10 +1,12 @@
-"""``combicam run | export | layers | demo``."""
+"""``combicam run | status | convert | export | layers | demo``."""
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,11 +16,13 @@ from typing import Annotated
 import tyro
 
 from combicam.demo.tour import DemoConfig, demo
-from combicam.engine import ComputeConfig, RunConfig, RunSummary, export, make_explainer, run_images
+from combicam.engine import ComputeConfig, RunConfig, RunSummary, export, make_explainer, run
 from combicam.engine.exporting import VERIFY_IMAGES, check_output
 from combicam.engine.making import make_run_explainer
+from combicam.engine.status import run_status, status_lines
 from combicam.engine.triton_repository import check_repository, export_triton_repository
 from combicam.engine.verifying import Verification
+from combicam.engine.webdataset import write_webdataset
 from combicam.errors import CombicamError, LayerError
 from combicam.export.layers import select_layers
 from combicam.export.models import LoadedModel, ModelConfig, load_model
@@ -75,6 +79,36 @@ class LayersConfig:
     all: bool = False
 
 
+@dataclass(frozen=True)
+class StatusConfig:
+    """How far a run is; also while it goes on.
+
+    Args:
+        run: run directory.
+        json: print JSON.
+        watch: print it again every so many seconds, until the run ends.
+    """
+
+    run: tyro.conf.Positional[Path]
+    json: bool = False
+    watch: float | None = None
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Write a run as WebDataset tars, one for each shard.
+
+    Args:
+        run: run directory.
+        output: folder of the tars; those that are there are kept.
+        photos: also copy the photos.
+    """
+
+    run: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Path]
+    photos: bool = False
+
+
 class Stopped(BaseException):
     """A signal asked the run to end; ``code`` is the exit code."""
 
@@ -85,6 +119,8 @@ class Stopped(BaseException):
 
 Command = (
     Annotated[RunConfig, tyro.conf.subcommand("run", description="Explain many photos.")]
+    | Annotated[StatusConfig, tyro.conf.subcommand("status")]
+    | Annotated[ConvertConfig, tyro.conf.subcommand("convert")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[LayersConfig, tyro.conf.subcommand("layers")]
     | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
@@ -115,7 +151,7 @@ def _run(config: RunConfig) -> None:
     if explainer.note:
         print(explainer.note, file=sys.stderr)
     with _stoppable():
-        summary = run_images(config, explainer)
+        summary = run(config, explainer)
     print(_table(_summary_rows(summary)))
 
 
@@ -134,6 +170,16 @@ def _stoppable() -> Iterator[None]:
     finally:
         for known, handler in previous.items():
             signal.signal(known, handler)
+
+
+def _status(config: StatusConfig) -> None:
+    while True:
+        status = run_status(config.run)
+        text = json.dumps(status.to_dict()) if config.json else _table(status_lines(status))
+        print(text, flush=True)
+        if config.watch is None or status.state != "running":
+            return
+        time.sleep(config.watch)
 
 
 def _export(config: ExportConfig) -> None:
@@ -277,6 +323,11 @@ def main(arguments: list[str] | None = None) -> None:
         elif isinstance(config, ExportConfig):
             with _rewrites_shown(config.verbose):
                 _export(config)
+        elif isinstance(config, StatusConfig):
+            _status(config)
+        elif isinstance(config, ConvertConfig):
+            samples = write_webdataset(config.run, config.output, config.photos)
+            print(_table([("samples", str(samples)), ("tars", str(config.output))]))
         elif isinstance(config, LayersConfig):
             _layers(config)
         else:

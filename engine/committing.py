@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 
 from combicam.engine.explaining import ExplainedBatch
+from combicam.engine.progress import event
 from combicam.engine.run_directory import RunDirectory, shard_record
 from combicam.engine.shard_format import ShardFormat
 from combicam.engine.shard_work import Kept
@@ -60,7 +61,9 @@ def write_shards(
             for stage, value in batch.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + value
             if batch.is_last:
-                run.write_record(batch.shard, shard_record(batch.shard, statuses, seconds))
+                record = shard_record(batch.shard, statuses, seconds)
+                run.write_record(batch.shard, record)
+                event("committed", **record)
                 statuses, seconds = Counter(), {}
             done(batch.seconds, len(batch.records))
     finally:

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from combicam.engine.backends import BACKENDS
+from combicam.engine.decode import DecodeConfig
 from combicam.export.models import ModelConfig
 from combicam.export.spec import CamSpec
 
 STORES = ("full", "grid", "layers")
+# `--ray` alone is a cluster of this machine.
+_RAY_FLAG = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[ADDRESS]",
+    instance_from_str=lambda words: " ".join(words) or "local",
+    is_instance=lambda value: value is None or isinstance(value, str),
+    str_from_instance=lambda value: [] if value is None else [value],
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class RunConfig:
         model: which network, a name is enough.
         cam: what is computed; an artifact brings its own.
         compute: device, precision and backend.
+        decode: how photos are decoded.
         batch_size: most images explained at once.
         workers: threads that read and decode.
         shard_size: images per committed file.
@@ -65,6 +76,13 @@ class RunConfig:
         store: what is kept of an image: ``full``, its heatmap at the model's input size; ``grid``,
             on the grid of the finest layer; ``layers``, that and every layer's map on its own grid.
         heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
+        devices: one process for each of these devices of this machine: ``cuda:0 cuda:1``, ``all``
+            GPUs, or ``cpu cpu``, which share its cores; ``workers`` are shared among them. Empty
+            for one process on ``device``.
+        ray: address of a Ray cluster that does the work, one actor for each of its GPUs, or each
+            ``ray_cpus`` CPUs if it has none; ``local`` starts one on this machine. None for none.
+        ray_cpus: CPUs of an actor, and its threads that read and decode; None for the CPUs of a
+            machine shared among its GPUs, and for at most 4 on machines without.
         retry_failed: try the failed images of committed shards again (their files may have been
             mended since); the other rows stay as they are.
         max_failures: end the run when more images than that fail, those of earlier invocations
@@ -82,12 +100,16 @@ class RunConfig:
     model: ModelConfig
     cam: CamSpec = field(default_factory=CamSpec)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     shard_size: int = 1000
     overlays: int = 0
     store: str = "full"
     heatmap_size: tuple[int, int] | None = None
+    devices: tuple[str, ...] = ()
+    ray: Annotated[str | None, _RAY_FLAG] = None
+    ray_cpus: int | None = None
     retry_failed: bool = False
     max_failures: str | None = None
     max_pixels: int = 200_000_000
@@ -103,6 +125,7 @@ class RunConfig:
         for name in ("batch_size", "workers", "shard_size", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
+        self._check_places()
         if self.max_failures is not None:
             object.__setattr__(self, "max_failures", str(self.max_failures))
             self.failure_limit(1)
@@ -123,6 +146,26 @@ class RunConfig:
                     f"got {self.heatmap_size!r}"
                 )
             object.__setattr__(self, "heatmap_size", size)
+
+    def _check_places(self) -> None:
+        """Where the work is done."""
+        if isinstance(self.devices, str):
+            raise ValueError(f"RunConfig: expected devices as a list, got {self.devices!r}")
+        object.__setattr__(self, "devices", tuple(self.devices))
+        if "all" in self.devices and len(self.devices) > 1:
+            raise ValueError(
+                f"RunConfig: expected devices as 'all' or a list of devices, got {self.devices}"
+            )
+        if self.devices and (self.compute.device is not None or self.ray is not None):
+            other = "device" if self.ray is None else "ray"
+            raise ValueError(
+                f"RunConfig: expected devices or {other}, got both; leave one of them out"
+            )
+        if self.ray_cpus is not None and (self.ray is None or self.ray_cpus < 1):
+            raise ValueError(
+                f"RunConfig: expected ray_cpus >= 1 together with ray, got {self.ray_cpus} and "
+                f"ray={self.ray!r}"
+            )
 
     def failure_limit(self, images: int) -> int | None:
         """How many of so many images may fail; None for all.

@@ -13,6 +13,7 @@ from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.batching import Batch
 from combicam.engine.channel import Channel
 from combicam.engine.map_format import MapFormat, Size, finest
+from combicam.engine.progress import event
 from combicam.engine.quantise import QuantisedExplanation, quantise
 from combicam.engine.replay import Replay
 from combicam.engine.transfer import Transfer
@@ -125,6 +126,7 @@ class ExplainStage:
                     raise
                 self.limit = size // 2
                 self.halvings += 1
+                event("out of memory", images=size, limit=self.limit)
             else:
                 return self._transfer.down(QuantisedExplanation.concatenate(parts), count)
             # Outside of the except clause: its traceback holds the tensors that did not fit.

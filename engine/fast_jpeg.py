@@ -1,4 +1,4 @@
-"""JPEG through libjpeg-turbo without a detour: the pixels that Pillow gives, in a third of its time.
+"""JPEG through libjpeg-turbo without a detour: Pillow's pixels in a third of its time.
 
 Of simplejpeg, torchvision.io, OpenCV and Pillow, simplejpeg was the fastest and all four agreed
 bit for bit (``python -m benchmarks decode``): they are the same library with the same upsampling.
@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from combicam.export.preprocess import Preprocess
-
 simplejpeg: Any
 try:
     import simplejpeg
@@ -22,8 +20,6 @@ except ImportError:  # No wheel for this platform: Pillow decodes the same pixel
 
 JPEGS = ("JPEG", "MPO")
 _MODES = ("RGB", "L")
-_SCALES = (8, 4, 2)
-_MARGIN = 2
 
 
 def decode_jpeg(data: bytes, image: Image.Image, scale: int = 1) -> NDArray[np.uint8] | None:
@@ -52,20 +48,3 @@ def decode_jpeg(data: bytes, image: Image.Image, scale: int = 1) -> NDArray[np.u
     except ValueError:
         return None
     return pixels
-
-
-def fast_scale(photo: tuple[int, int], preprocess: Preprocess) -> int:
-    """By how much a JPEG may shrink while it is decoded, so that twice the input size is left.
-
-    Args:
-        photo: (width, height) of the upright photo, pixels.
-        preprocess: its input_size and resize are used.
-
-    Returns:
-        1, 2, 4 or 8.
-    """
-    height, width = preprocess.size_of(*photo)
-    for scale in _SCALES:
-        if photo[0] >= scale * _MARGIN * width and photo[1] >= scale * _MARGIN * height:
-            return scale
-    return 1

@@ -11,11 +11,13 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from combicam.engine.decode import TooLargeError, decode_image
+from combicam.engine.decode import DecodeConfig, TooLargeError, decode_image
 from combicam.engine.entry import Entry
 from combicam.engine.shard_format import DECODE_ERROR, MISSING, TOO_LARGE, Record
 from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
+
+_AUTO = DecodeConfig()
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Loaded:
     decode_s: float = 0.0
 
 
-def load(entry: Entry, preprocess: Preprocess, max_pixels: int) -> Loaded:
+def load(
+    entry: Entry, preprocess: Preprocess, max_pixels: int, config: DecodeConfig = _AUTO
+) -> Loaded:
     """Read and decode one input; what fails becomes the record's status."""
     start = perf_counter()
     try:
@@ -39,7 +43,7 @@ def load(entry: Entry, preprocess: Preprocess, max_pixels: int) -> Loaded:
     middle = perf_counter()
     pixels = None
     try:
-        decoded = decode_image(data, preprocess, max_pixels)
+        decoded = decode_image(data, preprocess, max_pixels, config)
     except TooLargeError as error:
         width, height = error.size or (None, None)
         record = Record(entry, TOO_LARGE, str(error), width, height)
@@ -47,7 +51,7 @@ def load(entry: Entry, preprocess: Preprocess, max_pixels: int) -> Loaded:
         record = Record(entry, DECODE_ERROR, str(error))
     else:
         pixels = decoded.pixels
-        record = Record(entry, width=decoded.width, height=decoded.height)
+        record = Record(entry, width=decoded.width, height=decoded.height, decoder=decoded.decoder)
     return Loaded(record, pixels, middle - start, perf_counter() - middle)
 
 
@@ -57,11 +61,12 @@ def load_in_order(
     window: int,
     preprocess: Preprocess,
     max_pixels: int,
+    config: DecodeConfig = _AUTO,
 ) -> Iterator[Loaded]:
     """Load with ``pool``, at most ``window`` ahead of what is taken."""
     ahead: deque[Future[Loaded]] = deque()
     for entry in entries:
-        ahead.append(pool.submit(load, entry, preprocess, max_pixels))
+        ahead.append(pool.submit(load, entry, preprocess, max_pixels, config))
         if len(ahead) >= window:
             yield ahead.popleft().result()
     while ahead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,9 +55,12 @@ def make_run_explainer(config: RunConfig) -> Explainer:
     Raises:
         CombicamError, ValueError, FileNotFoundError: see :func:`make_explainer`.
     """
-    return make_explainer(
-        config.model, config.cam, config.compute, keep_layers=config.store == "layers"
-    )
+    compute = config.compute
+    if config.devices or config.ray is not None:
+        # Others explain; a compiled package cannot be loaded for another device than its own.
+        if not config.model.model.endswith(".pt2"):
+            compute = replace(compute, device="cpu")
+    return make_explainer(config.model, config.cam, compute, keep_layers=config.store == "layers")
 
 
 def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Explainer:

@@ -33,7 +33,7 @@ def draw_overlays(
     Args:
         run: whose shards are all committed.
         manifest: of the run.
-        config: overlays, store, heatmap_size and max_pixels are used.
+        config: overlays, store, heatmap_size, max_pixels and decode are used.
         explainer: gives the preprocessing: the photo is shown as the model saw it.
 
     Returns:
@@ -46,7 +46,7 @@ def draw_overlays(
     paths: list[Path] = []
     while len(paths) < config.overlays and (found := next(rows, None)) is not None:
         number, entry, row = found
-        pixels = load(entry, explainer.preprocess, config.max_pixels).pixels
+        pixels = load(entry, explainer.preprocess, config.max_pixels, config.decode).pixels
         if pixels is None:
             continue
         size = (row["heatmap_height"], row["heatmap_width"]) if maps.varies else None

@@ -73,6 +73,16 @@ class Pipeline:
         self.max_failures: int | None = None
         self._begun: dict[int, ShardWork] = {}
 
+    @property
+    def batch_limit(self) -> int | None:
+        """Images that fit into memory, where that is less than asked for."""
+        return self.explain_stage.limit
+
+    @property
+    def halvings(self) -> int:
+        """How often memory was not enough."""
+        return self.explain_stage.halvings
+
     def process(self, work: Iterable[ShardWork], on_tick: Callable[[], None]) -> None:
         """Process and commit shards.
 
@@ -125,12 +135,7 @@ class Pipeline:
 
     def _tally(self, statuses: Counter[str]) -> None:
         self.failures += statuses.total() - statuses[OK]
-        if self.max_failures is not None and self.failures > self.max_failures:
-            raise RunError(
-                f"run: expected at most {self.max_failures} failed images (max_failures), got "
-                f"{self.failures}; see the errors of the committed shards, or raise the limit and "
-                "run again: what is committed is kept"
-            )
+        check_failures(self.failures, self.max_failures)
 
     def _batches(self, work: Iterable[ShardWork], pool: Executor) -> Iterator[Batch]:
         config, explainer = self._config, self._explainer
@@ -150,6 +155,7 @@ class Pipeline:
             max(2 * config.batch_size, 4 * config.workers),
             explainer.preprocess,
             config.max_pixels,
+            config.decode,
         )
         pin = explainer.device.type == "cuda"
         for first in loaded:
@@ -176,3 +182,17 @@ class Pipeline:
     def _abort(self) -> None:
         self._to_explain.abort()
         self._to_encode.abort()
+
+
+def check_failures(failures: int, limit: int | None) -> None:
+    """End a run with too many of them.
+
+    Raises:
+        RunError: more failures than the limit.
+    """
+    if limit is not None and failures > limit:
+        raise RunError(
+            f"run: expected at most {limit} failed images (max_failures), got {failures}; see the "
+            "errors of the committed shards, or raise the limit and run again: what is committed "
+            "is kept"
+        )

@@ -1,10 +1,10 @@
 """Pixels as a file stores them -> upright pixels of a model's input size, antialiased.
 
-torch's uint8 kernels are the same arithmetic as Pillow's, one pass across and one down, rounded
-in between; they are eight times as fast (``python -m benchmarks decode``) and differ by one level
-at most (bicubic: by two on hard black and white). The order of the passes matters for bicubic,
-whose overshoot is cut in between: here always across first, as in torchvision and in Pillow up to
-12; later Pillows go down first where that is cheaper.
+torch's uint8 kernels do the arithmetic of Pillow's, one pass across and one down with rounding in
+between, several times as fast (``python -m benchmarks decode``): one level apart at most, bicubic
+on black and white noise two. Bicubic's overshoot is cut in between, so that the order of the passes
+shows: here across first, as in torchvision and in Pillow up to 12; Pillow 13 goes down first where
+the height shrinks much more, or a photo is tall, and then differs from all of them on sharp edges.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _TORCH = ("bilinear", "bicubic")
 # Photos long and thin are cropped before they are scaled, when scaling all would make more pixels
 # than this many times what is kept.
 _MOST_WASTE = 16
+_MARGIN = 2
 # EXIF orientation -> (swap the axes, then flip up and down, left and right).
 _TURNS = {
     1: (False, False, False),
@@ -74,15 +75,11 @@ def resize(
         uint8 [H,W,3], contiguous.
     """
     height, width = preprocess.size_of(*photo)
-    scaled = (width, height)
-    if preprocess.resize == "crop":
-        scaled = covering(photo, (width, height), preprocess.crop_pct)
+    scaled = scaled_size(photo, preprocess)
     if preprocess.interpolation not in _TORCH or math.prod(scaled) > _MOST_WASTE * width * height:
         upright = Image.fromarray(np.ascontiguousarray(turned(pixels, orientation)))
         box = kept_box(upright.size, scaled, (width, height))
-        return np.array(
-            upright.resize((width, height), FILTERS[preprocess.interpolation], box=box)
-        )
+        return np.array(upright.resize((width, height), FILTERS[preprocess.interpolation], box=box))
     whole = turned(_scaled(pixels, scaled, orientation, preprocess.interpolation), orientation)
     left, top = _start(scaled[0], width), _start(scaled[1], height)
     return np.ascontiguousarray(whole[top : top + height, left : left + width])
@@ -105,17 +102,36 @@ def _scaled(
     return image[0].permute(1, 2, 0).numpy()
 
 
-def covering(photo: tuple[int, int], crop: tuple[int, int], crop_pct: float) -> tuple[int, int]:
-    """What timm scales a photo to before it takes the centre: (width, height).
+def scaled_size(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    """What the whole photo is scaled to before a crop takes its centre: (width, height).
 
     Args:
-        photo, crop: (width, height), pixels.
-        crop_pct: the crop's share of the resized photo's shorter side.
+        photo: (width, height) of the upright photo, pixels.
+        preprocess: its input_size, resize, crop_pct and side_step are used.
     """
-    cover = [math.floor(side / crop_pct) for side in crop]
+    height, width = preprocess.size_of(*photo)
+    if preprocess.resize != "crop":
+        return width, height
+    # As timm and torchvision round it.
+    cover = [math.floor(side / preprocess.crop_pct) for side in (width, height)]
     if photo[0] * cover[1] >= photo[1] * cover[0]:
         return cover[1] * photo[0] // photo[1], cover[1]
     return cover[0], cover[0] * photo[1] // photo[0]
+
+
+def fast_scale(photo: tuple[int, int], preprocess: Preprocess) -> int:
+    """By how much a JPEG may shrink while it is decoded: 1, 2, 4 or 8.
+
+    At least twice the size that it is scaled to is left.
+
+    Args:
+        photo: (width, height) of the upright photo, pixels.
+        preprocess: see :func:`scaled_size`.
+    """
+    spare = min(
+        side / scaled for side, scaled in zip(photo, scaled_size(photo, preprocess), strict=True)
+    )
+    return next((scale for scale in (8, 4, 2) if scale * _MARGIN <= spare), 1)
 
 
 def _start(scaled: int, kept: int) -> int:

@@ -27,13 +27,17 @@ class RunDirectory:
 
     Args:
         path: created when missing.
+        is_owner: take the lock; workers of the owner do not.
 
     Raises:
         RunError: not a run directory, or another run is writing to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_owner: bool = True) -> None:
         self.path = path
+        self._lock: int | None = None
+        if not is_owner:
+            return
         if path.exists() and not path.is_dir():
             raise RunError(
                 f"run: expected {path} to be a directory, got a file; use another output"
@@ -57,7 +61,8 @@ class RunDirectory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     @property
     def manifest(self) -> Path:

@@ -10,27 +10,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.config import RunConfig
+from combicam.engine.distribution import Crew, Distribution
 from combicam.engine.making import make_run_explainer
 from combicam.engine.manifest import Manifest, write_manifest
 from combicam.engine.map_format import map_format
 from combicam.engine.overlays import draw_overlays
 from combicam.engine.pipeline import Pipeline
+from combicam.engine.processes import ProcessCrew, named_devices
+from combicam.engine.progress import Progress
+from combicam.engine.ray_crew import RayCrew
 from combicam.engine.run_directory import RunDirectory
 from combicam.engine.shard_format import OK, ShardFormat
 from combicam.engine.shard_work import ShardWork, work_left
+from combicam.engine.shard_worker import WorkerTask
 from combicam.engine.sources import list_inputs
 from combicam.engine.summary import RunSummary
+from combicam.version import __version__
 
 
-def run(config: RunConfig) -> RunSummary:
+def run(config: RunConfig, explainer: BatchExplainer | None = None) -> RunSummary:
     """Build the explainer that a configuration names and explain every input with it.
+
+    Where the configuration names several devices or Ray, their processes explain and commit, each
+    with an explainer of its own. They are spawned: a script needs ``if __name__ == "__main__":``.
 
     Args:
         config: inputs, output, model, spec and resources.
+        explainer: what :func:`~combicam.engine.making.make_run_explainer` made of the
+            configuration; default: it is made now.
 
     Returns:
         The summary, also written to ``summary.json``.
@@ -38,8 +47,9 @@ def run(config: RunConfig) -> RunSummary:
     Raises:
         CombicamError, ValueError, FileNotFoundError: see :func:`run_images` and
             :func:`~combicam.engine.making.make_run_explainer`.
+        RunError: also, workers that die again and again of the same shard.
     """
-    return run_images(config, make_run_explainer(config))
+    return _run(config, explainer or make_run_explainer(config))
 
 
 def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
@@ -57,6 +67,15 @@ def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
         RunError: the directory belongs to another run, or the explainer failed.
         KeyboardInterrupt: committed shards stay, nothing else does.
     """
+    if config.devices or config.ray is not None:
+        raise ValueError(
+            "run_images: expected a configuration of one process, for an explainer in memory, got "
+            f"devices={config.devices}, ray={config.ray!r}; use combicam.run(config)"
+        )
+    return _run(config, explainer)
+
+
+def _run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
     shard_format = _format(config, explainer)
     with RunDirectory(config.output) as run, _quiet_pillow():
         run.prepare(
@@ -65,7 +84,12 @@ def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
         )
         with Manifest(run.manifest) as manifest:
             work = work_left(run, manifest, config.retry_failed)
-            pipeline = Pipeline(config, explainer, run, manifest, shard_format)
+            pipeline: Pipeline | Distribution
+            if work and (config.devices or config.ray is not None):
+                task = WorkerTask(config, run.path, explainer.fingerprint())
+                pipeline = Distribution(_crew(task))
+            else:
+                pipeline = Pipeline(config, explainer, run, manifest, shard_format)
             if work:
                 _process(config, run, pipeline, manifest, work)
             summary = _summary(run, manifest, pipeline, is_new=bool(work))
@@ -109,10 +133,17 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
+def _crew(task: WorkerTask) -> Crew:
+    config = task.config
+    if config.ray is None:
+        return ProcessCrew(task, named_devices(config.devices))
+    return RayCrew(task, config.ray, config.ray_cpus)
+
+
 def _process(
     config: RunConfig,
     run: RunDirectory,
-    pipeline: Pipeline,
+    pipeline: Pipeline | Distribution,
     manifest: Manifest,
     work: list[ShardWork],
 ) -> None:
@@ -126,19 +157,20 @@ def _process(
         statuses.update(run.record(i)["statuses"])
     pipeline.max_failures = config.failure_limit(manifest.images)
     pipeline.failures = statuses.total() - statuses[OK]
-    with tqdm(
-        total=manifest.images, initial=done, unit="image", disable=not config.progress
-    ) as bar:
+    fields = {"config": dataclasses.asdict(config), "combicam": __version__}
+    with Progress(run.path, manifest.images, done, show=config.progress, fields=fields) as progress:
 
         def tick() -> None:
-            if pipeline.images:
-                bar.set_postfix_str(f"busiest: {pipeline.times.bottleneck}", refresh=False)
-            bar.update(done + pipeline.images - bar.n)
+            bottleneck = pipeline.times.bottleneck if pipeline.images else None
+            progress.update(pipeline.images, bottleneck)
 
         pipeline.process(work, tick)
+        tick()
 
 
-def _summary(run: RunDirectory, manifest: Manifest, pipeline: Pipeline, is_new: bool) -> RunSummary:
+def _summary(
+    run: RunDirectory, manifest: Manifest, pipeline: Pipeline | Distribution, is_new: bool
+) -> RunSummary:
     statuses: Counter[str] = Counter()
     for shard in range(manifest.shards):
         statuses.update(run.record(shard)["statuses"])
@@ -157,6 +189,6 @@ def _summary(run: RunDirectory, manifest: Manifest, pipeline: Pipeline, is_new: 
         images_per_s=round(pipeline.images / wall, 3),
         stages=stages,
         bottleneck=pipeline.times.bottleneck if is_new else None,
-        batch_limit=pipeline.explain_stage.limit,
-        halvings=pipeline.explain_stage.halvings,
+        batch_limit=pipeline.batch_limit,
+        halvings=pipeline.halvings,
     )

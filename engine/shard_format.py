@@ -35,6 +35,7 @@ _COLUMNS: tuple[tuple[str, Any], ...] = (
     ("low", pa.list_(pa.float32())),
     ("high", pa.list_(pa.float32())),
     ("flat", pa.list_(pa.bool_())),
+    ("decoder", pa.string()),
 )
 
 
@@ -47,6 +48,7 @@ class Record:
     error: str | None = None
     width: int | None = None
     height: int | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class ShardFormat:
             "error": record.error,
             "width": record.width,
             "height": record.height,
+            "decoder": record.decoder,
         }
         if record.status != OK:
             return row

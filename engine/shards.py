@@ -23,7 +23,7 @@ from combicam.errors import RunError
 from combicam.export.spec import CamSpec
 
 _GROUP_BYTES = 16 * 2**20
-_DICTIONARY = ["status", "error", "class_name"]
+_DICTIONARY = ["status", "error", "decoder", "class_name"]
 _MAPS = (
     "heatmap",
     "heatmap_height",

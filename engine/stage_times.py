@@ -23,16 +23,17 @@ class StageTimes:
     """Collects busy seconds; waiting is what is left of the threads' time.
 
     Args:
-        workers: threads that read and decode.
+        workers: threads that read and decode, in each process.
+        processes: how many there are.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, processes: int = 1) -> None:
         self._busy = dict.fromkeys(STAGES, 0.0)
         self._threads = {
-            ("read", "decode"): workers,
-            ("batch",): 1,
-            ("explain",): 1,
-            ("encode", "commit"): 1,
+            ("read", "decode"): workers * processes,
+            ("batch",): processes,
+            ("explain",): processes,
+            ("encode", "commit"): processes,
         }
         self._start = perf_counter()
 

@@ -1,4 +1,4 @@
-"""Every kind of photo, and every kind of damage, as bytes."""
+"""Every kind of photo, and every kind of damage, as bytes; with the fast decoder and without."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ import pytest
 from PIL import Image
 from PIL.Image import Transpose
 
-from combicam.engine.decode import TooLargeError, decode_image
+from combicam.engine import fast_jpeg
+from combicam.engine.decode import DecodeConfig, TooLargeError, decode_image
 from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
 
 MANY = 10**8
+
+
+@pytest.fixture(autouse=True, params=["simplejpeg", "pillow alone"])
+def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Nothing that a test sees may depend on what is installed."""
+    if request.param == "pillow alone":
+        monkeypatch.setattr(fast_jpeg, "simplejpeg", None)
+    else:
+        assert fast_jpeg.simplejpeg is not None, "the tests need simplejpeg"
+    return request.param
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -73,10 +84,39 @@ def test_exif_orientation_is_undone_once(orientation: int, kind: str) -> None:
     assert np.array_equal(found.pixels, np.asarray(upright))
 
 
+@pytest.mark.parametrize("orientation", TURNED)
+def test_rotated_jpegs_are_upright(orientation: int, installed: str) -> None:
+    image, exif = photo(40, 24).resize((120, 72)), Image.Exif()
+    exif[0x0112] = orientation
+    data, turn = encoded(image, "JPEG", exif=exif), TURNED[orientation]
+    stored = Image.open(io.BytesIO(data))
+    upright = stored if turn is None else stored.transpose(turn)
+    found = decode_image(data, exact(upright), MANY)
+    assert (found.width, found.height) == upright.size
+    assert found.decoder == ("simplejpeg" if installed == "simplejpeg" else "pillow")
+    assert np.array_equal(found.pixels, np.asarray(upright))
+
+
+@pytest.mark.parametrize("value", [0, 9, 70000, "abc", (1, 2)])
+def test_impossible_orientations_are_ignored(
+    value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image.Image, "getexif", lambda self: {0x0112: value})
+    data = encoded(photo(), "JPEG")
+    found = decode_image(data, exact(photo()), MANY)
+    assert np.array_equal(found.pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_unreadable_exif_does_not_lose_the_photo() -> None:
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xffgarbage")
     assert decode_image(data, exact(photo()), MANY).pixels.shape == (8, 12, 3)
+
+
+def test_grayscale_jpeg() -> None:
+    image = photo().convert("L")
+    expected = np.asarray(Image.open(io.BytesIO(encoded(image, "JPEG"))))
+    assert np.array_equal(decoded(image, "JPEG"), np.repeat(expected[..., None], 3, -1))
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
@@ -88,8 +128,9 @@ def test_grayscale(mode: str) -> None:
 
 def test_cmyk_jpeg_is_not_inverted() -> None:
     red = Image.new("RGB", (16, 16), (220, 30, 30)).convert("CMYK")
-    pixel = decoded(red, "JPEG", quality=95)[8, 8].astype(int)
-    assert np.abs(pixel - (220, 30, 30)).max() <= 6
+    found = decode_image(encoded(red, "JPEG", quality=95), exact(red), MANY)
+    assert np.abs(found.pixels[8, 8].astype(int) - (220, 30, 30)).max() <= 6
+    assert found.decoder == "pillow"
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
@@ -141,12 +182,24 @@ def test_animations_give_their_first_frame(kind: str) -> None:
     assert pixels[4, 4].tolist() == [255, 0, 0]
 
 
-def test_one_pixel() -> None:
-    data = encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_one_pixel(kind: str) -> None:
+    data = encoded(Image.new("RGB", (1, 1), (9, 9, 9)), kind)
     for resize in ("squash", "crop"):
         found = decode_image(data, Preprocess((5, 7), resize=resize), MANY)
         assert (found.width, found.height) == (1, 1)
-        assert (found.pixels == (1, 2, 3)).all() and found.pixels.shape == (5, 7, 3)
+        assert (found.pixels == 9).all() and found.pixels.shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1)])
+@pytest.mark.parametrize("resize", ["squash", "crop", "short-side"])
+def test_a_thread_of_an_image(size: tuple[int, int], resize: str) -> None:
+    image = Image.new("RGB", size, (40, 40, 40))
+    found = decode_image(encoded(image, "JPEG"), Preprocess((32, 48), resize=resize), MANY)
+    assert (found.width, found.height) == size
+    if resize != "short-side":
+        assert found.pixels.shape == (32, 48, 3)
+    assert (found.pixels == 40).all() and max(found.pixels.shape) <= 4 * 32
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
@@ -163,6 +216,7 @@ def test_truncated_files_are_errors(kind: str, share: float) -> None:
     [
         (b"", "empty file"),
         (b"<!DOCTYPE html><html>404</html>", "<!DOCTYPE ht"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "11 bytes"),
         (b"\xff\xd8\xff", "3 bytes"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PS-Adobe"),
     ],
@@ -195,6 +249,26 @@ def test_pixels_are_counted_before_decoding() -> None:
     assert not isinstance(damaged.value, TooLargeError)
 
 
+def with_frame(data: bytes, precision: int, width: int, height: int) -> bytes:
+    """A JPEG whose frame header says something else."""
+    at = data.index(b"\xff\xc0\x00\x11") + 4
+    return data[:at] + struct.pack(">BHH", precision, height, width) + data[at + 5 :]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_jpeg_bomb_is_refused_by_its_header(scaled: bool) -> None:
+    data = with_frame(encoded(photo(), "JPEG"), 8, 60000, 20000)
+    config = DecodeConfig(fast_scale=scaled)
+    with pytest.raises(TooLargeError) as caught:
+        decode_image(data, Preprocess((8, 8)), MANY, config)
+    assert "bomb" in str(caught.value) or caught.value.size == (60000, 20000)
+
+
+def test_jpegs_of_twelve_bits_are_refused() -> None:
+    with pytest.raises(DecodeError):
+        decode_image(with_frame(encoded(photo(), "JPEG"), 12, 12, 8), exact(photo()), MANY)
+
+
 def test_pillows_own_limit_is_too_large_as_well() -> None:
     with pytest.raises(TooLargeError, match="decompression bomb"):
         decode_image(bomb(60000, 60000), Preprocess((8, 8)), 10**12)
@@ -209,7 +283,8 @@ def test_crop_is_resize_then_centre_crop(size: tuple[int, int], interpolation: s
     scaled = (
         (short, short * height // width) if width <= height else (short * width // height, short)
     )
-    whole = image.resize(scaled, getattr(Image.Resampling, interpolation.upper()))
+    filter_ = getattr(Image.Resampling, interpolation.upper())
+    whole = image.resize((scaled[0], height), filter_).resize(scaled, filter_)
     left, top = round((scaled[0] - 28) / 2), round((scaled[1] - 28) / 2)
     expected = np.asarray(whole.crop((left, top, left + 28, top + 28))).astype(int)
     preprocess = Preprocess((28, 28), crop_pct=0.875, interpolation=interpolation)
@@ -225,5 +300,10 @@ def test_crop_of_a_thread_of_an_image_is_cheap() -> None:
 def test_squash_sees_the_whole_photo() -> None:
     image = photo(40, 10)
     found = decode_image(encoded(image, "PNG"), Preprocess((6, 6), resize="squash"), MANY)
-    expected = image.resize((6, 6), Image.Resampling.BILINEAR)
-    assert np.array_equal(found.pixels, np.asarray(expected))
+    expected = np.asarray(image.resize((6, 6), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(found.pixels - expected).max() <= 1
+
+
+def test_unknown_decoders_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected decoder in .*got 'magic'"):
+        DecodeConfig("magic")

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from combicam.engine.config import RunConfig
+from combicam.engine.decode import decode_image
 from combicam.engine.runner import run_images
 from combicam.engine.shards import read_shard
 from combicam.engine.summary import RunSummary
@@ -104,8 +105,8 @@ def test_rows_are_what_the_explainer_says(tmp_path: Path, photos: Any, fake: Any
     run_images(config, explainer)
     data = read_shard(config.output, 0)
     for i, path in enumerate(paths):
-        image = Image.open(path).resize((32, 24), Image.Resampling.BILINEAR)
-        alone = explainer(torch.from_numpy(np.array(image))[None])
+        pixels = decode_image(path.read_bytes(), explainer.preprocess, config.max_pixels).pixels
+        alone = explainer(torch.from_numpy(pixels)[None])
         assert np.array_equal(
             data.heatmaps[i], alone.heatmaps[0].mul(255).round().to(torch.uint8).numpy()
         )

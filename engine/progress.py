@@ -1,0 +1,138 @@
+"""``Progress``: what a run says of itself meanwhile: a bar, ``progress.json``, ``log.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from combicam.engine.atomic import temporary_path
+from combicam.errors import first_line
+
+log = logging.getLogger("combicam.run")
+
+PROGRESS = "progress.json"
+LOG = "log.jsonl"
+HEARTBEAT_S = 2.0
+_RECENT_S = 60.0
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: time (UTC, ISO 8601), level, event, and its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        values = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        return json.dumps(values | getattr(record, "fields", {}), default=str)
+
+
+class Progress:
+    """Tells of one invocation; use it as a context manager.
+
+    ``progress.json`` is written anew every two seconds (atomically, without fsync: it is a
+    heartbeat, not a result), ``log.jsonl`` gets a line for every event.
+
+    Args:
+        run: the run directory.
+        images: of the whole run.
+        done: how many were committed before.
+        show: whether to draw a bar on stderr.
+        fields: of the ``started`` event.
+    """
+
+    def __init__(
+        self, run: Path, images: int, done: int, *, show: bool, fields: dict[str, Any]
+    ) -> None:
+        self._path = run / PROGRESS
+        self._images = images
+        self._before = done
+        self._new = 0
+        self._bottleneck: str | None = None
+        self._started = time.time()
+        self._written = 0.0
+        self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._handler = logging.FileHandler(run / LOG, encoding="utf-8")
+        self._handler.setFormatter(JsonLines())
+        self._bar = tqdm(total=images, initial=done, unit="image", disable=not show)
+        self._fields = fields
+
+    def __enter__(self) -> Self:
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
+        log.addHandler(self._handler)
+        event("started", images=self._images, done=self._before, pid=os.getpid(), **self._fields)
+        self._write("running")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Without an error, Exception for what went wrong, the rest for who stopped it.
+        state = "finished" if error is None else "stopped"
+        if isinstance(error, Exception):
+            state = "failed"
+            event("failed", error=f"{type(error).__name__}: {first_line(error)}", images=self._new)
+        else:
+            event(state, images=self._new, seconds=round(time.time() - self._started, 3))
+        self._bar.close()
+        self._write(state)
+        log.removeHandler(self._handler)
+        self._handler.close()
+
+    def update(self, new: int, bottleneck: str | None) -> None:
+        """Some times a second.
+
+        Args:
+            new: images of this invocation so far.
+            bottleneck: the stage whose threads wait least.
+        """
+        self._new, self._bottleneck = new, bottleneck
+        if bottleneck is not None:
+            self._bar.set_postfix_str(f"busiest: {bottleneck}", refresh=False)
+        self._bar.update(self._before + new - self._bar.n)
+        if time.time() - self._written >= HEARTBEAT_S:
+            self._write("running")
+
+    def _write(self, state: str) -> None:
+        now = self._written = time.time()
+        self._recent.append((now, self._new))
+        while now - self._recent[0][0] > _RECENT_S:
+            self._recent.popleft()
+        since, count = self._recent[0]
+        values = {
+            "state": state,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self._started,
+            "updated": now,
+            "images": self._images,
+            "done": self._before + self._new,
+            "new_images": self._new,
+            "images_per_s": self._new / max(now - self._started, 1e-9),
+            "recent_images_per_s": (self._new - count) / max(now - since, 1e-9),
+            "bottleneck": self._bottleneck,
+        }
+        temporary = temporary_path(self._path)
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def event(name: str, **fields: Any) -> None:
+    """A line of the run's log; users see it through ``logging.getLogger("combicam.run")``."""
+    log.info(name, extra={"fields": fields})

@@ -1,0 +1,151 @@
+"""``run_status``: how far a run is; reads its files only, also while it goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from combicam.engine.progress import HEARTBEAT_S, PROGRESS
+from combicam.engine.shard_format import OK
+from combicam.errors import RunError
+
+_SILENT_S = 15 * HEARTBEAT_S
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+        run: the directory.
+        state: ``running``, ``finished``, ``failed``, ``stopped`` (by a signal), ``dead`` (it says
+            that it runs and has not been heard of for half a minute), or ``not begun``.
+        images, shards: of the whole run.
+        committed_images, committed_shards: what is there.
+        failures: status -> committed rows, all but ``ok``.
+        images_per_s: of the last invocation so far; recent_images_per_s: of its last minute.
+        bottleneck: its busiest stage.
+        remaining_s: at the recent speed; None where nothing runs.
+        updated: seconds since the last sign of life; None where there was none.
+        process: host and pid of the last invocation.
+    """
+
+    run: Path
+    state: str
+    images: int
+    shards: int
+    committed_images: int
+    committed_shards: int
+    failures: Mapping[str, int]
+    images_per_s: float | None
+    recent_images_per_s: float | None
+    bottleneck: str | None
+    remaining_s: float | None
+    updated: float | None
+    process: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"run": str(self.run)}
+
+
+def run_status(path: str | Path) -> RunStatus:
+    """How far a run is, from its manifest's footer, its shards' statistics and its heartbeat.
+
+    Args:
+        path: the run directory.
+
+    Raises:
+        RunError: no run directory.
+    """
+    run = Path(path)
+    manifest = run / "manifest.parquet"
+    if not manifest.is_file():
+        raise RunError(
+            f"status: expected a run directory, got {run} without a manifest.parquet; a run writes "
+            "it when it has listed its inputs"
+        )
+    footer = pq.read_metadata(manifest)
+    statuses: Counter[str] = Counter()
+    committed = 0
+    for shard in sorted((run / "shards").glob("[0-9]*.parquet")):
+        committed += 1
+        statuses.update(_statuses(shard))
+    last = _heartbeat(run)
+    age = None if last is None else max(0.0, time.time() - last["updated"])
+    state = "not begun" if last is None else last["state"]
+    if state == "running" and age is not None and age > _SILENT_S:
+        state = "dead"
+    rate = None if last is None else last["recent_images_per_s"]
+    left = footer.num_rows - (last["done"] if last is not None else 0)
+    return RunStatus(
+        run=run,
+        state=state,
+        images=footer.num_rows,
+        shards=footer.num_row_groups,
+        committed_images=statuses.total(),
+        committed_shards=committed,
+        failures={status: n for status, n in sorted(statuses.items()) if status != OK},
+        images_per_s=None if last is None else last["images_per_s"],
+        recent_images_per_s=rate,
+        bottleneck=None if last is None else last["bottleneck"],
+        remaining_s=left / rate if state == "running" and rate else None,
+        updated=age,
+        process=None if last is None else f"{last['host']}, pid {last['pid']}",
+    )
+
+
+def _statuses(shard: Path) -> Mapping[str, int]:
+    """From the statistics beside a shard; from the shard where death came between the two."""
+    try:
+        found: Mapping[str, int] = json.loads(shard.with_suffix(".json").read_text())["statuses"]
+        return found
+    except FileNotFoundError:
+        return Counter(pq.read_table(shard, columns=["status"]).column(0).to_pylist())
+
+
+def _heartbeat(run: Path) -> dict[str, Any] | None:
+    path = run / PROGRESS
+    if not path.exists():
+        return None
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def status_lines(status: RunStatus) -> list[tuple[str, str]]:
+    """For people."""
+
+    def rate(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    share = status.committed_images / max(status.images, 1)
+    failed = ", ".join(f"{n} {name}" for name, n in status.failures.items())
+    rows = [
+        ("state", status.state),
+        ("images", f"{status.committed_images} of {status.images} committed ({share:.1%})"),
+        ("shards", f"{status.committed_shards} of {status.shards}"),
+        ("failures", f"{sum(status.failures.values())}" + (f" ({failed})" if failed else "")),
+    ]
+    if status.images_per_s is not None:
+        recent = f"{rate(status.recent_images_per_s)} in the last minute"
+        rows.append(("images/s", f"{rate(status.images_per_s)} ({recent})"))
+    if status.bottleneck is not None:
+        rows.append(("slowest stage", status.bottleneck))
+    if status.remaining_s is not None:
+        rows.append(("remaining", _duration(status.remaining_s)))
+    if status.process is not None:
+        rows.append(("process", f"{status.process}, heard of {status.updated:.0f} s ago"))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02.0f} s"

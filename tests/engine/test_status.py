@@ -1,0 +1,123 @@
+"""What a run tells of itself, while it goes on and afterwards."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from combicam.cli import main
+from combicam.engine.config import RunConfig
+from combicam.engine.progress import LOG, PROGRESS
+from combicam.engine.runner import run_images
+from combicam.engine.status import run_status, status_lines
+from combicam.errors import RunError
+
+
+def configured(tmp_path: Path, **changes: Any) -> RunConfig:
+    values = {"batch_size": 4, "shard_size": 8, "workers": 2, "progress": False} | changes
+    return RunConfig(str(tmp_path / "in"), tmp_path / "run", "fake", **values)  # type: ignore[arg-type]
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+
+
+def test_a_finished_run(tmp_path: Path, photos: Any, fake: Any, capsys: Any) -> None:
+    photos(tmp_path / "in", 20)[3].write_bytes(b"")
+    run_images(configured(tmp_path), fake())
+    status = run_status(tmp_path / "run")
+    assert (status.state, status.images, status.shards) == ("finished", 20, 3)
+    assert (status.committed_images, status.committed_shards) == (20, 3)
+    assert status.failures == {"decode_error": 1} and status.remaining_s is None
+    assert status.images_per_s is not None and status.images_per_s > 0
+    named = [e["event"] for e in events(tmp_path / "run")]
+    assert named == ["started", "committed", "committed", "committed", "finished"]
+    first, second = events(tmp_path / "run")[:2]
+    assert first["images"] == 20 and first["config"]["batch_size"] == 4
+    assert second["statuses"] == {"decode_error": 1, "ok": 7} and second["level"] == "info"
+    main(["status", str(tmp_path / "run"), "--json"])
+    assert json.loads(capsys.readouterr().out)["committed_images"] == 20
+    main(["status", str(tmp_path / "run"), "--watch", "0.1"])
+    assert "20 of 20 committed (100.0%)" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path, photos: Any, fake: Any) -> None:
+    class Broken(fake):  # type: ignore[misc]
+        def __call__(self, images: torch.Tensor, /) -> Any:
+            raise ZeroDivisionError("kernel")
+
+    class Short(fake):  # type: ignore[misc]
+        def __call__(self, images: torch.Tensor, /) -> Any:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("too many")
+            return super().__call__(images)
+
+    photos(tmp_path / "in", 8)
+    with pytest.raises(RunError):
+        run_images(configured(tmp_path), Broken())
+    assert run_status(tmp_path / "run").state == "failed"
+    last = events(tmp_path / "run")[-1]
+    assert last["event"] == "failed" and "ZeroDivisionError: kernel" in last["error"]
+    run_images(configured(tmp_path), Short())
+    halved = [e for e in events(tmp_path / "run") if e["event"] == "out of memory"]
+    assert [(e["images"], e["limit"]) for e in halved] == [(4, 2)]
+    assert run_status(tmp_path / "run").state == "finished"
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from conftest import FakeExplainer
+from combicam.engine import RunConfig, run_images
+
+class Slow(FakeExplainer):
+    def __call__(self, images, /):
+        time.sleep(0.2)
+        return super().__call__(images)
+
+config = RunConfig({source!r}, {output!r}, "fake", batch_size=4, shard_size=8, progress=False)
+run_images(config, Slow())
+"""
+
+
+def test_a_run_that_goes_on_and_one_that_died(
+    tmp_path: Path, photos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path / "in", 300)
+    run = tmp_path / "run"
+    script = SCRIPT.format(
+        tests=str(Path(__file__).parent), source=str(tmp_path / "in"), output=str(run)
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 60
+    while len(list((run / "shards").glob("*.json"))) < 4:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    status = run_status(run)
+    assert status.state == "running" and 0 < status.committed_images < 300
+    assert status.process is not None and str(process.pid) in status.process
+    lines = dict(status_lines(status))
+    assert lines["images"].endswith("%)") and "heard of" in lines["process"]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with (run / LOG).open("a") as file:
+        file.write('{"torn')  # what a death in the middle of a line leaves
+    beat = json.loads((run / PROGRESS).read_text())
+    (run / PROGRESS).write_text(json.dumps(beat | {"updated": beat["updated"] - 100}))
+    found = run_status(run)
+    assert found.state == "dead" and found.remaining_s is None
+    (run / "shards/00000.json").unlink()
+    assert run_status(run).committed_images == found.committed_images
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"without a manifest\.parquet"):
+        run_status(tmp_path)
