@@ -117,13 +117,19 @@ def test_onnx_runtime_keeps_its_blocked_layout(tmp_path: Path) -> None:
     assert found["LessOrEqual"] == 0, found
 
 
-@pytest.mark.parametrize("network", ["gated", "resnet18"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "gated",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        pytest.param("efficientnet_b0", marks=pytest.mark.slow),
+    ],
+)
 def test_weights_are_stored_twice_at_most(network: str, tmp_path: Path) -> None:
     """Once as they are, once flipped or transposed for the gradient; no bytes twice."""
-    model = Gated() if network == "gated" else torchvision.models.resnet18(num_classes=9)
-    session_of(
-        calibrated(model, SIZE), tmp_path, layers="blocks" if network != "gated" else ("stem",)
-    )
+    model = Gated() if network == "gated" else torchvision.models.get_model(network, num_classes=9)
+    layers = ("stem",) if network == "gated" else "blocks"
+    session_of(calibrated(model, SIZE), tmp_path, layers=layers)
     stored: Counter[str] = Counter()
     values: Counter[str] = Counter()
     for tensor in onnx.load(str(tmp_path / "joint.onnx")).graph.initializer:
