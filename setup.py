@@ -24,11 +24,15 @@ packages = [
 ]
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
+RAY = ["ray[data]>=2.40"]
 TEST = [
     *MODELS,
+    *RAY,
     *SERVING,
+    *METRICS,
     "protobuf>=6.30",
     "pytest>=8",
     "pytest-benchmark>=5",
@@ -65,7 +69,7 @@ setup(
         "triton>=3.5; sys_platform == 'linux'",
         "pyarrow>=15",
         "pillow>=10.1",
-        "simplejpeg>=1.8",
+        "simplejpeg>=1.9",
         "safetensors>=0.4",
         "tyro>=0.9",
         "tqdm>=4.66",
@@ -73,6 +77,9 @@ setup(
     extras_require={
         "models": MODELS,
         "serving": SERVING,
+        "ray": RAY,
+        "metrics": METRICS,
+        "fiftyone": ["fiftyone>=1.0"],
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2"],
     },

@@ -1,4 +1,4 @@
-"""``python -m benchmarks graph | kernels | pipeline | all``: measure, print, write the JSON."""
+"""``python -m benchmarks graph | kernels | decode | pipeline | all``: measure, print, write."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import tyro
 
+from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
 from benchmarks.environment import environment
 from benchmarks.graph import CASES, contenders, gpu_contenders
 from benchmarks.harness import Result, measure, table
@@ -173,6 +174,13 @@ def kernels(config: KernelsConfig) -> None:
     write(config.output, rows)
 
 
+def decode(config: DecodeBenchmark) -> None:
+    """Disk is in no figure."""
+    rows = decoding(config, say)
+    print(f"\n{decode_table(rows)}\n", flush=True)
+    write(config.output, rows)
+
+
 def run_pipeline(config: PipelineConfig) -> None:
     """Decoding, transfers and writing are in every figure of the whole run."""
     rows = pipeline(config, say)
@@ -235,6 +243,7 @@ def run_all(config: AllConfig) -> None:
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "graph": (GraphConfig, graph),
     "kernels": (KernelsConfig, kernels),
+    "decode": (DecodeBenchmark, decode),
     "pipeline": (PipelineConfig, run_pipeline),
     "all": (AllConfig, run_all),
 }

@@ -149,9 +149,9 @@ backward pass per layer, both in float64, on {_param(rows, "batch")} images that
 (tolerance {_param(rows, "tolerance"):g}). *MB*, *seconds*: the .onnx file, and the CPU time to
 trace in float32 and write it. *ONNX Runtime*: that file in float32 against float64, largest
 difference of the median image and in brackets of the worst; *eager*: the same for autograd in
-float32. (A ReLU whose input is zero to rounding is on in one and off in the other; tolerance of
-the median {_param(rows, "onnx_tolerance"):g}, or {_param(rows, "eager_times"):g} times what
-eager torch is off in its worst image.)
+float32, its worst image where it was recorded. (A ReLU whose input is zero to rounding is on in
+one and off in the other; tolerance of the median {_param(rows, "onnx_tolerance"):g}, or
+{_param(rows, "eager_times"):g} times what eager torch is off in its worst image.)
 Weights are random, normalisation statistics fit the images, which are noise with the spectrum of
 photos; nothing is downloaded.
 

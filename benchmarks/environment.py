@@ -21,6 +21,10 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
     "numpy",
+    "pillow",
+    "simplejpeg",
+    "torchcodec",
+    "opencv-python-headless",
     "grad-cam",
     "torchcam",
 )

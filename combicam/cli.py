@@ -18,7 +18,9 @@ import tyro
 from combicam.demo.tour import DemoConfig, demo
 from combicam.engine import ComputeConfig, RunConfig, RunSummary, export, make_explainer, run
 from combicam.engine.exporting import VERIFY_IMAGES, check_output
+from combicam.engine.fiftyone import write_fiftyone
 from combicam.engine.making import make_run_explainer
+from combicam.engine.metrics import write_metrics
 from combicam.engine.status import run_status, status_lines
 from combicam.engine.triton_repository import check_repository, export_triton_repository
 from combicam.engine.verifying import Verification
@@ -87,26 +89,40 @@ class StatusConfig:
         run: run directory.
         json: print JSON.
         watch: print it again every so many seconds, until the run ends.
+        metrics: also write it as a text file for Prometheus, at every look.
     """
 
     run: tyro.conf.Positional[Path]
     json: bool = False
     watch: float | None = None
+    metrics: Path | None = None
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Write a run as WebDataset tars, one for each shard.
+    """Write a run as WebDataset tars, one for each shard, or as a FiftyOne dataset.
 
     Args:
         run: run directory.
         output: folder of the tars; those that are there are kept.
-        photos: also copy the photos.
+        photos: also copy the photos into the tars.
+        fiftyone: name of a new FiftyOne dataset.
+
+    Raises:
+        ValueError: neither of the two, or photos without tars.
     """
 
     run: tyro.conf.Positional[Path]
-    output: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Path | None] = None
     photos: bool = False
+    fiftyone: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.output is None and (self.fiftyone is None or self.photos):
+            raise ValueError(
+                "convert: expected a folder for tars, or --fiftyone NAME, got neither; or leave "
+                "out --photos"
+            )
 
 
 class Stopped(BaseException):
@@ -177,9 +193,20 @@ def _status(config: StatusConfig) -> None:
         status = run_status(config.run)
         text = json.dumps(status.to_dict()) if config.json else _table(status_lines(status))
         print(text, flush=True)
+        if config.metrics is not None:
+            write_metrics(status, config.metrics)
         if config.watch is None or status.state != "running":
             return
         time.sleep(config.watch)
+
+
+def _convert(config: ConvertConfig) -> None:
+    if config.output is not None:
+        samples = write_webdataset(config.run, config.output, config.photos)
+        print(_table([("samples", str(samples)), ("tars", str(config.output))]))
+    if config.fiftyone is not None:
+        samples = write_fiftyone(config.run, config.fiftyone)
+        print(_table([("samples", str(samples)), ("FiftyOne dataset", config.fiftyone)]))
 
 
 def _export(config: ExportConfig) -> None:
@@ -326,8 +353,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif isinstance(config, StatusConfig):
             _status(config)
         elif isinstance(config, ConvertConfig):
-            samples = write_webdataset(config.run, config.output, config.photos)
-            print(_table([("samples", str(samples)), ("tars", str(config.output))]))
+            _convert(config)
         elif isinstance(config, LayersConfig):
             _layers(config)
         else:

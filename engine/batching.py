@@ -90,8 +90,8 @@ def batches(
         latest.add_seconds("read", item.read_s)
         latest.add_seconds("decode", item.decode_s)
         latest.add_seconds("batch", perf_counter() - start)
-        if row != rows[-1] and latest.count == batch_size:
-            del waiting[latest.images.shape[1:]]
+        if row != rows[-1] and latest.images is not None and latest.count == batch_size:
+            del waiting[tuple(latest.images.shape[1:])]
             yield _filled(latest)
             latest = Batch(shard)
     rest = list(waiting.values())

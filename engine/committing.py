@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 
 from combicam.engine.explaining import ExplainedBatch
-from combicam.engine.progress import event
 from combicam.engine.run_directory import RunDirectory, shard_record
+from combicam.engine.run_log import event
 from combicam.engine.shard_format import ShardFormat
 from combicam.engine.shard_work import Kept
 from combicam.engine.shards import ShardWriter, shard_path

@@ -28,8 +28,9 @@ class DecodeConfig:
     Args:
         decoder: ``auto``, JPEG by simplejpeg where it is installed and has no doubts, everything
             else by Pillow; ``pillow``, everything by Pillow. Pixels are the same.
-        fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8, so that twice the model's size is left:
-            twice as fast for photos of 12 megapixels; pixels differ by some levels.
+        fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 (where that divides their sides), so that
+            twice the model's size is left: up to twice as fast for photos of 12 megapixels, and
+            some pixels differ by several levels.
 
     Raises:
         ValueError: an unknown decoder.

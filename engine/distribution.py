@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import Protocol
 
 from combicam.engine.config import RunConfig
 from combicam.engine.pipeline import check_failures
-from combicam.engine.progress import event
+from combicam.engine.run_log import event
 from combicam.engine.shard_work import ShardWork
 from combicam.engine.shard_worker import ShardReport
 from combicam.engine.stage_times import StageTimes
@@ -194,13 +195,21 @@ class Distribution:
                         f"before they were ready (the last: {happened.reason}); its machine may "
                         "lack memory for one more network"
                     )
-            event("worker_died", worker=seat.number, reason=happened.reason)
+            event("worker_died", logging.WARNING, worker=seat.number, reason=happened.reason)
             backlog.put_back(list(seat.in_hand.values()), happened.reason)
             seat.in_hand.clear()
             seat.is_ready = False
             self._crew.start(seat.number)
 
     def _count(self, seat: _Seat, report: ShardReport) -> None:
+        event(
+            "committed",
+            shard=report.shard,
+            images=report.images,
+            failures=report.failures,
+            worker=seat.number,
+            seconds=report.seconds,
+        )
         self.times.add(report.seconds)
         self.images += report.images
         self.failures += report.failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -13,9 +14,9 @@ from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.batching import Batch
 from combicam.engine.channel import Channel
 from combicam.engine.map_format import MapFormat, Size, finest
-from combicam.engine.progress import event
 from combicam.engine.quantise import QuantisedExplanation, quantise
 from combicam.engine.replay import Replay
+from combicam.engine.run_log import event
 from combicam.engine.transfer import Transfer
 from combicam.errors import RunError
 
@@ -126,7 +127,7 @@ class ExplainStage:
                     raise
                 self.limit = size // 2
                 self.halvings += 1
-                event("out of memory", images=size, limit=self.limit)
+                event("out_of_memory", logging.WARNING, images=size, limit=self.limit)
             else:
                 return self._transfer.down(QuantisedExplanation.concatenate(parts), count)
             # Outside of the except clause: its traceback holds the tensors that did not fit.

@@ -1,18 +1,15 @@
 """JPEG through libjpeg-turbo without a detour: Pillow's pixels in a third of its time.
 
-Of simplejpeg, torchvision.io, OpenCV and Pillow, simplejpeg was the fastest and all four agreed
-bit for bit (``python -m benchmarks decode``): they are the same library with the same upsampling.
+Of simplejpeg, torchvision.io, torchcodec, OpenCV and Pillow, simplejpeg was the fastest and all
+agreed bit for bit (``python -m benchmarks decode``): all wrap one library, and upsample alike.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-simplejpeg: Any
 try:
     import simplejpeg
 except ImportError:  # No wheel for this platform: Pillow decodes the same pixels.

@@ -8,8 +8,10 @@ import pickle
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from threading import Lock, Thread
@@ -23,6 +25,7 @@ from combicam.engine.shard_worker import ShardReport, ShardWorker, WorkerTask
 from combicam.errors import RunError, first_line
 
 _STOP_S = 10.0
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def named_devices(devices: Sequence[str]) -> tuple[str, ...]:
@@ -70,6 +73,7 @@ class ProcessCrew:
             for device in devices
         ]
         self._children: dict[int, _Child] = {}
+        self._ready: set[int] = set()
 
     @property
     def seats(self) -> int:
@@ -84,9 +88,11 @@ class ProcessCrew:
         process = context.Process(
             target=_serve, args=(theirs, self._tasks[seat]), name=name, daemon=True
         )
-        process.start()
+        with _signals_wait():
+            process.start()
         theirs.close()  # or its death would not end the pipe
         self._children[seat] = _Child(process, ours)
+        self._ready.discard(seat)
 
     def hand(self, seat: int, work: ShardWork) -> None:
         """Send a shard."""
@@ -112,6 +118,8 @@ class ProcessCrew:
                 continue
             if isinstance(message, BaseException):
                 raise message
+            if isinstance(message, Ready):
+                self._ready.add(seat)
             yield seat, message
 
     def _buried(self, seat: int) -> str:
@@ -127,17 +135,31 @@ class ProcessCrew:
         return f"process {child.process.pid}, {how}"
 
     def stop(self) -> None:
-        """Close the pipes; who does not end soon is killed."""
-        for child in self._children.values():
+        """Close the pipes; who does not end soon is killed, who has not begun at once."""
+        for seat, child in self._children.items():
             child.connection.close()
+            if seat not in self._ready:
+                child.process.kill()
         for seat in list(self._children):
             self._buried(seat)
 
 
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A process that is started here has them blocked while it imports what it needs."""
+    resource_tracker.ensure_running()  # which would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, task: WorkerTask) -> None:
     """A process's life: from its pipe to its pipe, until the other end closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches all; the owner decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     lock = Lock()
 
     def send(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""``Progress``: what a run says of itself meanwhile: a bar, ``progress.json``, ``log.jsonl``."""
+"""``Progress``: what a run says of itself meanwhile: a bar, ``progress.json``, its log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,28 +16,12 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from combicam.engine.atomic import temporary_path
+from combicam.engine.run_log import event, run_log
 from combicam.errors import first_line
 
-log = logging.getLogger("combicam.run")
-
 PROGRESS = "progress.json"
-LOG = "log.jsonl"
 HEARTBEAT_S = 2.0
 _RECENT_S = 60.0
-
-
-class JsonLines(logging.Formatter):
-    """A record as one line of JSON: time (UTC, ISO 8601), level, event, and its fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        values = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        return json.dumps(values | getattr(record, "fields", {}), default=str)
 
 
 class Progress:
@@ -49,14 +34,14 @@ class Progress:
         run: the run directory.
         images: of the whole run.
         done: how many were committed before.
-        show: whether to draw a bar on stderr.
+        show: whether to draw a bar on stderr, and to print warnings above it.
         fields: of the ``started`` event.
     """
 
     def __init__(
         self, run: Path, images: int, done: int, *, show: bool, fields: dict[str, Any]
     ) -> None:
-        self._path = run / PROGRESS
+        self._run = run
         self._images = images
         self._before = done
         self._new = 0
@@ -64,17 +49,15 @@ class Progress:
         self._started = time.time()
         self._written = 0.0
         self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
-        self._handler = logging.FileHandler(run / LOG, encoding="utf-8")
-        self._handler.setFormatter(JsonLines())
         self._bar = tqdm(total=images, initial=done, unit="image", disable=not show)
+        self._show = show
         self._fields = fields
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        if log.level == logging.NOTSET:
-            log.setLevel(logging.INFO)
-        log.addHandler(self._handler)
-        event("started", images=self._images, done=self._before, pid=os.getpid(), **self._fields)
         self._write("running")
+        self._open.enter_context(run_log(self._run, self._show))
+        event("started", images=self._images, done=self._before, **_process(), **self._fields)
         return self
 
     def __exit__(
@@ -85,15 +68,18 @@ class Progress:
     ) -> None:
         # Without an error, Exception for what went wrong, the rest for who stopped it.
         state = "finished" if error is None else "stopped"
-        if isinstance(error, Exception):
-            state = "failed"
-            event("failed", error=f"{type(error).__name__}: {first_line(error)}", images=self._new)
-        else:
-            event(state, images=self._new, seconds=round(time.time() - self._started, 3))
+        fields: dict[str, Any] = {
+            "images": self._new,
+            "seconds": round(time.time() - self._started, 3),
+        }
+        with self._open:
+            if isinstance(error, Exception):
+                state = "failed"
+                event(state, logging.ERROR, error=first_line(error), **fields)
+            else:
+                event(state, **fields)
         self._bar.close()
         self._write(state)
-        log.removeHandler(self._handler)
-        self._handler.close()
 
     def update(self, new: int, bottleneck: str | None) -> None:
         """Some times a second.
@@ -117,8 +103,7 @@ class Progress:
         since, count = self._recent[0]
         values = {
             "state": state,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
+            **_process(),
             "started": self._started,
             "updated": now,
             "images": self._images,
@@ -128,11 +113,10 @@ class Progress:
             "recent_images_per_s": (self._new - count) / max(now - since, 1e-9),
             "bottleneck": self._bottleneck,
         }
-        temporary = temporary_path(self._path)
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        path = self._run / PROGRESS
+        temporary_path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary_path(path).replace(path)
 
 
-def event(name: str, **fields: Any) -> None:
-    """A line of the run's log; users see it through ``logging.getLogger("combicam.run")``."""
-    log.info(name, extra={"fields": fields})
+def _process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}

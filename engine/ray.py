@@ -118,6 +118,7 @@ class Explain:
                 f"Explain: expected images uint8 [H,W,3] (RGB), got {image.dtype} {image.shape}; "
                 "read them with mode='RGB'"
             )
+        image = np.require(image, requirements="W")  # what comes from Ray's store is not writable
         height, width = image.shape[:2]
         record = Record(_Held("", ""), width=width, height=height)
         return Loaded(record, resize(image, 1, (width, height), self._explainer.preprocess), 0.0)

@@ -44,10 +44,14 @@ class RayCrew:
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
             self._connect(address)
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         device = task.config.compute.device
         on_gpus = device is None or torch.device(device).type == "cuda"
-        room = fitted(machines, on_gpus, cpus)
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        try:
+            room = fitted(machines, on_gpus, cpus)
+        except RunError:
+            self._leave()
+            raise
         self.seats = room.actors
         self.config = replace(task.config, workers=room.cpus, ray=None, ray_cpus=None)
         self._task = replace(task, config=self.config, threads=room.cpus)
@@ -111,6 +115,9 @@ class RayCrew:
             self._ray.wait(stopped, num_returns=len(stopped), timeout=_STOP_S)
         for seat in list(self._actors):
             self._bury(seat)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._is_ours:
             self._ray.shutdown()
 

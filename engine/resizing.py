@@ -1,8 +1,8 @@
 """Pixels as a file stores them -> upright pixels of a model's input size, antialiased.
 
 torch's uint8 kernels do the arithmetic of Pillow's, one pass across and one down with rounding in
-between, several times as fast (``python -m benchmarks decode``): one level apart at most, bicubic
-on black and white noise two. Bicubic's overshoot is cut in between, so that the order of the passes
+between, several times as fast (``python -m benchmarks decode``): one level apart at most, on
+black and white noise two. Bicubic's overshoot is cut in between, so that the order of the passes
 shows: here across first, as in torchvision and in Pillow up to 12; Pillow 13 goes down first where
 the height shrinks much more, or a photo is tall, and then differs from all of them on sharp edges.
 """
@@ -92,7 +92,8 @@ def _scaled(
 
     Turning the small image instead of the large one saves most of its time.
     """
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # In this order the strides say channels-last, which the kernel keeps.
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     passes = [size[::-1]]
     if swaps_axes(orientation):
         # What is across once upright is down here, and comes first there.
@@ -122,7 +123,8 @@ def scaled_size(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, in
 def fast_scale(photo: tuple[int, int], preprocess: Preprocess) -> int:
     """By how much a JPEG may shrink while it is decoded: 1, 2, 4 or 8.
 
-    At least twice the size that it is scaled to is left.
+    At least twice the size that it is scaled to is left, and the sides are multiples of it: else
+    the smaller photo would show a little more than the photo.
 
     Args:
         photo: (width, height) of the upright photo, pixels.
@@ -131,7 +133,10 @@ def fast_scale(photo: tuple[int, int], preprocess: Preprocess) -> int:
     spare = min(
         side / scaled for side, scaled in zip(photo, scaled_size(photo, preprocess), strict=True)
     )
-    return next((scale for scale in (8, 4, 2) if scale * _MARGIN <= spare), 1)
+    for scale in (8, 4, 2):
+        if scale * _MARGIN <= spare and not any(side % scale for side in photo):
+            return scale
+    return 1
 
 
 def _start(scaled: int, kept: int) -> int:

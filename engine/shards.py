@@ -125,8 +125,8 @@ class ShardData:
     Attributes:
         table: all columns but those of maps (pyarrow.Table).
         ok: bool [N].
-        heatmaps: uint8 [N,K,h,w] as they are stored; times ``scale`` for [0, 1]. A list of N
-            arrays [K,h,w] where photos differ in size.
+        heatmaps: uint8 [N,K,h,w] as they are stored; times ``scale`` for [0, 1]. Where photos
+            differ in size, an object array [N] of uint8 [K,h,w].
         targets: int64 [N,K].
         scores: float32 [N,K].
         ranges: float32 [N,K,2], min and max of the fused map before normalisation.
@@ -137,7 +137,7 @@ class ShardData:
 
     table: Any
     ok: NDArray[np.bool_]
-    heatmaps: NDArray[np.uint8] | list[NDArray[np.uint8]]
+    heatmaps: NDArray[Any]
     targets: NDArray[np.int64]
     scores: NDArray[np.float32]
     ranges: NDArray[np.float32]
@@ -185,7 +185,9 @@ class ShardData:
             return {}
         flat = row.get("layer_sizes") or []
         sizes = tuple(zip(flat[::2], flat[1::2], strict=True))
-        return self.maps.layer_maps(row["layer_maps"], np.float32(row["layer_highs"]), sizes)
+        return self.maps.layer_maps(
+            row["layer_maps"], np.asarray(row["layer_highs"], np.float32), sizes
+        )
 
 
 def read_shard(path: str | Path, index: int | None = None) -> ShardData:
@@ -234,20 +236,19 @@ def read_shard(path: str | Path, index: int | None = None) -> ShardData:
     )
 
 
-def _heatmaps(
-    stored: Any, ok: NDArray[np.bool_], maps: MapFormat
-) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+def _heatmaps(stored: Any, ok: NDArray[np.bool_], maps: MapFormat) -> NDArray[Any]:
     column = stored.column("heatmap")
     if maps.size is not None:
         heatmaps = np.zeros((len(ok), maps.targets, *maps.size), np.uint8)
         for i in np.flatnonzero(ok):
             heatmaps[i] = maps.heatmap(column[int(i)].as_buffer(), None)
         return heatmaps
-    sizes = stored.select(["heatmap_height", "heatmap_width"]).to_pydict().values()
-    return [
-        maps.heatmap(cell.as_buffer(), size) if good else np.zeros((maps.targets, 0, 0), np.uint8)
-        for cell, good, *size in zip(column, ok, *sizes, strict=True)
-    ]
+    different = np.empty(len(ok), object)
+    heights, widths = (stored.column(f"heatmap_{side}").to_pylist() for side in ("height", "width"))
+    for i, good in enumerate(ok):
+        size = (heights[i], widths[i]) if good else (0, 0)
+        different[i] = maps.heatmap(column[i].as_buffer() if good else b"", size)
+    return different
 
 
 def _dense(

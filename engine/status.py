@@ -6,17 +6,38 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from combicam.engine.progress import HEARTBEAT_S, PROGRESS
+from combicam.engine.run_log import read_log
 from combicam.engine.shard_format import OK
 from combicam.errors import RunError
 
 _SILENT_S = 15 * HEARTBEAT_S
+_ENDS = ("finished", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of ``combicam run``, as the log tells of it.
+
+    Attributes:
+        started: UTC, ISO 8601.
+        process: its host and pid.
+        shards: that it committed.
+        end: ``finished``, ``failed`` or ``stopped``; None for one that goes on or was killed.
+        error: why it failed.
+    """
+
+    started: str
+    process: str
+    shards: int
+    end: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,9 @@ class RunStatus:
         bottleneck: its busiest stage.
         remaining_s: at the recent speed; None where nothing runs.
         updated: seconds since the last sign of life; None where there was none.
+        last_commit: seconds since the last commit; None where there was none.
         process: host and pid of the last invocation.
+        invocations: all of them, oldest first.
     """
 
     run: Path
@@ -49,7 +72,9 @@ class RunStatus:
     bottleneck: str | None
     remaining_s: float | None
     updated: float | None
+    last_commit: float | None
     process: str | None
+    invocations: tuple[Invocation, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -57,7 +82,7 @@ class RunStatus:
 
 
 def run_status(path: str | Path) -> RunStatus:
-    """How far a run is, from its manifest's footer, its shards' statistics and its heartbeat.
+    """How far a run is, from its manifest's footer, its shards' statistics, heartbeat and log.
 
     Args:
         path: the run directory.
@@ -74,12 +99,12 @@ def run_status(path: str | Path) -> RunStatus:
         )
     footer = pq.read_metadata(manifest)
     statuses: Counter[str] = Counter()
-    committed = 0
-    for shard in sorted((run / "shards").glob("[0-9]*.parquet")):
-        committed += 1
+    times = []
+    for shard in (run / "shards").glob("[0-9]*.parquet"):
+        times.append(shard.stat().st_mtime)
         statuses.update(_statuses(shard))
-    last = _heartbeat(run)
-    age = None if last is None else max(0.0, time.time() - last["updated"])
+    now, last = time.time(), _heartbeat(run)
+    age = None if last is None else max(0.0, now - last["updated"])
     state = "not begun" if last is None else last["state"]
     if state == "running" and age is not None and age > _SILENT_S:
         state = "dead"
@@ -91,14 +116,16 @@ def run_status(path: str | Path) -> RunStatus:
         images=footer.num_rows,
         shards=footer.num_row_groups,
         committed_images=statuses.total(),
-        committed_shards=committed,
+        committed_shards=len(times),
         failures={status: n for status, n in sorted(statuses.items()) if status != OK},
         images_per_s=None if last is None else last["images_per_s"],
         recent_images_per_s=rate,
         bottleneck=None if last is None else last["bottleneck"],
         remaining_s=left / rate if state == "running" and rate else None,
         updated=age,
-        process=None if last is None else f"{last['host']}, pid {last['pid']}",
+        last_commit=max(0.0, now - max(times)) if times else None,
+        process=None if last is None else _process(last),
+        invocations=tuple(_invocations(read_log(run))),
     )
 
 
@@ -117,6 +144,22 @@ def _heartbeat(run: Path) -> dict[str, Any] | None:
         return None
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
+
+
+def _process(values: Mapping[str, Any]) -> str:
+    return f"{values['host']}, pid {values['pid']}"
+
+
+def _invocations(events: list[dict[str, Any]]) -> list[Invocation]:
+    found: list[Invocation] = []
+    for event in events:
+        if event["event"] == "started":
+            found.append(Invocation(event["time"], _process(event), 0))
+        elif found and event["event"] == "committed":
+            found[-1] = replace(found[-1], shards=found[-1].shards + 1)
+        elif found and event["event"] in _ENDS:
+            found[-1] = replace(found[-1], end=event["event"], error=event.get("error"))
+    return found
 
 
 def status_lines(status: RunStatus) -> list[tuple[str, str]]:
@@ -140,6 +183,12 @@ def status_lines(status: RunStatus) -> list[tuple[str, str]]:
         rows.append(("slowest stage", status.bottleneck))
     if status.remaining_s is not None:
         rows.append(("remaining", _duration(status.remaining_s)))
+    if status.last_commit is not None:
+        rows.append(("last commit", f"{_duration(status.last_commit)} ago"))
+    if len(status.invocations) > 1:
+        ends = Counter(i.end or "killed" for i in status.invocations[:-1])
+        before = ", ".join(f"{n} {end}" for end, n in ends.items())
+        rows.append(("before this one", before))
     if status.process is not None:
         rows.append(("process", f"{status.process}, heard of {status.updated:.0f} s ago"))
     return rows

@@ -130,7 +130,7 @@ def test_shards_beside_a_deadly_one_are_not_blamed() -> None:
 
 def test_workers_that_never_start_end_the_run(tmp_path: Path) -> None:
     crew = ScriptedCrew(configured(tmp_path), seats=1, starts=0)
-    with pytest.raises(RunError, match="worker 0 to start, got 3 that died.*no memory"):
+    with pytest.raises(RunError, match=r"worker 0 to start, got 3 that died.*no memory"):
         Distribution(crew).process(work(2), lambda: None)
 
 

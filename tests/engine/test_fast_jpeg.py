@@ -161,13 +161,13 @@ def test_scaled_pixels_are_pillows_drafts(size: tuple[int, int], scale: int) -> 
 def test_fast_scale_is_near_the_whole(decoder: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = jpeg(photo(1601, 1207), quality=90, exif=exif)
+    data = jpeg(photo(1600, 1200), quality=90, exif=exif)
     whole = decode_image(data, SMALL, 10**7)
     found = decode_image(data, SMALL, 10**7, DecodeConfig(decoder, fast_scale=True))
     assert (found.width, found.height) == (whole.width, whole.height)
-    assert (found.width, found.height) == ((1601, 1207) if orientation == 1 else (1207, 1601))
+    assert (found.width, found.height) == ((1600, 1200) if orientation == 1 else (1200, 1600))
     error = np.abs(found.pixels.astype(int) - whole.pixels)
-    assert 0 < error.max() <= 6 and error.mean() < 0.6
+    assert 0 < error.max() <= 3 and error.mean() < 0.5
 
 
 GROWTH = """
@@ -175,7 +175,7 @@ import sys, resource, warnings
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {folder!r})
-from test_fast_jpeg import KINDS, assert_same, damaged, jpeg, photo
+from test_fast_jpeg import KINDS, damaged, jpeg, outcome, photo
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(1)
 whole = [jpeg(photo(800, 600), **KINDS[kind]) for kind in ("plain", "progressive", "restarts")]
@@ -184,7 +184,7 @@ def resident():
 for i in range({count} + 100):
     if i == 100:
         before = resident()
-    assert_same(damaged(rng, whole[i % len(whole)]))
+    outcome(damaged(rng, whole[i % len(whole)]), "auto")
 print(resident() - before)
 """
 
@@ -205,6 +205,7 @@ def test_memory_is_flat_over_damaged_jpegs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat_over_ten_thousand_damaged_jpegs() -> None:
     assert growth(10_000) < 50

@@ -27,7 +27,7 @@ def test_first_ok_rows_are_drawn_across_shards(tmp_path: Path, photos: Any, fake
     picture = np.asarray(Image.open(summary.overlays[0]))
     seen = np.asarray(Image.open(paths[0]).resize((32, 24), Image.Resampling.BILINEAR))
     windows = np.lib.stride_tricks.sliding_window_view(picture, seen.shape)
-    assert (windows == seen).all((-1, -2, -3)).any()
+    assert np.abs(windows.astype(np.int16) - seen).max((-1, -2, -3)).min() <= 1
     assert not np.array_equal(picture, np.asarray(Image.open(summary.overlays[1])))
 
 

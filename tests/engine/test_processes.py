@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from combicam import cli
 from combicam.engine.config import RunConfig
 from combicam.engine.processes import named_devices, portable
 from combicam.engine.runner import run, run_images
@@ -32,7 +33,7 @@ from combicam.engine.shard_worker import WorkerTask
 import spawned
 
 runner.WorkerTask = partial(WorkerTask, make=spawned.slow)
-config = RunConfig({source!r}, {output!r}, "fake", devices=["cpu", "cpu"], batch_size=4,
+config = RunConfig({source!r}, {output!r}, "fake", devices=["cpu"], batch_size=4,
                    shard_size=8, progress=False)
 runner.run(config, spawned.Slow())
 """
@@ -128,11 +129,13 @@ def started(tmp_path: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True
     )
     wait_for(lambda: len(shard_bytes(tmp_path / "run")) >= 2 or process.poll() is not None)
-    assert process.poll() is None and len(pids(tmp_path)) == 2
+    assert process.poll() is None and len(pids(tmp_path)) == 1
     return process
 
 
-@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "death", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_no_process_outlives_the_run(tmp_path: Path, photos: Any, death: signal.Signals) -> None:
     photos(tmp_path / "in", 400)
     process = started(tmp_path)
@@ -150,6 +153,7 @@ def test_no_process_outlives_the_run(tmp_path: Path, photos: Any, death: signal.
         assert errors.count(b"Traceback") == 1 and b"KeyboardInterrupt" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "words"),
     [("other", "got another weights"), ("unlucky", "worker 0 to start.*SIGABRT")],
@@ -193,6 +197,24 @@ def test_errors_that_cannot_travel_keep_their_message() -> None:
     for error in (Local("lost"), Picky("lost", 3)):
         left = portable(error)
         assert isinstance(left, RunError) and f"{type(error).__name__}: lost" in str(left)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--devices", "cuda:0", "cuda:1"], {"devices": ("cuda:0", "cuda:1"), "ray": None}),
+        (["--ray"], {"devices": (), "ray": "local", "ray_cpus": None}),
+        (["--ray", "ray://head:10001", "--ray-cpus", "2"], {"ray": "ray://head:10001"}),
+        ([], {"devices": (), "ray": None}),
+    ],
+)
+def test_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: dict[str, Any]
+) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(cli, "_run", seen.append)
+    cli.main(["run", "in", "-o", str(tmp_path / "run"), "-m", "demo", *flags])
+    assert expected.items() <= vars(seen[0]).items()
 
 
 @pytest.mark.parametrize(

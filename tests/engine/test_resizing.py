@@ -14,8 +14,8 @@ from combicam.engine.resizing import ORIENTATIONS, fast_scale, resize, scaled_si
 from combicam.export.preprocess import Preprocess
 
 SIZES = [(1, 1), (7, 63), (64, 48), (37, 91), (300, 20), (160, 213), (213, 160)]
-# Levels; bicubic weighs the difference of the first pass by 1.3.
-TOLERANCE = {"bilinear": 1, "bicubic": 2, "lanczos": 0, "nearest": 0}
+# Levels, of noise: one a pass. Photos are held to one.
+TOLERANCE = {"bilinear": 2, "bicubic": 2, "lanczos": 0, "nearest": 0}
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_photos_are_pillows_and_torchvisions(size: tuple[int, int], interpolatio
     assert difference(found, np.asarray(center_crop(image, [98, 98]))) <= 1
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     tensor = center_crop(torchvision_resize(tensor, [short], mode, antialias=True), [98, 98])
-    assert difference(found, tensor.permute(1, 2, 0).numpy()) == 0
+    assert difference(found, tensor.permute(1, 2, 0).numpy()) <= 1
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -99,7 +99,15 @@ def test_long_photos_are_cropped_before_they_are_scaled() -> None:
 
 @pytest.mark.parametrize(
     "photo_size, scale",
-    [((4032, 3024), 4), ((8064, 6048), 8), ((1024, 1024), 2), ((1023, 1024), 1), ((99, 99), 1)],
+    [
+        ((4032, 3024), 4),
+        ((8064, 6048), 8),
+        ((4030, 3026), 2),
+        ((4031, 3024), 1),
+        ((1024, 1024), 2),
+        ((1022, 1024), 1),
+        ((99, 99), 1),
+    ],
 )
 def test_twice_the_size_is_left(photo_size: tuple[int, int], scale: int) -> None:
     assert fast_scale(photo_size, Preprocess((224, 224))) == scale

@@ -12,11 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from combicam.cli import main
 from combicam.engine.config import RunConfig
-from combicam.engine.progress import LOG, PROGRESS
+from combicam.engine.distribution import Died, Distribution, Ready
+from combicam.engine.metrics import write_metrics
+from combicam.engine.progress import PROGRESS
+from combicam.engine.run_log import LOG, event, read_log, run_log
 from combicam.engine.runner import run_images
+from combicam.engine.shard_work import ShardWork
+from combicam.engine.shard_worker import ShardReport
 from combicam.engine.status import run_status, status_lines
 from combicam.errors import RunError
 
@@ -45,7 +51,20 @@ def test_a_finished_run(tmp_path: Path, photos: Any, fake: Any, capsys: Any) -> 
     assert second["statuses"] == {"decode_error": 1, "ok": 7} and second["level"] == "info"
     main(["status", str(tmp_path / "run"), "--json"])
     assert json.loads(capsys.readouterr().out)["committed_images"] == 20
-    main(["status", str(tmp_path / "run"), "--watch", "0.1"])
+    metrics = tmp_path / "run.prom"
+    main(["status", str(tmp_path / "run"), "--watch", "0.1", "--metrics", str(metrics)])
+    samples = {
+        (s.name, s.labels.get("status")): s.value
+        for family in text_string_to_metric_families(metrics.read_text())
+        for s in family.samples
+        if s.labels["run"] == str(tmp_path / "run")
+    }
+    assert samples["combicam_committed_images", None] == 20
+    assert samples["combicam_failures", "decode_error"] == 1
+    assert samples["combicam_running", None] == 0
+    assert abs(samples["combicam_last_commit_timestamp_seconds", None] - time.time()) < 60
+    with pytest.raises(ValueError, match=r"expected metrics as NAME\.prom"):
+        write_metrics(status, tmp_path / "run.txt")
     assert "20 of 20 committed (100.0%)" in capsys.readouterr().out
 
 
@@ -67,9 +86,29 @@ def test_a_run_that_fails_says_why(tmp_path: Path, photos: Any, fake: Any) -> No
     last = events(tmp_path / "run")[-1]
     assert last["event"] == "failed" and "ZeroDivisionError: kernel" in last["error"]
     run_images(configured(tmp_path), Short())
-    halved = [e for e in events(tmp_path / "run") if e["event"] == "out of memory"]
+    halved = [e for e in events(tmp_path / "run") if e["event"] == "out_of_memory"]
     assert [(e["images"], e["limit"]) for e in halved] == [(4, 2)]
-    assert run_status(tmp_path / "run").state == "finished"
+    status = run_status(tmp_path / "run")
+    assert status.state == "finished"
+    assert [(i.end, i.shards) for i in status.invocations] == [("failed", 0), ("finished", 1)]
+    assert status.invocations[0].error == last["error"]
+    assert dict(status_lines(status))["before this one"] == "1 failed"
+
+
+def test_warnings_are_shown_to_people(
+    tmp_path: Path, photos: Any, fake: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Short(fake):  # type: ignore[misc]
+        def __call__(self, images: torch.Tensor, /) -> Any:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("too many")
+            return super().__call__(images)
+
+    photos(tmp_path / "in", 4)
+    run_images(configured(tmp_path, progress=True), Short())
+    shown = capsys.readouterr().err
+    assert "combicam: out of memory (images=4, limit=2)" in shown
+    assert "committed" not in shown
 
 
 SCRIPT = """
@@ -114,8 +153,45 @@ def test_a_run_that_goes_on_and_one_that_died(
     (run / PROGRESS).write_text(json.dumps(beat | {"updated": beat["updated"] - 100}))
     found = run_status(run)
     assert found.state == "dead" and found.remaining_s is None
+    assert [i.end for i in found.invocations] == [None] and found.invocations[0].shards >= 4
     (run / "shards/00000.json").unlink()
     assert run_status(run).committed_images == found.committed_images
+    with run_log(run, show=False):  # the line that was cut off does not spoil the next
+        event("started", host="here", pid=1)
+    assert read_log(run)[-1]["pid"] == 1 and len(run_status(run).invocations) == 2
+
+
+def test_owner_of_workers_logs_their_commits(tmp_path: Path) -> None:
+    class OneWorker:
+        seats = 1
+        config = configured(tmp_path)
+
+        def __init__(self) -> None:
+            self.waiting: list[Any] = []
+
+        def start(self, seat: int) -> None:
+            self.waiting.append(Died("lost"))
+            self.waiting.append(Ready())
+            self.start = lambda seat: None  # type: ignore[method-assign]
+
+        def hand(self, seat: int, work: ShardWork) -> None:
+            self.waiting.append(ShardReport(work.index, 8, 1, {"read": 0.5}, None, 0))
+
+        def events(self, timeout_s: float) -> list[tuple[int, Any]]:
+            return [(0, self.waiting.pop(0))]
+
+        def stop(self) -> None:
+            self.waiting.clear()
+
+    (tmp_path / "run").mkdir()
+    with run_log(tmp_path / "run", show=False):
+        Distribution(OneWorker()).process([ShardWork(0), ShardWork(1)], lambda: None)
+    died, *committed = events(tmp_path / "run")
+    assert (died["event"], died["level"], died["reason"]) == ("worker_died", "warning", "lost")
+    assert [(e["event"], e["shard"], e["failures"]) for e in committed] == [
+        ("committed", 0, 1),
+        ("committed", 1, 1),
+    ]
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from combicam import ArtifactError, Explainer, OutputError, Verification, cli, export
 from combicam.engine import exporting
 from combicam.engine.exporting import VERIFY_IMAGES, natural_noise
+from combicam.engine.sessions import Request
 from combicam.engine.verifying import verify_artifact
 from combicam.export.reference import eager_reference
 
@@ -153,6 +154,30 @@ def test_one_image_beyond_rounding_is_borne_but_not_a_wrong_one(small: nn.Module
         "burnt_in": False,
         "first_class": False,
     }
+
+
+class ClampedWeights(Tampered):
+    """A session over region weights that forgets the classes that count against."""
+
+    def __init__(self, explainer: Explainer, request: Request, lowest: float) -> None:
+        super().__init__(explainer, None)
+        self.top, self.lowest = request, lowest
+
+    def execute(self, request: Any) -> Any:
+        execute = self.inner.execute(request)
+        return lambda inputs: execute([inputs[0], inputs[1].clamp_min(self.lowest)])
+
+
+def test_weights_of_both_signs_are_tried(small: nn.Module) -> None:
+    explainer, request = make(small), Request("weights", 1)
+    session: Any = explainer.session
+    joint, images = session.joint(request), natural_noise(8, SIZE)
+    verdicts = []
+    for lowest in (-1.0, 0.0):
+        other: Any = ClampedWeights(explainer, request, lowest)
+        found = verify_artifact(other, joint, session.module, images, 1e-3)
+        verdicts.append((found.agrees, "heatmaps" in str(found)))
+    assert verdicts[0][0] and verdicts[1] == (False, True)
 
 
 def test_another_class_of_the_same_logit_is_no_error() -> None:

@@ -57,7 +57,10 @@ def test_the_client_prepares_photos_as_the_engine_does(
     ours = preprocess.normalize(torch.from_numpy(pixels.copy())[None]).numpy()
     theirs = client.normalize(client.decode(path, settings), settings)
     assert theirs.dtype == np.float32 and theirs.shape == (1, 3, *preprocess.input_size)
-    assert np.abs(ours - theirs).max() < 1e-5
+    # The client scales with Pillow, the engine with torch: two roundings, a level each.
+    level = 1 / 255 / np.asarray(preprocess.std).reshape(3, 1, 1)
+    assert (np.abs(ours - theirs) / level).max() < 2.01
+    assert (np.abs(ours - theirs) / level).mean() < 0.2
 
 
 def test_settings_hold_all_of_the_preprocessing(

@@ -1,0 +1,38 @@
+"""Decoders agree before they are timed, and one that is wrong is a failed row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import decoders
+from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
+
+
+def test_every_decoder_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "_PIXELS_PER_CALL", 1)
+
+    def off_by_one() -> Any:
+        return lambda data: np.minimum(decoders.by_pillow(data), 254) + 1
+
+    monkeypatch.setitem(decoders.LIBRARIES, "decode, wrong", off_by_one)
+    cases = ("512x512:85",)
+    rows = decoding(DecodeBenchmark(cases, threads=(1, 2), rounds=1), lambda line: None)
+    names = [*decoders.LIBRARIES, "decode and resize, Pillow", *decoders.ENGINE]
+    assert [row.name for row in rows] == names * 2
+    for row in rows:
+        if row.name == "decode, wrong":
+            assert row.images_per_s is None and str(row.error).startswith("ArithmeticError")
+        elif row.error is not None:
+            assert row.error.startswith("ModuleNotFoundError"), row.error
+        else:
+            assert row.images_per_s and row.images_per_s > 0
+            limit = 0 if row.name.startswith("decode, ") else 10 if "fast" in row.name else 1
+            assert (row.max_abs_err or 0) <= limit
+    measured = {row.name for row in rows if row.error is None}
+    assert {"decode, Pillow", "decode, simplejpeg", *decoders.ENGINE} <= measured
+    lines = decode_table(rows).splitlines()
+    assert len(lines) == 2 + len(names) and {line.count("|") for line in lines} == {4}
+    assert "| decode, wrong | ArithmeticError |" in lines[2 + names.index("decode, wrong")]
