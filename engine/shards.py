@@ -245,9 +245,9 @@ def _heatmaps(stored: Any, ok: NDArray[np.bool_], maps: MapFormat) -> NDArray[An
         return heatmaps
     different = np.empty(len(ok), object)
     heights, widths = (stored.column(f"heatmap_{side}").to_pylist() for side in ("height", "width"))
-    for i, good in enumerate(ok):
-        size = (heights[i], widths[i]) if good else (0, 0)
-        different[i] = maps.heatmap(column[i].as_buffer() if good else b"", size)
+    for row, good in enumerate(ok):
+        size = (heights[row], widths[row]) if good else (0, 0)
+        different[row] = maps.heatmap(column[row].as_buffer() if good else b"", size)
     return different
 
 
