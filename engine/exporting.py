@@ -94,6 +94,9 @@ def export(
                     f"{found}; nothing was written, a larger tolerance or allow_disagreement "
                     "(--force) keeps the file"
                 )
+        beside = path.with_name(f"{path.name}.data")
+        if path.suffix == ".onnx" and not (Path(folder) / beside.name).exists():
+            beside.unlink(missing_ok=True)  # of a larger network that was here before
         # Weights beyond 2 GB lie beside the graph, and must be there before it is.
         for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
             file.replace(path.parent / file.name)
