@@ -27,6 +27,7 @@ from combicam.engine.shard_work import ShardWork, work_left
 from combicam.engine.shard_worker import WorkerTask
 from combicam.engine.sources import list_inputs
 from combicam.engine.summary import RunSummary
+from combicam.errors import RunError
 from combicam.version import __version__
 
 
@@ -76,6 +77,19 @@ def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
 
 
 def _run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
+    try:
+        return _locked_run(config, explainer)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # of inputs they are rows
+        raise RunError(
+            f"run: expected to write {error.filename or config.output}, got "
+            f"{error.strerror or repr(error)}; free space or choose an output that can be "
+            "written, and run again: what is committed is kept"
+        ) from error
+
+
+def _locked_run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
     shard_format = _format(config, explainer)
     with RunDirectory(config.output) as run, _quiet_pillow():
         run.prepare(

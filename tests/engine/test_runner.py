@@ -353,7 +353,7 @@ def test_full_disk_leaves_no_half_shard(
     config = configured(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("combicam.engine.shards.commit", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match=r"No space left on device; free space .* run again"):
             run_images(config, fake())
     assert list((config.output / "shards").iterdir()) == []
     assert run_images(config, fake()).images == 12
