@@ -18,7 +18,7 @@ def test_every_decoder_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> 
         return lambda data: np.minimum(decoders.by_pillow(data), 254) + 1
 
     monkeypatch.setitem(decoders.LIBRARIES, "decode, wrong", off_by_one)
-    cases = ("512x512:85",)
+    cases = ("128x96:85",)
     rows = decoding(DecodeBenchmark(cases, threads=(1, 2), rounds=1), lambda line: None)
     names = [*decoders.LIBRARIES, "decode and resize, Pillow", *decoders.ENGINE]
     assert [row.name for row in rows] == names * 2

@@ -98,7 +98,7 @@ def test_death_at_every_step_of_a_commit(step: str, tmp_path: Path, photos: Any,
 
 
 @pytest.mark.parametrize(
-    "images, kills", [(400, 4), pytest.param(10_000, 20, marks=pytest.mark.slow)]
+    "images, kills", [(200, 2), pytest.param(10_000, 20, marks=pytest.mark.slow)]
 )
 def test_death_at_random_moments(
     images: int, kills: int, tmp_path: Path, photos: Any, fake: Any
