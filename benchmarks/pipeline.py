@@ -34,6 +34,7 @@ from combicam.engine.runner import run_images
 from combicam.engine.shard_format import ShardFormat
 
 DISTINCT = 500
+LIBRARIES = ("timm:", "torchvision:")
 
 
 def tiny() -> LoadedModel:
@@ -98,7 +99,7 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
         return len(entries)
 
     def one(i: int) -> Loaded:
-        return load(entries[i], explainer.preprocess, config.max_pixels)
+        return load(entries[i], explainer.preprocess, config.max_pixels, config.decode)
 
     ready = [one(i) for i in range(min(len(entries), 4 * config.batch_size))]
 
@@ -108,7 +109,7 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
 
     def batched() -> Iterator[Batch]:
         return batches(
-            0, len(entries), config.batch_size, loaded(), explainer.device.type == "cuda"
+            0, range(len(entries)), config.batch_size, loaded(), explainer.device.type == "cuda"
         )
 
     def explained() -> Iterator[ExplainedBatch]:
@@ -238,11 +239,15 @@ def growth_rows(
     previous = (0, 0.0)
     for mark in marks:
         upto = [s for s in samples if s[0] <= mark]
-        reached, seconds, _ = upto[-1]
-        memory = max(s[2] for s in upto)
+        reached, seconds, memory = upto[-1]
+        peak = max(s[2] for s in upto)
         rate = (reached - previous[0]) / max(seconds - previous[1], 1e-9)
         rows.append(
-            Result(f"up to {mark} images", params | {"peak_rss_mib": memory}, images_per_s=rate)
+            Result(
+                f"up to {mark} images",
+                params | {"rss_mib": memory, "peak_rss_mib": peak},
+                images_per_s=rate,
+            )
         )
         say(f"  up to {mark}: {memory:.0f} MiB, {rate:.0f} images/s since the mark before")
         previous = (reached, seconds)
@@ -306,7 +311,7 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
         folder = Path(name)
         say(f"{config}")
         write_photos(folder / "in", config.photos, config.side)
-        chosen = ModelConfig(config.model, random_weights=":" in config.model)
+        chosen = ModelConfig(config.model, random_weights=config.model.startswith(LIBRARIES))
         run = RunConfig(
             str(folder / "in"),
             folder / "run",
@@ -334,7 +339,7 @@ def pipeline_table(rows: list[Result]) -> str:
             for key, form, unit in (
                 ("ratio", ".2f", ""),
                 ("bytes_per_image", ".0f", "bytes an image"),
-                ("peak_rss_mib", ".0f", "MiB"),
+                ("rss_mib", ".0f", "MiB then"),
             )
             if key in row.params
         ]
