@@ -17,6 +17,7 @@ from combicam.engine.decode import DecodeConfig
 from combicam.export.models import ModelConfig
 from combicam.export.spec import CamSpec
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 STORES = ("full", "grid", "layers")
 # `--ray` alone is a cluster of this machine.
 _RAY_FLAG = PrimitiveConstructorSpec(
@@ -120,6 +121,13 @@ class RunConfig:
             raise ValueError("RunConfig: expected input as a folder, glob, list or tars, got ''")
         if isinstance(self.model, str):
             object.__setattr__(self, "model", ModelConfig(self.model))
+        for name in ("input", "output"):
+            # Path() would take s3://bucket for a folder called "s3:".
+            if _SCHEME.match(str(getattr(self, name))):
+                raise ValueError(
+                    f"RunConfig: expected {name} on a file system, got {getattr(self, name)}; "
+                    "object stores are not supported yet: mount it, or copy it"
+                )
         object.__setattr__(self, "input", str(self.input))
         object.__setattr__(self, "output", Path(self.output))
         for name in ("batch_size", "workers", "shard_size", "max_pixels"):

@@ -11,6 +11,7 @@ from benchmarks import decoders
 from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
 
 
+@pytest.mark.slow
 def test_every_decoder_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "_PIXELS_PER_CALL", 1)
 

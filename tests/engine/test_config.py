@@ -31,3 +31,10 @@ def test_values_that_cannot_be(changes: dict[str, Any]) -> None:
 def test_paths_are_converted() -> None:
     config = RunConfig(Path("in"), "out", "demo", heatmap_size=[3, 4])  # type: ignore[arg-type]
     assert (config.input, config.output, config.heatmap_size) == ("in", Path("out"), (3, 4))
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_object_stores_are_refused_by_name(name: str) -> None:
+    paths = {"input": "photos", "output": "run"} | {name: "s3://bucket/run"}
+    with pytest.raises(ValueError, match=rf"{name} on a file system, got s3:/.*mount it"):
+        RunConfig(paths["input"], paths["output"], "fake")  # type: ignore[arg-type]

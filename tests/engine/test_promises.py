@@ -198,7 +198,9 @@ def test_limits_that_are_none(limit: str, tmp_path: Path) -> None:
         configured(tmp_path, max_failures=limit)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signals_stop_the_command_with_their_exit_code(
     number: signal.Signals, tmp_path: Path, photos: Any
 ) -> None:

@@ -144,8 +144,15 @@ def test_weights_that_are_refused(value: float, words: str) -> None:
         read_targets(weights, 2, 6)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
-@pytest.mark.parametrize("score", ["logprob", "prob"])
+@pytest.mark.parametrize(
+    "score, suffix",
+    [
+        ("prob", ".onnx"),
+        ("logprob", ".ts"),
+        pytest.param("logprob", ".onnx", marks=pytest.mark.slow),
+        pytest.param("prob", ".ts", marks=pytest.mark.slow),
+    ],
+)
 def test_artifacts_answer_signed_weights(
     suffix: str, score: str, network: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:

@@ -67,7 +67,11 @@ def run(session: ort.InferenceSession, images: Tensor) -> dict[str, np.ndarray]:
     ("network", "names"),
     [
         ("gated", ("stem", "narrow", "expand", "depthwise", "project", "strided", "residual")),
-        ("resnet18", ("layer1.0", "layer2.1", "layer3.0", "layer4.1")),
+        pytest.param(
+            "resnet18",
+            ("layer1.0", "layer2.1", "layer3.0", "layer4.1"),
+            marks=pytest.mark.slow,
+        ),
         ("squeezenet1_1", ("features.1", "features.4", "features.12")),
     ],
 )

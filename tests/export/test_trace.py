@@ -45,7 +45,7 @@ def check_against_oracle(model: nn.Module, size: tuple[int, int], layers: str = 
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "vgg11", "squeezenet1_1", "shufflenet_v2_x0_5"]
+    "name", ["resnet18", "mobilenet_v2", "alexnet", "squeezenet1_1", "shufflenet_v2_x0_5"]
 )
 def test_torchvision_networks(name: str) -> None:
     check_against_oracle(torchvision.models.get_model(name, weights=None, num_classes=12), SIZE)
@@ -55,6 +55,7 @@ def test_torchvision_networks(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "vgg11",
         "efficientnet_b0",
         "mobilenet_v3_small",
         "densenet121",
