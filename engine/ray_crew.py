@@ -1,7 +1,7 @@
 """``RayCrew``: a run's workers as actors of a Ray cluster.
 
 Every machine of the cluster sees the run directory, the inputs and the network's files under the
-same names: on a shared or an object store.
+same names: on a file system that they share.
 """
 
 from __future__ import annotations
