@@ -24,6 +24,13 @@ packages = [
 ]
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+FIGURES = ["matplotlib>=3.8"]
+GPU_DECODE = ["nvidia-nvimgcodec-cu13[nvjpeg]>=0.6"]
+STORES = ["fsspec>=2024.10", "universal-pathlib>=0.2.6"]
+# Conditional writes, which locks need, came with these.
+S3 = [*STORES, "s3fs>=2024.10"]
+GS = [*STORES, "gcsfs>=2024.10"]
+GEO = ["h5py>=3.8", "scikit-learn>=1.3"]
 METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
@@ -33,6 +40,11 @@ TEST = [
     *RAY,
     *SERVING,
     *METRICS,
+    *FIGURES,
+    *GEO,
+    *S3,
+    f"nvidia-nvimgcodec-cu13>=0.6; {LINUX_X86}",
+    "moto[server]>=5",
     "protobuf>=6.30",
     "pytest>=8",
     "pytest-benchmark>=5",
@@ -45,6 +57,7 @@ TEST = [
     "grad-cam>=1.5.4",
     "torchcam>=0.4.0",
     "captum>=0.7",
+    "playwright>=1.50",
 ]
 
 setup(
@@ -58,7 +71,10 @@ setup(
     python_requires=">=3.11",
     packages=packages,
     package_dir=FOLDERS,
-    package_data={"combicam": ["py.typed", "demo/*.safetensors", "demo/*.csv"]},
+    package_data={
+        "combicam": ["py.typed", "demo/*.safetensors", "demo/*.csv"],
+        "combicam.engine.report": ["page/*"],
+    },
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -68,6 +84,7 @@ setup(
         "onnxruntime>=1.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "triton>=3.5; sys_platform == 'linux'",
         "pyarrow>=15",
+        "s2cell>=1.8",
         "pillow>=10.1",
         "simplejpeg>=1.9",
         "safetensors>=0.4",
@@ -79,6 +96,11 @@ setup(
         "serving": SERVING,
         "ray": RAY,
         "metrics": METRICS,
+        "s3": S3,
+        "gs": GS,
+        "gpu-decode": GPU_DECODE,
+        "figures": FIGURES,
+        "geo": GEO,
         "fiftyone": ["fiftyone>=1.0"],
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2"],

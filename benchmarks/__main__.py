@@ -1,4 +1,4 @@
-"""``python -m benchmarks graph | kernels | decode | pipeline | all``: measure, print, write."""
+"""``python -m benchmarks graph | kernels | decode | pipeline | geo | claim | all``: measure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from typing import Any
 import torch
 import tyro
 
+from benchmarks.claim import ClaimConfig, claim
+from benchmarks.claim_page import claim_table, write_page
 from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
 from benchmarks.environment import environment
+from benchmarks.geo import GeoBenchmark, geo, geo_table
 from benchmarks.graph import CASES, contenders, gpu_contenders
 from benchmarks.harness import Result, measure, table
 from benchmarks.kernels import CASES as HEADS
@@ -181,11 +184,28 @@ def decode(config: DecodeBenchmark) -> None:
     write(config.output, rows)
 
 
+def run_geo(config: GeoBenchmark) -> None:
+    """Decoding is in no figure."""
+    rows = geo(config, say)
+    print(f"\n{geo_table(rows)}\n", flush=True)
+    write(config.output, rows)
+
+
 def run_pipeline(config: PipelineConfig) -> None:
     """Decoding, transfers and writing are in every figure of the whole run."""
     rows = pipeline(config, say)
     print(f"\n{pipeline_table(rows)}\n", flush=True)
     write(config.output, rows)
+
+
+def run_claim(config: ClaimConfig) -> None:
+    """What the maps are worth, not how fast they are."""
+    record = claim(config, say)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\n{claim_table(record)}\n\nwritten: {config.output}", flush=True)
+    if config.page is not None:
+        write_page(record, config.page)
 
 
 @dataclass(frozen=True)
@@ -245,6 +265,8 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "kernels": (KernelsConfig, kernels),
     "decode": (DecodeBenchmark, decode),
     "pipeline": (PipelineConfig, run_pipeline),
+    "geo": (GeoBenchmark, run_geo),
+    "claim": (ClaimConfig, run_claim),
     "all": (AllConfig, run_all),
 }
 

@@ -239,7 +239,9 @@ def main(name: str, threads: int, limit: int) -> None:
         threads: of torch.
         limit: CPU seconds after which the system ends the process (SIGXCPU).
     """
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    # Imports alone may have used more: at a hard limit the process would be killed without a name.
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
     torch.set_num_threads(threads)
     examine(ARCHITECTURES[name], lambda row: print(json.dumps(row.to_dict()), flush=True))
 

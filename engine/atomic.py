@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from combicam.engine.location import is_remote
 
 
 def temporary_path(path: Path) -> Path:
-    """Where ``path`` is written before it appears: hidden, in the same folder."""
+    """Where ``path`` is written before it appears: hidden, in the same folder.
+
+    What will lie in an object store is written on this machine first: its folder for temporary
+    files needs room for a few shards.
+    """
+    if is_remote(path):
+        return Path(_scratch().name, quote(str(path), safe=""))
     return path.with_name(f".{path.name}.tmp")
 
 
 def commit(path: Path) -> None:
-    """Make the file written at ``temporary_path(path)`` appear at ``path``, durably."""
+    """Make the file written at ``temporary_path(path)`` appear at ``path``, durably.
+
+    A file is renamed after fsync; an object is uploaded, and exists when its upload is complete.
+    """
     temporary = temporary_path(path)
+    if is_remote(path):
+        store: Any = path
+        store.fs.put_file(str(temporary), store.path)
+        temporary.unlink()
+        return
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write readable JSON, atomically."""
-    temporary_path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    commit(path)
+def write_json(path: Path, values: dict[str, Any], durable: bool = True) -> None:
+    """Write readable JSON, atomically.
+
+    Args:
+        path: of the file.
+        values: JSON-ready.
+        durable: whether it must outlive a power failure.
+    """
+    text = json.dumps(values, indent=2) + "\n"
+    if is_remote(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary_path(path).write_text(text, encoding="utf-8")
+    if durable:
+        commit(path)
+    else:
+        temporary_path(path).replace(path)
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Of this process; removed at its end."""
+    return tempfile.TemporaryDirectory(prefix="combicam-")
 
 
 def _sync(path: Path) -> None:

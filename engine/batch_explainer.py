@@ -30,6 +30,10 @@ class BatchExplainer(Protocol):
         """Names and places of the classes, if known."""
 
     @property
+    def num_classes(self) -> int:
+        """How many classes there are; asked for when targets are named."""
+
+    @property
     def layers(self) -> tuple[LayerInfo, ...]:
         """The target layers; asked for when their maps, or their grids, are stored."""
 
@@ -41,11 +45,19 @@ class BatchExplainer(Protocol):
     def device(self) -> torch.device:
         """Where images are expected."""
 
-    def __call__(self, images: Tensor, /) -> Explanation:
-        """Explain uint8 [B,H,W,3] on ``device``; normalisation is the explainer's work."""
+    def __call__(self, images: Tensor, /, targets: Any = None) -> Explanation:
+        """Explain uint8 [B,H,W,3] on ``device``; normalisation is the explainer's work.
+
+        Targets are given only when the run names them.
+        """
 
     def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
         """The target layers for images (H, W); asked for where images differ in size."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes results, JSON-ready: weights, spec, preprocessing, versions."""
+
+
+def has_places(explainer: BatchExplainer) -> bool:
+    """Whether it is known where the classes of an explainer lie."""
+    return explainer.classes is not None and explainer.classes.has_places

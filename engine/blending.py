@@ -9,48 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-# Anchors of the inferno colormap (van der Walt and Smith, CC0), without its black end: dark to
-# bright in even steps of lightness, so that hotter also looks hotter without colour vision.
-_INFERNO = (
-    (48, 12, 92),
-    (85, 15, 109),
-    (136, 34, 106),
-    (186, 54, 85),
-    (227, 89, 51),
-    (249, 140, 10),
-    (249, 201, 50),
-    (252, 255, 164),
-)
+from combicam.engine.colormaps import DEFAULT_COLORMAP, colormap
+
 _PAPER = (255, 255, 255)
 _INK = (28, 28, 32)
 _GREY = (104, 104, 112)
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def colormap(steps: int = 256) -> NDArray[np.float32]:
-    """RGB [steps,3] in 0…255, from cold to hot."""
-    anchors = np.array(_INFERNO, np.float32)
-    at = np.linspace(0, len(anchors) - 1, steps)
-    low = np.minimum(at.astype(int), len(anchors) - 2)
-    part = (at - low)[:, None]
-    colours: NDArray[np.float32] = anchors[low] * (1 - part) + anchors[low + 1] * part
-    return colours.astype(np.float32)
-
-
 def blend(
-    image: NDArray[np.uint8], heatmap: NDArray[np.uint8] | NDArray[np.floating]
+    image: NDArray[np.uint8],
+    heatmap: NDArray[np.uint8] | NDArray[np.floating],
+    colours: str = DEFAULT_COLORMAP,
 ) -> NDArray[np.uint8]:
     """Lay a heatmap over a photo: cold places stay a dimmed photo, hot ones glow.
 
     Args:
         image: uint8 [H,W,3].
         heatmap: [H,W]; uint8, or float in [0, 1].
+        colours: ``viridis``, ``cividis``, ``inferno`` or ``jet``.
 
     Returns:
         uint8 [H,W,3].
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or unknown colours.
     """
     if image.ndim != 3 or image.shape[2] != 3 or heatmap.shape != image.shape[:2]:
         raise ValueError(
@@ -65,9 +48,9 @@ def blend(
     # Half grey: colours of the photo must not be read as heat.
     grey = photo @ np.array(_LUMA, np.float32)
     dim = (0.45 * photo + 0.55 * grey[..., None]) * 0.85
-    colours = colormap()[np.rint(heat * 255).astype(int)]
+    hot = colormap(colours)[np.rint(heat * 255).astype(int)]
     opacity = (0.8 * heat**0.7)[..., None]
-    mixed: NDArray[np.float32] = dim * (1 - opacity) + colours * opacity
+    mixed: NDArray[np.float32] = dim * (1 - opacity) + hot * opacity
     return np.rint(mixed).astype(np.uint8)
 
 

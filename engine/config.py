@@ -14,10 +14,11 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from combicam.engine.backends import BACKENDS
 from combicam.engine.decode import DecodeConfig
+from combicam.engine.geo.placing import TOP_PLACES
+from combicam.engine.location import LOCATION, location
 from combicam.export.models import ModelConfig
 from combicam.export.spec import CamSpec
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 STORES = ("full", "grid", "layers")
 # `--ray` alone is a cluster of this machine.
 _RAY_FLAG = PrimitiveConstructorSpec(
@@ -64,12 +65,17 @@ class RunConfig:
     """One streaming run over many photos.
 
     Args:
-        input: folder, glob, list (text, CSV, Parquet) or WebDataset tars.
-        output: run directory; an existing one is continued.
+        input: folder, glob, list (text, CSV, Parquet) or WebDataset tars; ``s3://…`` too.
+        output: run directory; an existing one is continued; ``s3://bucket/run`` too.
         model: which network, a name is enough.
         cam: what is computed; an artifact brings its own.
         compute: device, precision and backend.
         decode: how photos are decoded.
+        explain: what is explained of every photo instead of its best classes, one or several:
+            ``top``; ``truth``, the class where it was taken, by the list's latitude and longitude;
+            a class number; ``LAT,LON``, the class whose cell holds that place; an S2 token of a
+            class, ``s2:8744`` where it has digits alone; the regions ``within:500km@LAT,LON`` and
+            ``under:TOKEN``, an S2 cell; or ``ONE-not-OTHER``, why one of these and not another.
         batch_size: most images explained at once.
         workers: threads that read and decode.
         shard_size: images per committed file.
@@ -77,6 +83,9 @@ class RunConfig:
         store: what is kept of an image: ``full``, its heatmap at the model's input size; ``grid``,
             on the grid of the finest layer; ``layers``, that and every layer's map on its own grid.
         heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
+        top_places: where classes have places, how many of them a row keeps.
+        truth: CSV or Parquet file with the columns id, latitude and longitude: where the photos
+            were taken. Lists may have these columns themselves. Rows tell how far off they are.
         devices: one process for each of these devices of this machine: ``cuda:0 cuda:1``, ``all``
             GPUs, or ``cpu cpu``, which share its cores; ``workers`` are shared among them. Empty
             for one process on ``device``.
@@ -97,17 +106,20 @@ class RunConfig:
     """
 
     input: tyro.conf.Positional[str]
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    output: Annotated[Path, LOCATION, tyro.conf.arg(aliases=["-o"])]
     model: ModelConfig
     cam: CamSpec = field(default_factory=CamSpec)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    explain: tuple[str, ...] = ()
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     shard_size: int = 1000
     overlays: int = 0
     store: str = "full"
     heatmap_size: tuple[int, int] | None = None
+    top_places: int = TOP_PLACES
+    truth: Annotated[Path | None, LOCATION] = None
     devices: tuple[str, ...] = ()
     ray: Annotated[str | None, _RAY_FLAG] = None
     ray_cpus: int | None = None
@@ -121,18 +133,15 @@ class RunConfig:
             raise ValueError("RunConfig: expected input as a folder, glob, list or tars, got ''")
         if isinstance(self.model, str):
             object.__setattr__(self, "model", ModelConfig(self.model))
-        for name in ("input", "output"):
-            # Path() would take s3://bucket for a folder called "s3:".
-            if _SCHEME.match(str(getattr(self, name))):
-                raise ValueError(
-                    f"RunConfig: expected {name} on a file system, got {getattr(self, name)}; "
-                    "object stores are not supported yet: mount it, or copy it"
-                )
+        location(self.input)  # refuses what cannot be
         object.__setattr__(self, "input", str(self.input))
-        object.__setattr__(self, "output", Path(self.output))
-        for name in ("batch_size", "workers", "shard_size", "max_pixels"):
+        object.__setattr__(self, "output", location(self.output))
+        if self.truth is not None:
+            object.__setattr__(self, "truth", location(self.truth))
+        for name in ("batch_size", "workers", "shard_size", "max_pixels", "top_places"):
             if getattr(self, name) < 1:
                 raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
+        self._check_explain()
         self._check_places()
         if self.max_failures is not None:
             object.__setattr__(self, "max_failures", str(self.max_failures))
@@ -154,6 +163,22 @@ class RunConfig:
                     f"got {self.heatmap_size!r}"
                 )
             object.__setattr__(self, "heatmap_size", size)
+
+    def _check_explain(self) -> None:
+        """What is explained."""
+        if isinstance(self.explain, str):
+            object.__setattr__(self, "explain", (self.explain,))
+        object.__setattr__(self, "explain", tuple(str(word) for word in self.explain))
+        if self.explain and self.cam.targets not in (1, len(self.explain)):
+            raise ValueError(
+                f"RunConfig: expected explain or targets, got explain={list(self.explain)} and "
+                f"targets={self.cam.targets}; leave targets out"
+            )
+        if self.explain and self.compute.cuda_graphs:
+            raise ValueError(
+                "RunConfig: expected explain or cuda_graphs, got both: a captured graph holds no "
+                "targets; leave one out"
+            )
 
     def _check_places(self) -> None:
         """Where the work is done."""

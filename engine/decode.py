@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from combicam.engine.fast_jpeg import JPEGS, decode_jpeg
+from combicam.engine.gpu_jpeg import decode_jpeg_on_gpu
 from combicam.engine.resizing import ORIENTATIONS, fast_scale, resize, swaps_axes
-from combicam.errors import DecodeError
+from combicam.errors import DecodeError, MissingExtra
 from combicam.export.preprocess import Preprocess
 
 # Named, because Pillow would otherwise start other programs for some (EPS: Ghostscript).
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-DECODERS = ("auto", "pillow")
-_PILLOW, _SIMPLEJPEG = "pillow", "simplejpeg"
+DECODERS = ("auto", "pillow", "gpu")
+_PILLOW, _SIMPLEJPEG, _NVIMAGECODEC = "pillow", "simplejpeg", "nvimagecodec"
 _ORIENTATION = 0x0112
 
 
@@ -27,13 +28,15 @@ class DecodeConfig:
 
     Args:
         decoder: ``auto``, JPEG by simplejpeg where it is installed and has no doubts, everything
-            else by Pillow; ``pillow``, everything by Pillow. Pixels are the same.
+            else by Pillow; ``pillow``, everything by Pillow. Pixels are the same. ``gpu``: JPEG by
+            nvImageCodec on the run's GPU, what it declines as with ``auto``; some damaged files
+            that Pillow refuses are decoded.
         fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 (where that divides their sides), so that
             twice the model's size is left: up to twice as fast for photos of 12 megapixels, and
-            some pixels differ by several levels.
+            some pixels differ by several levels. Not on a GPU.
 
     Raises:
-        ValueError: an unknown decoder.
+        ValueError: an unknown decoder, or fast_scale on a GPU.
     """
 
     decoder: str = "auto"
@@ -42,6 +45,11 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
             raise ValueError(f"DecodeConfig: expected decoder in {DECODERS}, got {self.decoder!r}")
+        if self.decoder == "gpu" and self.fast_scale:
+            raise ValueError(
+                "DecodeConfig: expected fast_scale with a CPU decoder, got decoder='gpu', which "
+                "decodes whole photos; leave one out"
+            )
 
 
 _AUTO = DecodeConfig()
@@ -62,7 +70,7 @@ class Decoded:
     Attributes:
         pixels: uint8 [H,W,3].
         width, height: of the upright photo before resizing.
-        decoder: ``simplejpeg`` or ``pillow``.
+        decoder: ``simplejpeg``, ``nvimagecodec`` or ``pillow``.
     """
 
     pixels: NDArray[np.uint8]
@@ -93,7 +101,7 @@ def decode_image(
     try:
         with _open(data, max_pixels) as image:
             return _decoded(data, image, preprocess, config)
-    except DecodeError:
+    except (DecodeError, MissingExtra):
         raise
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"decode: {error}") from error
@@ -109,8 +117,11 @@ def _decoded(
     if config.fast_scale and image.format in JPEGS:
         scale = fast_scale(_upright(image.size, _orientation(image)), preprocess)
     stored = image.size
-    pixels = decode_jpeg(data, image, scale) if config.decoder == "auto" else None
-    decoder = _SIMPLEJPEG
+    pixels, decoder = None, _NVIMAGECODEC
+    if config.decoder == "gpu":
+        pixels = decode_jpeg_on_gpu(data, image)
+    if pixels is None and config.decoder != "pillow":
+        pixels, decoder = decode_jpeg(data, image, scale), _SIMPLEJPEG
     if pixels is None:
         decoder = _PILLOW
         if scale > 1:

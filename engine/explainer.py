@@ -19,6 +19,7 @@ from combicam.engine.preparing import (
     check_backend,
     check_chunk,
     check_classes,
+    check_score,
     chosen_preprocess,
     prepared,
 )
@@ -110,6 +111,7 @@ class Explainer:
         check_backend(backend)
         check_chunk(chunk, method)
         loaded = model if isinstance(model, LoadedModel) else None
+        check_score(loaded, score)
         module = prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
         preprocess = chosen_preprocess(preprocess, loaded, input_size)
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -197,6 +199,11 @@ class Explainer:
         return self.description.classes
 
     @property
+    def num_classes(self) -> int:
+        """How many classes, and so logits, there are."""
+        return self.description.signature.classes
+
+    @property
     def layers(self) -> tuple[LayerInfo, ...]:
         """The target layers, in order of execution."""
         return self.description.layers
@@ -247,9 +254,10 @@ class Explainer:
         Args:
             images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB. H, W is ``input_size``;
                 where preprocessing says ``short-side``, only the shorter must be.
-            targets: None for the K best classes of each image; classes as int [B] or [B,K]
-                (negative: the k-th best); regions as float [B,K,n], one weight per class,
-                negative ones count against; or a contrast, see :func:`~combicam.contrast`.
+            targets: None for the K best classes of each image; a class as int, or classes as int
+                [B] or [B,K] (negative: the k-th best); a region as float [n], or regions as float
+                [B,K,n], one weight per class, negative ones count against; or a contrast, see
+                :func:`~combicam.contrast`. Places: :class:`~combicam.CellTable`.
 
         Returns:
             Tensors on the explainer's device.
@@ -265,7 +273,7 @@ class Explainer:
         if targets is not None or request.target_input == "weights":
             given, kind = read_targets(targets, len(batch), self.description.signature.classes)
             request = Request(kind, given.shape[1])
-            inputs.append(given.to(self.device))
+            inputs.append(given.to(self.device).contiguous())
         elif request.target_input == "classes":
             inputs.append(torch.full((len(batch), request.count), -1, device=self.device))
         logits, chosen, scores, heatmaps, ranges, *maps = session.execute(request)(inputs)

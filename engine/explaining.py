@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -13,10 +13,15 @@ from torch import Tensor
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.batching import Batch
 from combicam.engine.channel import Channel
+from combicam.engine.explanation import Explanation
+from combicam.engine.geo.placing import TOP_PLACES, Placer
+from combicam.engine.geo.question import Question
 from combicam.engine.map_format import MapFormat, Size, finest
 from combicam.engine.quantise import QuantisedExplanation, quantise
 from combicam.engine.replay import Replay
+from combicam.engine.row_status import OK
 from combicam.engine.run_log import event
+from combicam.engine.targets import Targets
 from combicam.engine.transfer import Transfer
 from combicam.errors import RunError
 
@@ -55,7 +60,9 @@ class ExplainStage:
     Args:
         explainer: called with uint8 [B,H,W,3] on its device.
         maps: what is stored.
-        cuda_graphs: replay a batch's launches as one CUDA graph.
+        cuda_graphs: replay a batch's launches as one CUDA graph; not with a question.
+        question: what is explained; None for the best classes.
+        top_places: how many places of a photo are kept, where classes have places.
 
     Raises:
         ValueError: CUDA graphs on another device.
@@ -66,10 +73,20 @@ class ExplainStage:
     """
 
     def __init__(
-        self, explainer: BatchExplainer, maps: MapFormat, cuda_graphs: bool = False
+        self,
+        explainer: BatchExplainer,
+        maps: MapFormat,
+        cuda_graphs: bool = False,
+        question: Question | None = None,
+        top_places: int = TOP_PLACES,
     ) -> None:
         self._explainer = explainer
         self._maps = maps
+        self._question = question
+        classes = explainer.classes
+        self._placer: Placer | None = None
+        if classes is not None and classes.has_places:
+            self._placer = Placer(classes, top_places, explainer.device)
         self._is_cuda = explainer.device.type == "cuda"
         if cuda_graphs and not self._is_cuda:
             raise ValueError(
@@ -103,7 +120,7 @@ class ExplainStage:
         results = None
         if batch.images is not None:
             try:
-                results = self._explain(batch.images, batch.count)
+                results = self._explain(batch.images, batch.count, self._targets(batch))
             except RunError:
                 raise
             except Exception as error:
@@ -115,12 +132,26 @@ class ExplainStage:
         batch.add_seconds("explain", perf_counter() - start)
         return _Launched(ExplainedBatch(batch, results), self._transfer.arrival())
 
-    def _explain(self, images: Tensor, count: int) -> QuantisedExplanation:
+    def _targets(self, batch: Batch) -> Tensor | None:
+        """What of a batch is explained, on the CPU: [B,K] or [B,K,n]."""
+        if self._question is None or batch.images is None:
+            return None
+        photos = [record.entry for record in batch.records if record.status == OK]
+        return self._question.targets(photos, len(batch.images))
+
+    def _explain(self, images: Tensor, count: int, targets: Tensor | None) -> QuantisedExplanation:
         while True:
-            pieces = torch.split(images, self.limit or len(images))
+            size = self.limit or len(images)
+            pieces = torch.split(images, size)
+            asked = [None] * len(pieces) if targets is None else torch.split(targets, size)
             try:
-                explain = self._replay or self._piece
-                parts = [explain(self._transfer.up(piece)) for piece in pieces]
+                if self._replay is not None:
+                    parts = [self._replay(self._transfer.up(piece)) for piece in pieces]
+                else:
+                    parts = [
+                        self._piece(self._transfer.up(piece), ids)
+                        for piece, ids in zip(pieces, asked, strict=True)
+                    ]
             except torch.OutOfMemoryError:
                 size = len(pieces[0])
                 if size == 1:
@@ -136,13 +167,26 @@ class ExplainStage:
             if self._is_cuda:
                 torch.cuda.empty_cache()
 
-    def _piece(self, images: Tensor) -> QuantisedExplanation:
-        explanation = self._explainer(images)
+    def _piece(self, images: Tensor, targets: Tensor | None = None) -> QuantisedExplanation:
+        explanation = self._explainer(images) if targets is None else self._answer(images, targets)
         if len(explanation.heatmaps) != len(images):
             raise RunError(
                 f"run: expected {len(images)} explanations, got {len(explanation.heatmaps)}"
             )
-        return quantise(explanation, self._maps, self._size((images.shape[1], images.shape[2])))
+        size = self._size((images.shape[1], images.shape[2]))
+        return quantise(explanation, self._maps, size, self._placer)
+
+    def _answer(self, images: Tensor, targets: Tensor) -> Explanation:
+        question = self._question
+        assert question is not None
+        # Weights are those of one photo, repeated: the device repeats them, too.
+        one = targets if question.weights is None else targets[:1]
+        there = self._transfer.up(one).expand(len(images), *targets.shape[1:])
+        explanation = self._explainer(images, targets=Targets(there, question.kind))
+        # Weights have no class; those of one class alone are called by it.
+        named = self._transfer.up(question.classes.clamp_min(-1))
+        found = explanation.targets
+        return replace(explanation, targets=torch.where(found < 0, named, found))
 
     def _size(self, image: Size) -> Size | None:
         """(h, w) of stored heatmaps, where images differ in size."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from combicam.engine.decode import DecodeConfig, TooLargeError, decode_image
 from combicam.engine.entry import Entry
-from combicam.engine.shard_format import DECODE_ERROR, MISSING, TOO_LARGE, Record
+from combicam.engine.row_status import DECODE_ERROR, MISSING, TOO_LARGE
+from combicam.engine.shard_format import Record
 from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
 

@@ -9,6 +9,8 @@ import torch
 
 from combicam.engine.config import ComputeConfig, RunConfig
 from combicam.engine.explainer import Explainer
+from combicam.engine.geo.question import read_question
+from combicam.engine.sessions import Request
 from combicam.export.models import ModelConfig, load_model
 from combicam.export.spec import CamSpec
 
@@ -60,7 +62,14 @@ def make_run_explainer(config: RunConfig) -> Explainer:
         # Others explain; a compiled package cannot be loaded for another device than its own.
         if not config.model.model.endswith(".pt2"):
             compute = replace(compute, device="cpu")
-    return make_explainer(config.model, config.cam, compute, keep_layers=config.store == "layers")
+    cam = config.cam
+    if config.explain and not config.model.is_artifact:
+        cam = replace(cam, targets=len(config.explain))
+    explainer = make_explainer(config.model, cam, compute, keep_layers=config.store == "layers")
+    if (question := read_question(config.explain, explainer)) is not None:
+        # Traced now, or refused now by an artifact that takes other targets.
+        explainer.session.execute(Request(question.kind, len(question.words)))
+    return explainer
 
 
 def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Explainer:
@@ -81,6 +90,7 @@ def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Ex
             "resize",
             "side_step",
             "classes",
+            "references",
         )
         if getattr(model, name)
     ]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from combicam.engine.atomic import commit, temporary_path
 from combicam.engine.entry import Entry
+from combicam.engine.location import open_parquet
 from combicam.engine.sources import IMAGE_SUFFIXES
 
 SCHEMA = pa.schema(
@@ -23,13 +24,18 @@ SCHEMA = pa.schema(
         pa.field("offset", pa.int64()),
         pa.field("size", pa.int64()),
         pa.field("shard", pa.int32(), nullable=False),
+        pa.field("true_lat", pa.float64()),
+        pa.field("true_lon", pa.float64()),
     ]
 )
+_TRUTH = ["true_lat", "true_lon"]
 _CHUNK = 65536
 
 
 def write_manifest(path: Path, entries: Iterable[Entry], shard_size: int) -> None:
     """Write ``manifest.parquet`` atomically; row group i is shard i.
+
+    The columns ``true_lat`` and ``true_lon`` are there if they are known of an entry.
 
     Raises:
         ValueError: no entries, or two of one id.
@@ -41,7 +47,9 @@ def write_manifest(path: Path, entries: Iterable[Entry], shard_size: int) -> Non
             f"searched for {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
     _check_unique(table)
-    with pq.ParquetWriter(temporary_path(path), SCHEMA, compression="zstd") as writer:
+    if table.column("true_lat").null_count == table.num_rows:
+        table = table.drop_columns(_TRUTH)
+    with pq.ParquetWriter(temporary_path(path), table.schema, compression="zstd") as writer:
         writer.write_table(table, row_group_size=shard_size)
     commit(path)
 
@@ -57,6 +65,8 @@ def _batches(entries: Iterable[Entry], shard_size: int) -> Iterator[Any]:
             "offset": [entry.offset for entry in chunk],
             "size": [entry.size for entry in chunk],
             "shard": [(start + i) // shard_size for i in range(len(chunk))],
+            "true_lat": [entry.true_lat for entry in chunk],
+            "true_lon": [entry.true_lon for entry in chunk],
         }
         yield pa.RecordBatch.from_pydict(columns, SCHEMA)
         start += len(chunk)
@@ -83,7 +93,7 @@ class Manifest:
     """A written manifest; a shard is read when asked for, so memory does not grow with a run."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
+        self._file = open_parquet(path)
 
     def __enter__(self) -> Self:
         return self
@@ -106,11 +116,17 @@ class Manifest:
         """How many shards."""
         return int(self._file.metadata.num_row_groups)
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether it is known of some inputs where they were taken."""
+        return set(_TRUTH) <= set(self._file.schema_arrow.names)
+
     def shard_images(self, index: int) -> int:
         """How many inputs a shard has."""
         return int(self._file.metadata.row_group(index).num_rows)
 
     def shard(self, index: int) -> list[Entry]:
         """A shard's inputs, in order."""
-        columns = self._file.read_row_group(index, columns=["id", "uri", "offset", "size"])
+        names = ["id", "uri", "offset", "size", *(_TRUTH if self.has_truth else ())]
+        columns = self._file.read_row_group(index, columns=names)
         return [Entry(**row) for row in columns.to_pylist()]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from combicam.engine.atomic import commit, temporary_path
@@ -16,10 +15,11 @@ from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.blending import blend, panel
 from combicam.engine.config import RunConfig
 from combicam.engine.loading import load
+from combicam.engine.location import is_remote, open_parquet
 from combicam.engine.manifest import Manifest
 from combicam.engine.map_format import map_format
+from combicam.engine.row_status import OK
 from combicam.engine.run_directory import RunDirectory
-from combicam.engine.shard_format import OK
 from combicam.engine.shards import shard_path
 
 _ROWS = 16
@@ -33,14 +33,15 @@ def draw_overlays(
     Args:
         run: whose shards are all committed.
         manifest: of the run.
-        config: overlays, store, heatmap_size, max_pixels and decode are used.
+        config: overlays, explain, store, heatmap_size, max_pixels and decode are used.
         explainer: gives the preprocessing: the photo is shown as the model saw it.
 
     Returns:
         The files, in the order of the rows.
     """
     folder = run.path / "overlays"
-    folder.mkdir(exist_ok=True)
+    if not is_remote(folder):
+        folder.mkdir(exist_ok=True)
     maps = map_format(explainer, config.store, config.heatmap_size)
     rows = _ok_rows(run, manifest)
     paths: list[Path] = []
@@ -53,7 +54,9 @@ def draw_overlays(
         heatmap = maps.heatmap(row["heatmap"], size)[0]
         fitted = Image.fromarray(heatmap).resize(pixels.shape[1::-1], Image.Resampling.BILINEAR)
         picture = panel(
-            [pixels, blend(pixels, np.asarray(fitted))], ["input", "heatmap"], _footer(row)
+            [pixels, blend(pixels, np.asarray(fitted))],
+            ["input", "heatmap"],
+            _footer(row, config.explain),
         )
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(entry.id).stem)[-80:]
         path = folder / f"{number:06d}_{name}.png"
@@ -68,7 +71,7 @@ def _ok_rows(run: RunDirectory, manifest: Manifest) -> Iterator[tuple[int, Any, 
     number = 0
     for shard in range(manifest.shards):
         entries = iter(manifest.shard(shard))
-        with pq.ParquetFile(shard_path(run.path, shard)) as file:
+        with open_parquet(shard_path(run.path, shard)) as file:
             for batch in file.iter_batches(_ROWS):
                 for row in batch.to_pylist():
                     entry = next(entries)
@@ -77,10 +80,13 @@ def _ok_rows(run: RunDirectory, manifest: Manifest) -> Iterator[tuple[int, Any, 
                     number += 1
 
 
-def _footer(row: dict[str, Any]) -> list[str]:
-    words = [row.get("class_name") or f"class {row['targets'][0]}"]
-    if row.get("lat") is not None:
-        words.append(_place(row["lat"], row["lon"]))
+def _footer(row: dict[str, Any], explain: Sequence[str]) -> list[str]:
+    if explain and explain[0] != "top":  # the row's class is not that of the heatmap
+        words = [explain[0]]
+    else:
+        words = [row.get("class_name") or f"class {row['targets'][0]}"]
+        if row.get("lat") is not None:
+            words.append(_place(row["lat"], row["lon"]))
     probability = row["scores"][0]
     words.append(f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}")
     return [row["id"], " · ".join(words)]

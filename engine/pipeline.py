@@ -9,6 +9,8 @@ from itertools import chain
 from threading import Lock, Thread
 from typing import TypeVar
 
+import torch
+
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.batching import Batch, batches, even_batch_size
 from combicam.engine.channel import Channel
@@ -16,10 +18,13 @@ from combicam.engine.committing import write_shards
 from combicam.engine.config import RunConfig
 from combicam.engine.entry import Entry
 from combicam.engine.explaining import ExplainedBatch, ExplainStage
+from combicam.engine.geo.question import Question
+from combicam.engine.gpu_jpeg import check_gpu_decoding
 from combicam.engine.loading import load_in_order
 from combicam.engine.manifest import Manifest
+from combicam.engine.row_status import OK
 from combicam.engine.run_directory import RunDirectory
-from combicam.engine.shard_format import OK, ShardFormat
+from combicam.engine.shard_format import ShardFormat
 from combicam.engine.shard_work import Kept, ShardWork, kept_rows
 from combicam.engine.stage_times import StageTimes
 from combicam.errors import RunError
@@ -42,6 +47,7 @@ class Pipeline:
         run: where; its lock is held.
         manifest: of the run.
         shard_format: of the run's rows.
+        question: what is explained; None for the best classes.
 
     Attributes:
         times: seconds per stage so far.
@@ -57,6 +63,7 @@ class Pipeline:
         run: RunDirectory,
         manifest: Manifest,
         shard_format: ShardFormat,
+        question: Question | None = None,
     ) -> None:
         self._config = config
         self._explainer = explainer
@@ -66,7 +73,11 @@ class Pipeline:
         self._error: BaseException | None = None
         self._open_channels()
         self._lock = Lock()
-        self.explain_stage = ExplainStage(explainer, shard_format.maps, config.compute.cuda_graphs)
+        self.explain_stage = ExplainStage(
+            explainer, shard_format.maps, config.compute.cuda_graphs, question, config.top_places
+        )
+        if config.decode.decoder == "gpu":
+            check_gpu_decoding(explainer.device)
         self.times = StageTimes(config.workers)
         self.images = 0
         self.failures = 0
@@ -83,6 +94,11 @@ class Pipeline:
         """How often memory was not enough."""
         return self.explain_stage.halvings
 
+    def _use_gpu(self) -> None:
+        """In a thread that decodes: on the GPU that explains."""
+        if self._config.decode.decoder == "gpu":
+            torch.cuda.set_device(self._explainer.device)
+
     def process(self, work: Iterable[ShardWork], on_tick: Callable[[], None]) -> None:
         """Process and commit shards.
 
@@ -94,7 +110,7 @@ class Pipeline:
             RunError: the explainer failed, or too many images; whatever else a stage raises.
         """
         self._open_channels()
-        pool = ThreadPoolExecutor(self._config.workers, "combicam-load")
+        pool = ThreadPoolExecutor(self._config.workers, "combicam-load", self._use_gpu)
         stages: list[Callable[[], None]] = [
             lambda: self._feed(self._batches(work, pool), self._to_explain),
             lambda: self._feed(self.explain_stage.explained(self._to_explain), self._to_encode),

@@ -74,6 +74,15 @@ def chosen_preprocess(
     return known if input_size is None else known.resized(input_size)
 
 
+def check_score(loaded: LoadedModel | None, score: str) -> None:
+    wanted = loaded.score if loaded else None
+    if loaded is not None and wanted is not None and score != wanted:
+        raise ValueError(
+            f"Explainer: expected score={wanted!r} for {loaded.name}, got {score!r}: its logits "
+            f"are no logarithms of probabilities; pass score={wanted!r} (--score {wanted})"
+        )
+
+
 def check_classes(description: Description) -> None:
     table, n = description.classes, description.signature.classes
     if table is not None and len(table) != n:

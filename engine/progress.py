@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -15,20 +14,21 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from combicam.engine.atomic import temporary_path
+from combicam.engine.atomic import write_json
+from combicam.engine.location import is_remote
 from combicam.engine.run_log import event, run_log
 from combicam.errors import first_line
 
 PROGRESS = "progress.json"
-HEARTBEAT_S = 2.0
+_HEARTBEAT_S, _STORE_HEARTBEAT_S = 2.0, 10.0
 _RECENT_S = 60.0
 
 
 class Progress:
     """Tells of one invocation; use it as a context manager.
 
-    ``progress.json`` is written anew every two seconds (atomically, without fsync: it is a
-    heartbeat, not a result), ``log.jsonl`` gets a line for every event.
+    ``progress.json`` is written anew every two seconds, in an object store every ten (atomically,
+    without fsync: it is a heartbeat, not a result); ``log.jsonl`` gets a line for every event.
 
     Args:
         run: the run directory.
@@ -56,7 +56,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._write("running")
-        self._open.enter_context(run_log(self._run, self._show))
+        self._save_log = self._open.enter_context(run_log(self._run, self._show))
         event("started", images=self._images, done=self._before, **_process(), **self._fields)
         return self
 
@@ -92,8 +92,9 @@ class Progress:
         if bottleneck is not None:
             self._bar.set_postfix_str(f"busiest: {bottleneck}", refresh=False)
         self._bar.update(self._before + new - self._bar.n)
-        if time.time() - self._written >= HEARTBEAT_S:
+        if time.time() - self._written >= heartbeat_s(self._run):
             self._write("running")
+            self._save_log()
 
     def _write(self, state: str) -> None:
         now = self._written = time.time()
@@ -113,9 +114,12 @@ class Progress:
             "recent_images_per_s": (self._new - count) / max(now - since, 1e-9),
             "bottleneck": self._bottleneck,
         }
-        path = self._run / PROGRESS
-        temporary_path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        temporary_path(path).replace(path)
+        write_json(self._run / PROGRESS, values, durable=False)
+
+
+def heartbeat_s(run: Path) -> float:
+    """Seconds between two signs of life."""
+    return _STORE_HEARTBEAT_S if is_remote(run) else _HEARTBEAT_S
 
 
 def _process() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from combicam.engine.explanation import Explanation
+from combicam.engine.geo.placing import Placer
 from combicam.engine.map_format import MapFormat, Size
 from combicam.errors import RunError
 
@@ -30,6 +31,9 @@ class QuantisedExplanation:
         finite: bool [B], no score, range or heatmap of the image is NaN or infinite.
         layer_maps: layer -> uint8 [B,K,h,w], 255 for the largest value of the map.
         layer_highs: float32 [B,L*K], these values, layer by layer.
+        places: int64 [B,k], the most likely classes; this and the rest where classes have places.
+        probabilities: float32 [B,k], theirs.
+        densities: float32 [B,R], the probability around the most likely one.
     """
 
     heatmaps: Tensor
@@ -40,6 +44,9 @@ class QuantisedExplanation:
     finite: Tensor
     layer_maps: tuple[Tensor, ...] = ()
     layer_highs: Tensor | None = None
+    places: Tensor | None = None
+    probabilities: Tensor | None = None
+    densities: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor changed."""
@@ -68,7 +75,10 @@ class QuantisedExplanation:
 
 
 def quantise(
-    explanation: Explanation, maps: MapFormat, size: Size | None = None
+    explanation: Explanation,
+    maps: MapFormat,
+    size: Size | None = None,
+    placer: Placer | None = None,
 ) -> QuantisedExplanation:
     """Bring heatmaps to the grid that is stored and round them to bytes, on their device.
 
@@ -76,6 +86,7 @@ def quantise(
         explanation: of B images.
         maps: what is stored.
         size: (h, w) of the stored heatmaps where ``maps`` leaves it open.
+        placer: where classes have places.
 
     Raises:
         RunError: heatmaps that are not [B,K,...], or layer maps that are not there.
@@ -95,6 +106,7 @@ def quantise(
         ]
     ).all(0)
     layer_maps, highs = _layers([explanation.layer_maps[name] for name in maps.layers])
+    placed = None if placer is None else placer(explanation.logits, explanation.targets[:, 0])
     return QuantisedExplanation(
         heatmaps=_bytes(_resized(heatmaps.float(), maps, size)),
         targets=explanation.targets.long(),
@@ -104,6 +116,9 @@ def quantise(
         finite=finite,
         layer_maps=layer_maps,
         layer_highs=highs,
+        places=None if placed is None else placed.classes,
+        probabilities=None if placed is None else placed.probabilities,
+        densities=None if placed is None else placed.densities,
     )
 
 

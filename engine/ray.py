@@ -16,6 +16,7 @@ from combicam.engine.config import ComputeConfig
 from combicam.engine.decode import DecodeConfig
 from combicam.engine.entry import Entry
 from combicam.engine.explaining import ExplainStage
+from combicam.engine.gpu_jpeg import check_gpu_decoding
 from combicam.engine.loading import Loaded, load
 from combicam.engine.making import make_explainer
 from combicam.engine.map_format import map_format
@@ -81,6 +82,8 @@ class Explain:
             self._explainer, maps, compute.cuda_graphs if compute is not None else False
         )
         self._decode = decode or DecodeConfig()
+        if self._decode.decoder == "gpu":
+            check_gpu_decoding(self._explainer.device)
         self._max_pixels = max_pixels
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
+from combicam.engine.location import is_remote, location, open_parquet, read_parquet
 from combicam.engine.map_format import MapFormat
 from combicam.engine.shards import ShardData, read_shard
 from combicam.errors import RunError
@@ -34,10 +34,14 @@ class OpenRun:
         self.path = path
         self._files = {int(file.stem): file for file in files}
         self.shards = tuple(self._files)
-        schema = pq.read_schema(files[0])
+        with open_parquet(files[0]) as first:
+            schema = first.schema_arrow
         self.spec = CamSpec.from_json(schema.metadata[b"combicam.spec"])
         self.maps = MapFormat.from_dict(json.loads(schema.metadata[b"combicam.heatmap"]))
-        self.dataset: Any = ds.dataset([str(file) for file in files], schema=schema)
+        store: Any = files[0]
+        where = {"filesystem": store.fs} if is_remote(path) else {}
+        names = [getattr(file, "path", str(file)) for file in files]
+        self.dataset: Any = ds.dataset(names, schema=schema, **where)
 
     def __len__(self) -> int:
         """How many rows are committed."""
@@ -74,7 +78,7 @@ class OpenRun:
             KeyError: no committed row of that id.
         """
         for index, file in self._files.items():
-            ids = pq.read_table(file, columns=["id"]).column("id")
+            ids = read_parquet(file, ["id"]).column("id")
             row = pc.index(ids, identity).as_py()
             if row >= 0:
                 return self.shard(index), row
@@ -88,12 +92,12 @@ def open_run(path: str | Path) -> OpenRun:
     """Open a run directory to read it.
 
     Args:
-        path: of the run.
+        path: of the run; ``s3://bucket/run`` too.
 
     Raises:
         RunError: no run directory, or one without a committed shard.
     """
-    path = Path(path)
+    path = location(path)
     files = sorted((path / "shards").glob("[0-9]*.parquet"))
     if not files:
         raise RunError(

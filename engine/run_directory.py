@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pyarrow.parquet as pq
-
 from combicam.engine.atomic import write_json
+from combicam.engine.location import is_remote, read_parquet, read_texts
+from combicam.engine.locks import Lock, lock
 from combicam.engine.shards import shard_path
 from combicam.errors import RunError
-
-LOCK = ".lock"
 
 
 class RunDirectory:
     """A locked run directory; use it as a context manager.
 
-    The kernel releases the lock when its owner dies, however it does.
-
     Args:
-        path: created when missing.
+        path: created when missing; in a file system or an object store.
         is_owner: take the lock; workers of the owner do not.
 
     Raises:
@@ -35,22 +29,24 @@ class RunDirectory:
 
     def __init__(self, path: Path, is_owner: bool = True) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: Lock | None = None
         if not is_owner:
             return
         if path.exists() and not path.is_dir():
             raise RunError(
                 f"run: expected {path} to be a directory, got a file; use another output"
             )
-        path.mkdir(parents=True, exist_ok=True)
+        names = [p.name for p in path.iterdir()] if path.exists() else []
         # A run that was killed early leaves hidden files and its manifest.
-        foreign = [p for p in path.iterdir() if p.name[0] != "." and p.name != self.manifest.name]
-        if foreign and not self._fingerprint.exists():
+        foreign = [name for name in names if name[0] != "." and name != self.manifest.name]
+        if foreign and self._fingerprint.name not in names:
             raise RunError(
-                f"run: expected {path} to be empty or a run directory, got {foreign[0].name} "
+                f"run: expected {path} to be empty or a run directory, got {foreign[0]} "
                 "in it; use another output"
             )
-        self._lock = _locked(path / LOCK)
+        if not is_remote(path):
+            path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(path)
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +58,16 @@ class RunDirectory:
         traceback: TracebackType | None,
     ) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
+
+    def check_lock(self) -> None:
+        """Whether the run is still ours; costs nothing.
+
+        Raises:
+            RunError: another run took it, which can happen in an object store.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
     @property
     def manifest(self) -> Path:
@@ -98,7 +103,8 @@ class RunDirectory:
         else:
             write_manifest(self.manifest)
             write_json(self._fingerprint, fingerprint)
-        self.shards.mkdir(exist_ok=True)
+        if not is_remote(self.path):
+            self.shards.mkdir(exist_ok=True)
 
     def _check(self, fingerprint: dict[str, Any]) -> None:
         earlier = _flat(json.loads(self._fingerprint.read_text(encoding="utf-8")))
@@ -114,9 +120,9 @@ class RunDirectory:
                 f"({'; '.join(differences)}); use another output"
             )
 
-    def is_committed(self, index: int) -> bool:
-        """Whether a shard is there, and so complete."""
-        return shard_path(self.path, index).exists()
+    def committed(self) -> frozenset[int]:
+        """The shards that are there, and so complete."""
+        return frozenset(int(path.stem) for path in self.shards.glob("[0-9]*.parquet"))
 
     def write_record(self, index: int, record: dict[str, Any]) -> None:
         """Write ``shards/00042.json``."""
@@ -126,14 +132,16 @@ class RunDirectory:
         """Remove ``shards/00042.json``, if it is there: it is about to be wrong."""
         shard_path(self.path, index).with_suffix(".json").unlink(missing_ok=True)
 
-    def record(self, index: int) -> dict[str, Any]:
-        """A committed shard's counts and seconds; recounted if death came before they were."""
-        path = shard_path(self.path, index)
-        if not path.with_suffix(".json").exists():
-            statuses = pq.read_table(path, columns=["status"]).column("status").to_pylist()
-            self.write_record(index, shard_record(index, Counter(statuses), {}))
-        values: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return values
+    def records(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """Counts and seconds of committed shards; recounted if death came before they were."""
+        paths = [shard_path(self.path, index).with_suffix(".json") for index in sorted(indices)]
+        there = {path.name for path in self.shards.glob("[0-9]*.json")}
+        for path in paths:
+            if path.name not in there:
+                statuses = read_parquet(path.with_suffix(".parquet"), ["status"])
+                counts = Counter(statuses.column("status").to_pylist())
+                self.write_record(int(path.stem), shard_record(int(path.stem), counts, {}))
+        return [json.loads(text) for text in read_texts(paths)]
 
 
 def shard_record(index: int, statuses: Counter[str], seconds: dict[str, float]) -> dict[str, Any]:
@@ -144,19 +152,6 @@ def shard_record(index: int, statuses: Counter[str], seconds: dict[str, float]) 
         "statuses": dict(sorted(statuses.items())),
         "seconds": {name: round(value, 6) for name, value in seconds.items()},
     }
-
-
-def _locked(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise RunError(
-            f"run: expected {path.parent} to be free, got one that another run is writing to; "
-            "wait for it, or use another output"
-        ) from error
-    return descriptor
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

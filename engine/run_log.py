@@ -6,12 +6,15 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from combicam.engine.atomic import temporary_path
+from combicam.engine.location import is_remote
 
 log = logging.getLogger("combicam.run")
 
@@ -46,14 +49,28 @@ class _AboveBar(logging.Handler):
 
 
 @contextmanager
-def run_log(run: Path, show: bool) -> Iterator[None]:
+def run_log(run: Path, show: bool) -> Iterator[Callable[[], None]]:
     """Append this process's events to a run's ``log.jsonl``, each when it happens.
+
+    Nothing can be appended to an object: there the log grows on this machine, and is uploaded when
+    it is saved.
 
     Args:
         run: the run directory.
         show: print warnings on stderr, too.
+
+    Returns:
+        What saves it.
     """
     path = run / LOG
+    if is_remote(run):
+        path = temporary_path(path)
+        path.write_bytes((run / LOG).read_bytes() if (run / LOG).exists() else b"")
+
+    def save() -> None:
+        if is_remote(run):
+            (run / LOG).write_bytes(path.read_bytes())
+
     _end_last_line(path)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(JsonLines())
@@ -63,11 +80,12 @@ def run_log(run: Path, show: bool) -> Iterator[None]:
     for handler in handlers:
         log.addHandler(handler)
     try:
-        yield
+        yield save
     finally:
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()
+        save()
 
 
 def _end_last_line(path: Path) -> None:

@@ -10,9 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from combicam.engine.batch_explainer import BatchExplainer
+from combicam.engine.batch_explainer import BatchExplainer, has_places
 from combicam.engine.config import RunConfig
 from combicam.engine.distribution import Crew, Distribution
+from combicam.engine.entry import Entry
+from combicam.engine.geo.accuracy import accuracy
+from combicam.engine.geo.question import located, read_question
+from combicam.engine.geo.truth import read_truth, truth_digest, with_truth
+from combicam.engine.location import is_client_error, names_store
 from combicam.engine.making import make_run_explainer
 from combicam.engine.manifest import Manifest, write_manifest
 from combicam.engine.map_format import map_format
@@ -21,13 +26,14 @@ from combicam.engine.pipeline import Pipeline
 from combicam.engine.processes import ProcessCrew, named_devices
 from combicam.engine.progress import Progress
 from combicam.engine.ray_crew import RayCrew
+from combicam.engine.row_status import OK
 from combicam.engine.run_directory import RunDirectory
-from combicam.engine.shard_format import OK, ShardFormat
+from combicam.engine.shard_format import ShardFormat
 from combicam.engine.shard_work import ShardWork, work_left
 from combicam.engine.shard_worker import WorkerTask
 from combicam.engine.sources import list_inputs
 from combicam.engine.summary import RunSummary
-from combicam.errors import RunError
+from combicam.errors import RunError, first_line
 from combicam.version import __version__
 
 
@@ -87,31 +93,50 @@ def _run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
             f"{error.strerror or repr(error)}; free space or choose an output that can be "
             "written, and run again: what is committed is kept"
         ) from error
+    except Exception as error:
+        if not is_client_error(error):
+            raise
+        raise RunError(
+            f"run: expected the object store to answer, got {first_line(error)}; run again: what "
+            "is committed is kept"
+        ) from error
 
 
 def _locked_run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
     shard_format = _format(config, explainer)
+    question = read_question(config.explain, explainer)
+    needs_truth = question is not None and question.needs_truth
     with RunDirectory(config.output) as run, _quiet_pillow():
         run.prepare(
             _fingerprint(config, explainer),
-            lambda path: write_manifest(path, list_inputs(config.input), config.shard_size),
+            lambda path: write_manifest(
+                path, located(_inputs(config), needs_truth), config.shard_size
+            ),
         )
         with Manifest(run.manifest) as manifest:
+            shard_format = dataclasses.replace(shard_format, has_truth=manifest.has_truth)
             work = work_left(run, manifest, config.retry_failed)
             pipeline: Pipeline | Distribution
             if work and (config.devices or config.ray is not None):
                 task = WorkerTask(config, run.path, explainer.fingerprint())
                 pipeline = Distribution(_crew(task))
             else:
-                pipeline = Pipeline(config, explainer, run, manifest, shard_format)
+                pipeline = Pipeline(config, explainer, run, manifest, shard_format, question)
             if work:
                 _process(config, run, pipeline, manifest, work)
             summary = _summary(run, manifest, pipeline, is_new=bool(work))
             if config.overlays:
                 paths = draw_overlays(run, manifest, config, explainer)
                 summary = dataclasses.replace(summary, overlays=paths)
+            if manifest.has_truth and has_places(explainer):
+                summary = dataclasses.replace(summary, accuracy=accuracy(run.path))
         summary.write(run.summary)
     return summary
+
+
+def _inputs(config: RunConfig) -> Iterator[Entry]:
+    entries = list_inputs(config.input)
+    return entries if config.truth is None else with_truth(entries, read_truth(config.truth))
 
 
 def _format(config: RunConfig, explainer: BatchExplainer) -> ShardFormat:
@@ -122,20 +147,24 @@ def _format(config: RunConfig, explainer: BatchExplainer) -> ShardFormat:
             f"normalize={spec.normalize!r}; use normalize='map', or the explainer in memory"
         )
     maps = map_format(explainer, config.store, config.heatmap_size)
-    return ShardFormat(spec, maps, explainer.classes)
+    return ShardFormat(spec, maps, explainer.classes, explain=config.explain)
 
 
 def _fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
     """Everything that decides what rows hold."""
     return {
         "explainer": explainer.fingerprint(),
-        "input": str(Path(config.input).absolute()),
+        "input": config.input if names_store(config.input) else str(Path(config.input).absolute()),
+        "explain": list(config.explain) or None,
         "store": config.store,
         "heatmap_size": config.heatmap_size,
         "shard_size": config.shard_size,
+        "top_places": config.top_places if has_places(explainer) else None,
+        "truth": truth_digest(config.truth),
         "max_pixels": config.max_pixels,
-        # Not which decoder: all give the same pixels, up to rounding.
+        # Not which of the others: they give the same pixels, up to rounding.
         "fast_scale": config.decode.fast_scale,
+        **({"decoder": "gpu"} if config.decode.decoder == "gpu" else {}),
     }
 
 
@@ -167,8 +196,8 @@ def _process(
         for i, item in left.items()
     )
     statuses: Counter[str] = Counter()
-    for i in set(range(manifest.shards)) - set(left):
-        statuses.update(run.record(i)["statuses"])
+    for record in run.records(set(range(manifest.shards)) - set(left)):
+        statuses.update(record["statuses"])
     pipeline.max_failures = config.failure_limit(manifest.images)
     pipeline.failures = statuses.total() - statuses[OK]
     fields = {"config": dataclasses.asdict(config), "combicam": __version__}
@@ -177,6 +206,7 @@ def _process(
         def tick() -> None:
             bottleneck = pipeline.times.bottleneck if pipeline.images else None
             progress.update(pipeline.images, bottleneck)
+            run.check_lock()
 
         pipeline.process(work, tick)
         tick()
@@ -186,8 +216,8 @@ def _summary(
     run: RunDirectory, manifest: Manifest, pipeline: Pipeline | Distribution, is_new: bool
 ) -> RunSummary:
     statuses: Counter[str] = Counter()
-    for shard in range(manifest.shards):
-        statuses.update(run.record(shard)["statuses"])
+    for record in run.records(range(manifest.shards)):
+        statuses.update(record["statuses"])
     failures = {status: n for status, n in sorted(statuses.items()) if status != OK}
     # Nothing done: the speed of the invocation that did it is more use than zeros.
     if not is_new and run.summary.exists():

@@ -11,16 +11,12 @@ import pyarrow as pa
 import torch
 
 from combicam.engine.entry import Entry
+from combicam.engine.geo.placing import place_fields, place_values, truth_values
 from combicam.engine.map_format import MapFormat
 from combicam.engine.quantise import QuantisedExplanation
+from combicam.engine.row_status import NON_FINITE, OK
 from combicam.export.classes import ClassTable
 from combicam.export.spec import CamSpec
-
-OK = "ok"
-DECODE_ERROR = "decode_error"
-TOO_LARGE = "too_large"
-MISSING = "missing"
-NON_FINITE = "non_finite"
 
 _COLUMNS: tuple[tuple[str, Any], ...] = (
     ("id", pa.string()),
@@ -37,6 +33,7 @@ _COLUMNS: tuple[tuple[str, Any], ...] = (
     ("flat", pa.list_(pa.bool_())),
     ("decoder", pa.string()),
 )
+_PLACED = ("places", "probabilities", "densities")
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,18 @@ class ShardFormat:
     Args:
         spec: written into the metadata.
         maps: what a row's maps are.
-        classes: adds the best target's ``class_name``, ``lat``, ``lon`` where it has them.
+        classes: adds ``class_name`` where it has names; where it has places, the columns of
+            :func:`~combicam.engine.geo.placing.place_fields`.
+        has_truth: whether it is known of some inputs where they were taken.
+        explain: what the targets are where they need not be the best classes: one word each,
+            written into the metadata.
     """
 
     spec: CamSpec
     maps: MapFormat
     classes: ClassTable | None = None
+    has_truth: bool = False
+    explain: tuple[str, ...] = ()
 
     def schema(self) -> Any:
         """The pyarrow schema, the same in all shards of a run."""
@@ -77,11 +80,12 @@ class ShardFormat:
         if self.classes is not None and self.classes.names:
             columns.append(("class_name", pa.string()))
         if self.classes is not None and self.classes.has_places:
-            columns += [("lat", pa.float64()), ("lon", pa.float64())]
+            columns += place_fields(self.classes, self.has_truth)
         heatmap = json.dumps(self.maps.to_dict())
-        return pa.schema(
-            columns, {"combicam.heatmap": heatmap, "combicam.spec": self.spec.to_json()}
-        )
+        metadata = {"combicam.heatmap": heatmap, "combicam.spec": self.spec.to_json()}
+        if self.explain:
+            metadata["combicam.explain"] = json.dumps(self.explain)
+        return pa.schema(columns, metadata)
 
     def table(self, records: Sequence[Record], results: QuantisedExplanation | None) -> Any:
         """Rows of a batch.
@@ -105,23 +109,25 @@ class ShardFormat:
             "height": record.height,
             "decoder": record.decoder,
         }
-        if record.status != OK:
-            return row
-        found = next(explained)
-        if found is None:
-            return row | {"status": NON_FINITE, "error": "explain: scores or maps are not finite"}
-        return row | found | self._class_of(found["targets"][0])
+        found = next(explained) if record.status == OK else None
+        if record.status == OK and found is None:
+            row |= {"status": NON_FINITE, "error": "explain: scores or maps are not finite"}
+        place = self._place(record.entry, found)
+        return row | (found or {}) | place
 
-    def _class_of(self, target: int) -> dict[str, Any]:
+    def _place(self, entry: Entry, found: dict[str, Any] | None) -> dict[str, Any]:
+        """What the class is called and where it lies; of failed rows, where they were taken."""
         classes = self.classes
-        if classes is None or not 0 <= target < len(classes):
-            return {}
         row: dict[str, Any] = {}
-        if classes.names:
-            row["class_name"] = classes.names[target]
-        if classes.has_places:
-            row |= {"lat": classes.latitudes[target], "lon": classes.longitudes[target]}
-        return row
+        if classes is None:
+            return row
+        if not classes.has_places:
+            target = -1 if found is None else found["targets"][0]
+            known = classes.names and 0 <= target < len(classes)
+            return {"class_name": classes.names[target]} if known else {}
+        if found is not None:
+            row = place_values(classes, *(found.pop(name) for name in _PLACED))
+        return row | (truth_values(entry, row or None) if self.has_truth else {})
 
 
 def _values(results: QuantisedExplanation, maps: MapFormat) -> list[dict[str, Any] | None]:
@@ -134,6 +140,9 @@ def _values(results: QuantisedExplanation, maps: MapFormat) -> list[dict[str, An
         "high": results.ranges[..., 1].numpy(),
         "flat": results.flat.tolist(),
     }
+    if results.places is not None:
+        placed = (results.places, results.probabilities, results.densities)
+        columns |= {n: t.tolist() for n, t in zip(_PLACED, placed, strict=True) if t is not None}
     same: dict[str, Any] = {}
     if maps.varies:
         same |= {"heatmap_height": heatmaps.shape[2], "heatmap_width": heatmaps.shape[3]}

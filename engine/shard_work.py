@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from combicam.engine.location import read_parquet
 from combicam.engine.manifest import Manifest
+from combicam.engine.row_status import OK
 from combicam.engine.run_directory import RunDirectory
-from combicam.engine.shard_format import OK
 from combicam.engine.shards import shard_path
 
 
@@ -42,7 +42,7 @@ def kept_rows(run: Path, work: ShardWork) -> Kept | None:
     """What of a shard's old file goes into the new one; None for a new shard."""
     if work.rows is None:
         return None
-    table = pq.read_table(shard_path(run, work.index))
+    table = read_parquet(shard_path(run, work.index))
     stay = np.setdiff1d(np.arange(table.num_rows), work.rows)
     return Kept(table.take(stay), stay.tolist())
 
@@ -55,12 +55,12 @@ def work_left(run: RunDirectory, manifest: Manifest, retry_failed: bool) -> list
         manifest: of the run.
         retry_failed: whether rows whose status is not ok are tried again.
     """
-    work = []
-    for index in range(manifest.shards):
-        if not run.is_committed(index):
-            work.append(ShardWork(index))
-        elif retry_failed and set(run.record(index)["statuses"]) - {OK}:
-            status = pq.read_table(shard_path(run.path, index), columns=["status"]).column(0)
+    committed = run.committed()
+    work = [ShardWork(index) for index in range(manifest.shards) if index not in committed]
+    for record in run.records(committed) if retry_failed else ():
+        if set(record["statuses"]) - {OK}:
+            path = shard_path(run.path, record["shard"])
+            status = read_parquet(path, ["status"]).column(0)
             failed = pc.indices_nonzero(pc.not_equal(status, OK)).to_pylist()
-            work.append(ShardWork(index, tuple(failed)))
-    return work
+            work.append(ShardWork(record["shard"], tuple(failed)))
+    return sorted(work, key=lambda item: item.index)

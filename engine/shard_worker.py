@@ -17,12 +17,14 @@ import torch
 
 from combicam.engine.batch_explainer import BatchExplainer
 from combicam.engine.config import RunConfig
+from combicam.engine.geo.question import read_question
 from combicam.engine.making import make_run_explainer
 from combicam.engine.manifest import Manifest
 from combicam.engine.map_format import map_format
 from combicam.engine.pipeline import Pipeline
+from combicam.engine.row_status import OK
 from combicam.engine.run_directory import RunDirectory
-from combicam.engine.shard_format import OK, ShardFormat
+from combicam.engine.shard_format import ShardFormat
 from combicam.engine.shard_work import ShardWork
 from combicam.errors import RunError
 
@@ -109,8 +111,11 @@ class ShardWorker:
         run = _WorkersRun(task.run, self._committed)
         manifest = self._open.enter_context(Manifest(run.manifest))
         maps = map_format(explainer, config.store, config.heatmap_size)
-        shard_format = ShardFormat(explainer.spec, maps, explainer.classes)
-        self._pipeline = Pipeline(config, explainer, run, manifest, shard_format)
+        shard_format = ShardFormat(
+            explainer.spec, maps, explainer.classes, manifest.has_truth, config.explain
+        )
+        question = read_question(config.explain, explainer)
+        self._pipeline = Pipeline(config, explainer, run, manifest, shard_format, question)
         self._thread = Thread(target=self._serve, daemon=True)
         self._thread.start()
 

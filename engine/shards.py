@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from combicam.engine.atomic import commit, temporary_path
+from combicam.engine.location import location, read_parquet
 from combicam.engine.map_format import SCALE, MapFormat
-from combicam.engine.shard_format import OK, ShardFormat
+from combicam.engine.row_status import OK
+from combicam.engine.shard_format import ShardFormat
 from combicam.errors import RunError
 from combicam.export.spec import CamSpec
 
 _GROUP_BYTES = 16 * 2**20
-_DICTIONARY = ["status", "error", "decoder", "class_name"]
+_DICTIONARY = ["status", "error", "decoder", "class_name", "s2_token"]
 _MAPS = (
     "heatmap",
     "heatmap_height",
@@ -33,7 +35,7 @@ _MAPS = (
     "layer_sizes",
 )
 # Smallest and largest heatmap say nothing, and cost a comparison of every byte.
-_STATISTICS = ["id", "uri", "status", "width", "height", "class_name", "lat", "lon"]
+_STATISTICS = ["id", "uri", "status", "width", "height", "class_name", "lat", "lon", "error_km"]
 
 
 def shard_path(run: Path, index: int) -> Path:
@@ -201,7 +203,7 @@ def read_shard(path: str | Path, index: int | None = None) -> ShardData:
         ValueError: a run directory without ``index``, or an index with a file.
         RunError: no such shard, or a Parquet file that combicam did not write.
     """
-    path = Path(path)
+    path = location(path)
     if path.is_dir() == (index is None):
         raise ValueError(
             f"read_shard: expected a shard file, or a run directory and an index, "
@@ -211,7 +213,7 @@ def read_shard(path: str | Path, index: int | None = None) -> ShardData:
         path = shard_path(path, index)
     if not path.is_file():
         raise RunError(f"read_shard: expected a committed shard, got nothing at {path}")
-    table = pq.read_table(path)
+    table = read_parquet(path)
     metadata = table.schema.metadata or {}
     if b"combicam.heatmap" not in metadata:
         raise RunError(

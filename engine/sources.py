@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from combicam.engine.entry import Entry, path_uri, printable, uri_path
+from combicam.engine.geo.truth import place_columns, read_place
+from combicam.engine.location import is_remote, location, open_parquet
 from combicam.engine.tars import tar_entries
 
 IMAGE_SUFFIXES = frozenset(
@@ -21,8 +21,9 @@ IMAGE_SUFFIXES = frozenset(
 TEXT_SUFFIXES = (".txt", ".lst", ".list")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PATH_COLUMNS = ("uri", "path", "file", "filename")
+# Path, id, latitude and longitude of a list's row.
+_Row = tuple[Any, Any, Any, Any]
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def list_inputs(source: str) -> Iterator[Entry]:
@@ -32,21 +33,26 @@ def list_inputs(source: str) -> Iterator[Entry]:
 
     Args:
         source: folder (searched through), glob, ``.txt``, ``.csv`` or ``.parquet`` list (paths
-            relative to the list's folder), image, ``.tar``, or ``shards-{000..003}.tar``.
+            relative to the list's folder), image, ``.tar``, or ``shards-{000..003}.tar``; all of
+            them also as ``s3://…``, and lists may name objects.
 
     Raises:
         ValueError: INPUT does not exist, is of no known kind, or mixes images and tars.
     """
-    path = Path(source)
-    if path.is_dir():
-        return _expand(_walk(path), path)
+    path = location(source)
     if path.is_file():
         return _from_file(path)
     pattern = _RANGE.sub("*", source)
-    if glob.has_magic(pattern):
-        base = _fixed_part(pattern)
-        return _expand((p for name in expand_ranges(source) for p in _matches(name, base)), base)
-    raise ValueError(f"list inputs: expected a folder, glob, list or tars, got {source!r}: no such")
+    if path.is_dir():
+        paths, base = _walk(path), path
+    elif glob.has_magic(pattern):
+        base = _fixed_part(location(pattern))
+        paths = (p for name in expand_ranges(source) for p in _matches(location(name), base))
+    else:
+        raise ValueError(
+            f"list inputs: expected a folder, glob, list or tars, got {source!r}: no such"
+        )
+    return _expand(paths, base)
 
 
 def expand_ranges(pattern: str) -> list[str]:
@@ -69,25 +75,28 @@ def expand_ranges(pattern: str) -> list[str]:
     return [head + tail for head in heads for tail in tails]
 
 
-def _matches(name: str, base: Path) -> Iterable[Path]:
+def _matches(name: Path, base: Path) -> Iterable[Path]:
     """What a glob finds; a name without wildcards is found even if nothing is there."""
-    if not glob.has_magic(name):
-        return [Path(name)]
-    return base.glob(Path(name).relative_to(base).as_posix())
+    if not glob.has_magic(str(name)):
+        return [name]
+    return base.glob(name.relative_to(base).as_posix())
 
 
 def _walk(folder: Path) -> Iterator[Path]:
+    if is_remote(folder):
+        store: Any = folder
+        yield from (store.with_segments(name) for name in store.fs.find(store.path))
+        return
     # Folders too: one that is called x.jpg is an input, which then fails.
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             yield Path(parent, name)
 
 
-def _fixed_part(pattern: str) -> Path:
+def _fixed_part(pattern: Path) -> Path:
     """The folder above the first wildcard."""
-    parts = Path(pattern).parts
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return Path(*parts[: min(fixed, len(parts) - 1)])
+    folders = (folder for folder in pattern.parents if not glob.has_magic(str(folder)))
+    return next(folders, pattern.parent)
 
 
 def _expand(paths: Iterable[Path], base: Path) -> Iterator[Entry]:
@@ -98,16 +107,17 @@ def _expand(paths: Iterable[Path], base: Path) -> Iterator[Entry]:
     for path in paths:
         suffix = path.suffix.lower()
         if suffix in IMAGE_SUFFIXES:
-            images.append(os.fsencode(path))
+            images.append(os.fsencode(str(path)))
         elif suffix == ".tar":
-            tars.append(os.fsencode(path))
+            tars.append(os.fsencode(str(path)))
     if images and tars:
         raise ValueError(
             f"list inputs: expected images or tars, got both ({images[0]!r}, {tars[0]!r}); "
             "give a glob of one kind"
         )
     for encoded in sorted(images or tars):
-        path = Path(os.fsdecode(encoded))
+        text = os.fsdecode(encoded)
+        path = location(text) if is_remote(base) else Path(text)
         name = printable(path.relative_to(base).as_posix())
         if tars:
             yield from tar_entries(path, name, IMAGE_SUFFIXES)
@@ -120,7 +130,7 @@ def _from_file(path: Path) -> Iterator[Entry]:
     if suffix in IMAGE_SUFFIXES or suffix == ".tar":
         return _expand([path], path.parent)
     if suffix in TEXT_SUFFIXES:
-        return _from_rows(path, ((name, None) for name in _text_rows(path)))
+        return _from_rows(path, ((name, None, None, None) for name in _text_rows(path)))
     if suffix == ".csv":
         return _from_rows(path, _csv_rows(path))
     if suffix in PARQUET_SUFFIXES:
@@ -131,22 +141,33 @@ def _from_file(path: Path) -> Iterator[Entry]:
     )
 
 
-def _from_rows(path: Path, rows: Iterable[tuple[Any, Any]]) -> Iterator[Entry]:
-    """Entries of (path, id or None) rows of the list at ``path``."""
-    for number, (name, identity) in enumerate(rows, 1):
+def _from_rows(path: Path, rows: Iterable[_Row]) -> Iterator[Entry]:
+    """Entries of the rows of the list at ``path``."""
+    for number, (name, identity, latitude, longitude) in enumerate(rows, 1):
         if not isinstance(name, str) or not name:
             raise ValueError(
                 f"list inputs: expected a path in row {number} of {path}, got {name!r}"
             )
-        if _SCHEME.match(name) and not name.startswith("file://"):
-            raise ValueError(
-                f"list inputs: expected local paths or file://, got {name!r} in row {number} "
-                f"of {path}; download it first"
-            )
         has_id = identity is not None and identity != ""
+        lat, lon = read_place(latitude, longitude, f"row {number} of {path}")
         yield Entry(
-            printable(str(identity) if has_id else name), path_uri(path.parent / uri_path(name))
+            printable(str(identity) if has_id else name),
+            path_uri(_named(path, number, name)),
+            true_lat=lat,
+            true_lon=lon,
         )
+
+
+def _named(source: Path, number: int, name: str) -> Path:
+    """What a row of a list names."""
+    try:
+        path = uri_path(name)
+    except ValueError as error:
+        raise ValueError(
+            f"list inputs: expected paths, file:// or a supported store, got {name!r} in row "
+            f"{number} of {source}; download it first"
+        ) from error
+    return path if is_remote(path) or path.is_absolute() else source.parent / str(path)
 
 
 def _text_rows(path: Path) -> Iterator[str]:
@@ -167,22 +188,27 @@ def _path_column(path: Path, names: Iterable[str]) -> str:
     )
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[Any, Any]]:
+def _csv_rows(path: Path) -> Iterator[_Row]:
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        column = _path_column(path, reader.fieldnames or ())
+        names = reader.fieldnames or ()
+        column, place = _path_column(path, names), place_columns(names, path) or ("", "")
         try:
             for row in reader:
-                yield row[column], row.get("id")
+                yield row[column], row.get("id"), row.get(place[0]), row.get(place[1])
         except csv.Error as error:
             raise ValueError(f"list inputs: expected {path} to be CSV, got: {error}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[Any, Any]]:
-    with pq.ParquetFile(path) as file:
-        column = _path_column(path, file.schema_arrow.names)
-        has_id = "id" in file.schema_arrow.names
-        for batch in file.iter_batches(columns=[column, "id"] if has_id else [column]):
-            names = batch.column(column).to_pylist()
-            ids = batch.column("id").to_pylist() if has_id else [None] * len(names)
-            yield from zip(names, ids, strict=True)
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        place = place_columns(names, path) or ("", "")
+        wanted = [_path_column(path, names), "id", *place]
+        for batch in file.iter_batches(columns=[name for name in wanted if name in names]):
+            known = dict(zip(batch.schema.names, batch.columns, strict=True))
+            nothing = [None] * batch.num_rows
+            yield from zip(
+                *(known[name].to_pylist() if name in known else nothing for name in wanted),
+                strict=True,
+            )

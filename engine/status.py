@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from combicam.engine.progress import HEARTBEAT_S, PROGRESS
+from combicam.engine.location import location, open_parquet, read_parquet, read_texts
+from combicam.engine.progress import PROGRESS, heartbeat_s
+from combicam.engine.row_status import OK
 from combicam.engine.run_log import read_log
-from combicam.engine.shard_format import OK
 from combicam.errors import RunError
 
-_SILENT_S = 15 * HEARTBEAT_S
+_SILENT_BEATS = 15
 _ENDS = ("finished", "failed", "stopped")
 
 
@@ -47,7 +46,7 @@ class RunStatus:
     Attributes:
         run: the directory.
         state: ``running``, ``finished``, ``failed``, ``stopped`` (by a signal), ``dead`` (it says
-            that it runs and has not been heard of for half a minute), or ``not begun``.
+            that it runs and has not been heard of for 15 heartbeats), or ``not begun``.
         images, shards: of the whole run.
         committed_images, committed_shards: what is there.
         failures: status -> committed rows, all but ``ok``.
@@ -90,23 +89,24 @@ def run_status(path: str | Path) -> RunStatus:
     Raises:
         RunError: no run directory.
     """
-    run = Path(path)
+    run = location(path)
     manifest = run / "manifest.parquet"
     if not manifest.is_file():
         raise RunError(
             f"status: expected a run directory, got {run} without a manifest.parquet; a run writes "
             "it when it has listed its inputs"
         )
-    footer = pq.read_metadata(manifest)
+    with open_parquet(manifest) as file:
+        footer = file.metadata
+    shards = sorted((run / "shards").glob("[0-9]*.parquet"))
+    times = [shard.stat().st_mtime for shard in shards]
     statuses: Counter[str] = Counter()
-    times = []
-    for shard in (run / "shards").glob("[0-9]*.parquet"):
-        times.append(shard.stat().st_mtime)
-        statuses.update(_statuses(shard))
+    for counts in _statuses(shards):
+        statuses.update(counts)
     now, last = time.time(), _heartbeat(run)
     age = None if last is None else max(0.0, now - last["updated"])
     state = "not begun" if last is None else last["state"]
-    if state == "running" and age is not None and age > _SILENT_S:
+    if state == "running" and age is not None and age > _SILENT_BEATS * heartbeat_s(run):
         state = "dead"
     rate = None if last is None else last["recent_images_per_s"]
     left = footer.num_rows - (last["done"] if last is not None else 0)
@@ -129,13 +129,17 @@ def run_status(path: str | Path) -> RunStatus:
     )
 
 
-def _statuses(shard: Path) -> Mapping[str, int]:
-    """From the statistics beside a shard; from the shard where death came between the two."""
+def _statuses(shards: Sequence[Path]) -> Iterator[Mapping[str, int]]:
+    """From the statistics beside shards; from a shard where death came between the two."""
+    files = [shard.with_suffix(".json") for shard in shards]
     try:
-        found: Mapping[str, int] = json.loads(shard.with_suffix(".json").read_text())["statuses"]
-        return found
+        yield from [json.loads(text)["statuses"] for text in read_texts(files)]
     except FileNotFoundError:
-        return Counter(pq.read_table(shard, columns=["status"]).column(0).to_pylist())
+        for shard, file in zip(shards, files, strict=True):
+            try:
+                yield json.loads(file.read_text(encoding="utf-8"))["statuses"]
+            except FileNotFoundError:
+                yield Counter(read_parquet(shard, ["status"]).column(0).to_pylist())
 
 
 def _heartbeat(run: Path) -> dict[str, Any] | None:

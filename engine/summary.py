@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from combicam.engine.atomic import write_json
+from combicam.engine.geo.accuracy import Accuracy
 from combicam.engine.stage_times import StageSeconds
 
 
@@ -29,6 +30,7 @@ class RunSummary:
         batch_limit: images that fit into memory, where that is less than asked for.
         halvings: how often memory was not enough.
         overlays: PNG files that were drawn.
+        accuracy: how far off the predicted places are; None where no true place is known.
     """
 
     run: Path
@@ -43,12 +45,14 @@ class RunSummary:
     batch_limit: int | None
     halvings: int
     overlays: tuple[Path, ...] = ()
+    accuracy: Accuracy | None = None
 
     def write(self, path: Path) -> None:
         """Write JSON, atomically; files are named relative to the run."""
         values = asdict(replace(self, overlays=()))
         del values["run"]
         values["overlays"] = [str(p.relative_to(self.run)) for p in self.overlays]
+        values["accuracy"] = self.accuracy and self.accuracy.to_dict()
         write_json(path, values)
 
     @classmethod
@@ -57,4 +61,6 @@ class RunSummary:
         values = json.loads(path.read_text(encoding="utf-8"))
         values["stages"] = {k: StageSeconds(**v) for k, v in values["stages"].items()}
         values["overlays"] = tuple(path.parent / name for name in values["overlays"])
+        if (found := values.get("accuracy")) is not None:
+            values["accuracy"] = Accuracy.from_dict(found)
         return cls(run=path.parent, **values)

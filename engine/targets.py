@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,11 +84,25 @@ def _per_image(name: str, ids: Tensor, batch: int, classes: int) -> Tensor:
     return ids
 
 
-def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
+class Targets(NamedTuple):
+    """Targets that are checked.
+
+    Attributes:
+        values: int64 [B,K] or float32 [B,K,n].
+        kind: ``classes`` or ``weights``.
+    """
+
+    values: Tensor
+    kind: str
+
+
+def read_targets(targets: Any, batch: int, classes: int) -> Targets:
     """Classes, regions or contrasts, checked.
 
     Args:
-        targets: classes as int [B] or [B,K], weights as float [B,K,n], or a :class:`Contrast`.
+        targets: classes as int, [B] or [B,K], weights as float [n] or [B,K,n], a
+            :class:`Contrast`; or :class:`Targets`, which are not checked again: that would wait
+            for a GPU.
         batch: B.
         classes: n.
 
@@ -105,18 +119,21 @@ def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
             "Explainer: expected targets as float [B,K,n], the region weights that this artifact "
             "was exported for, got None"
         )
+    if isinstance(targets, Targets):
+        return targets
     if isinstance(targets, Contrast):
-        return targets.weights(batch, classes), "weights"
+        return Targets(targets.weights(batch, classes), "weights")
     given = torch.as_tensor(targets)
     if given.is_floating_point():
-        return _weights(given, batch, classes), "weights"
+        return Targets(_weights(given, batch, classes), "weights")
     if given.dtype == torch.bool or given.is_complex():
         raise TypeError(f"Explainer: expected targets as int or float, got {given.dtype}")
     ids = given.long()
+    ids = ids.expand(batch) if ids.ndim == 0 else ids
     ids = ids[:, None] if ids.ndim == 1 else ids
     if ids.ndim != 2 or len(ids) != batch or not ids.shape[1]:
         raise ValueError(
-            f"Explainer: expected targets [B] or [B,K] with B={batch} images, got "
+            f"Explainer: expected targets as one class, [B] or [B,K] with B={batch} images, got "
             f"{tuple(given.shape)}; name at least one class per image"
         )
     if int(ids.max()) >= classes:
@@ -124,15 +141,16 @@ def read_targets(targets: Any, batch: int, classes: int) -> tuple[Tensor, str]:
             f"Explainer: expected targets in 0..{classes - 1} (negative: the k-th best), got "
             f"{int(ids.max())}"
         )
-    return ids, "classes"
+    return Targets(ids, "classes")
 
 
 def _weights(given: Tensor, batch: int, classes: int) -> Tensor:
     shape = tuple(given.shape)
-    if given.ndim != 3 or shape[0] != batch or shape[2] != classes or not shape[1]:
+    given = given.expand(batch, 1, -1) if given.ndim == 1 else given
+    if given.ndim != 3 or given.shape[::2] != (batch, classes) or not given.shape[1]:
         raise ValueError(
-            f"Explainer: expected region weights [B,K,n] with B={batch} and n={classes}, got "
-            f"{shape}; classes are named by whole numbers"
+            f"Explainer: expected region weights [n] or [B,K,n] with B={batch} and n={classes}, "
+            f"got {shape}; classes are named by whole numbers"
         )
     weights = given.float()
     total = weights.abs().sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from combicam.engine.entry import Entry, path_uri, printable
 
@@ -22,7 +23,7 @@ def tar_entries(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Ent
     """
     uri = path_uri(path)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isreg() or Path(member.name).suffix.lower() not in suffixes:
                     continue
@@ -31,17 +32,15 @@ def tar_entries(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Ent
                 yield Entry(
                     f"{name}::{printable(member.name)}", uri, member.offset_data, member.size
                 )
-            end = tar.offset
-        _check_end(path, end)
+            _check_end(file, tar.offset)
     except (tarfile.TarError, OSError) as error:
         raise ValueError(
             f"list inputs: expected {path} to be a whole, uncompressed tar, got: {error}"
         ) from error
 
 
-def _check_end(path: Path, end: int) -> None:
+def _check_end(file: BinaryIO, end: int) -> None:
     """tarfile takes a damaged header for the end; only zeros or nothing may follow."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if any(file.read(tarfile.BLOCKSIZE)):
-            raise tarfile.ReadError(f"damaged header at byte {end}")
+    file.seek(end)
+    if any(file.read(tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError(f"damaged header at byte {end}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,45 +61,10 @@ class ClassTable:
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:
-        """Read ``class,name,latitude,longitude,s2_token``; all but ``class`` are optional.
+        """Read a file of classes; see :func:`~combicam.export.cell_files.read_classes`."""
+        from combicam.export.cell_files import read_classes  # which makes class tables
 
-        Raises:
-            ValueError: no ``class`` column, classes not 0..n-1, or a number that is none.
-        """
-        path = Path(path)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or "class" not in rows[0]:
-            raise ValueError(
-                f"ClassTable: expected {path} to have the columns {','.join(COLUMNS)} "
-                f"and a row per class, got {list(rows[0]) if rows else 'no rows'}"
-            )
-        try:
-            rows.sort(key=lambda row: int(row["class"]))
-            numbers = [int(row["class"]) for row in rows]
-            places = (
-                [(float(row["latitude"]), float(row["longitude"])) for row in rows]
-                if "latitude" in rows[0]
-                else []
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"ClassTable: {path} has a value that is no number: {error}"
-            ) from error
-        if numbers != list(range(len(rows))):
-            raise ValueError(
-                f"ClassTable: expected classes 0..{len(rows) - 1} in {path}, each once"
-            )
-
-        def column(key: str) -> tuple[str, ...]:
-            return tuple(row[key] for row in rows) if key in rows[0] else ()
-
-        return cls(
-            names=column("name"),
-            latitudes=tuple(lat for lat, _ in places),
-            longitudes=tuple(lon for _, lon in places),
-            s2_tokens=column("s2_token"),
-        )
+        return cls(**read_classes(path).__dict__)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready columns."""

@@ -15,7 +15,9 @@ import tyro
 from torch import Tensor, nn
 
 from combicam.errors import MissingExtra, ModelError, first_line
+from combicam.export.adapters import FAMILIES, adapter
 from combicam.export.artifact import SUFFIXES
+from combicam.export.cell_files import read_classes
 from combicam.export.classes import ClassTable
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -34,6 +36,7 @@ class LoadedModel:
         name: where it came from.
         classes: what its classes are, where known.
         note: what a user should know before trusting it.
+        score: the one of ``CamSpec.score`` that its logits allow; None for any.
     """
 
     module: nn.Module
@@ -41,6 +44,7 @@ class LoadedModel:
     name: str
     classes: ClassTable | None = None
     note: str = ""
+    score: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,11 @@ class ModelConfig:
 
     Args:
         model: ``demo`` (knows the embedded planet's postcards only), ``timm:NAME``,
-            ``torchvision:NAME``, ``package.module:callable``, or an exported artifact.
-        checkpoint: weights, a .safetensors or a torch file (loaded with ``weights_only=True``).
+            ``torchvision:NAME``, ``package.module:callable``, or an exported artifact; or one of
+            the published ``geoestimation[:coarse|middle|fine|hierarchy]``, ``certh``,
+            ``eigenplaces``, ``cosplace``, with their ``checkpoint``.
+        checkpoint: weights, a .safetensors or a torch file (nothing pickled in it is run); of
+            ``certh`` also the folder of its files.
         pretrained: take the weights that timm or torchvision download for that name.
         random_weights: no weights at all: for listing layers and timing, not for explaining.
         num_classes: number of logits, where the checkpoint has another than the architecture.
@@ -59,7 +66,11 @@ class ModelConfig:
             photo, its proportions kept to half a ``side_step``); the default is the model's.
         side_step: of ``short-side``, the longer side becomes a multiple of it, pixels; every size
             that occurs has a graph of its own.
-        classes: CSV with class, name, latitude, longitude, s2_token.
+        classes: what the classes are: CSV or Parquet with class, name, latitude, longitude,
+            s2_token; GeoEstimation's CSV of cells; or a pickled list of (latitude, longitude). For
+            ``geoestimation:hierarchy`` the folder with the CSVs of its three levels.
+        references: of ``eigenplaces`` and ``cosplace``, the descriptors that photos are compared
+            with: .npy, float [n,D]; their scores are similarities.
     """
 
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
@@ -71,6 +82,7 @@ class ModelConfig:
     resize: str | None = None
     side_step: int | None = None
     classes: Path | None = None
+    references: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -95,13 +107,19 @@ def load_model(config: ModelConfig) -> LoadedModel:
         FileNotFoundError: no such checkpoint or class table.
     """
     library, _, name = config.model.partition(":")
-    if library == "timm" and name:
+    if config.references is not None and FAMILIES.get(library) != "descriptors":
+        raise ModelError(
+            f"{config.model}: expected no references: they are for eigenplaces and cosplace"
+        )
+    if library in FAMILIES:
+        loaded = adapter(library)(name, config)
+    elif library == "timm" and name:
         loaded = _from_timm(name, config)
     elif library == "torchvision" and name:
         loaded = _from_torchvision(name, config)
     else:
         loaded = _from_callable(ALIASES.get(config.model, config.model), config)
-    if config.checkpoint is not None:
+    if config.checkpoint is not None and library not in FAMILIES:
         load_checkpoint(loaded.module, config.checkpoint)
     changes: dict[str, Any] = {}
     if config.img_size is not None:
@@ -114,7 +132,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
         loaded,
         module=loaded.module.eval(),
         preprocess=replace(loaded.preprocess, **changes),
-        classes=ClassTable.from_csv(config.classes) if config.classes else loaded.classes,
+        classes=read_classes(config.classes)
+        if config.classes and library not in FAMILIES
+        else loaded.classes,
     )
 
 
@@ -126,7 +146,12 @@ def _require_weights(config: ModelConfig) -> None:
         )
 
 
-def _library(name: str) -> Any:
+def require_library(name: str) -> Any:
+    """Import timm or torchvision.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -136,7 +161,7 @@ def _library(name: str) -> Any:
 
 
 def _from_timm(name: str, config: ModelConfig) -> LoadedModel:
-    timm = _library("timm")
+    timm = require_library("timm")
     _require_weights(config)
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
@@ -155,7 +180,7 @@ def _from_timm(name: str, config: ModelConfig) -> LoadedModel:
 
 
 def _from_torchvision(name: str, config: ModelConfig) -> LoadedModel:
-    models = _library("torchvision").models
+    models = require_library("torchvision").models
     _require_weights(config)
     if name not in models.list_models(module=models):
         near = models.list_models(module=models, include=f"*{name[:6]}*")[:5]
@@ -227,7 +252,7 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: expected a file, got {path}")
-    state = _read_state(path)
+    state = read_state(path)
     own = module.state_dict()
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
@@ -249,7 +274,12 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a file; wrappers such as ``state_dict`` are opened.
+
+    Raises:
+        ModelError: anything but tensors in it, or no state dict.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -262,6 +292,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path}: expected .safetensors or a torch file of tensors alone, got "
             f"{first_line(error)}"
         ) from error
+    return unwrapped(content, path)
+
+
+def unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds.
+
+    Raises:
+        ModelError: there is none.
+    """
     for key in NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

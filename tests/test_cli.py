@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,35 @@ def test_layers_of_a_network_without_blocks(
     monkeypatch.syspath_prepend(str(tmp_path))
     cli.main(["layers", "-m", "plain_network:build"])
     assert "Conv2d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_options_and_says_what_it_does(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"combicam.commands.{name.replace('-', '_')}")
+    assert is_dataclass(module.Config) and callable(module.main)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: combicam {name}" in capsys.readouterr().out
+
+
+def test_what_is_no_command_is_answered_with_the_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments in ([], ["stauts"], ["--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        assert all(name in captured.out + captured.err for name in cli.COMMANDS)
+
+
+def test_completions_of_a_shell_know_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--tyro-print-completion", "bash"])
+    script = capsys.readouterr().out
+    assert "--fiftyone" in script and "--retry-failed" in script
 
 
 def test_model_is_required(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ def test_what_fails_says_where_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.onnx_mb is None
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_early_is_a_row() -> None:
     row = run_case("torchvision:vgg16_bn", 1, 1)
     assert "timeout: not done in 1 CPU seconds" == row["error"]

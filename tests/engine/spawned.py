@@ -37,3 +37,7 @@ def other(config: RunConfig) -> Any:
 
 def unlucky(config: RunConfig) -> Any:
     os.abort()
+
+
+def other_machine(config: RunConfig) -> Any:
+    return Slow()

@@ -5,16 +5,38 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from combicam.engine.blending import blend, colormap, panel
+from combicam.engine.blending import blend, panel
+from combicam.engine.colormaps import COLORMAPS, DEFAULT_COLORMAP, colormap
 
 
 def lightness(rgb: np.ndarray) -> np.ndarray:
     return rgb @ np.array((0.299, 0.587, 0.114))
 
 
-def test_hotter_is_lighter() -> None:
-    assert (np.diff(lightness(colormap())) > 0).all()
-    assert colormap().min() >= 0 and colormap().max() <= 255
+@pytest.mark.parametrize("name", ["viridis", "cividis", "inferno"])
+def test_hotter_is_lighter(name: str) -> None:
+    assert (np.diff(lightness(colormap(name))) > 0).all()
+    assert colormap(name).min() >= 0 and colormap(name).max() <= 255
+
+
+@pytest.mark.parametrize("name", ["viridis", "cividis", "jet"])
+def test_colours_are_those_of_matplotlib(name: str) -> None:
+    colormaps = pytest.importorskip("matplotlib").colormaps
+    known = colormaps[name](np.arange(256))[:, :3] * 255
+    assert np.abs(colormap(name) - known).mean() < (6 if name == "jet" else 0.6)
+
+
+def test_unknown_colours_are_refused() -> None:
+    assert DEFAULT_COLORMAP in COLORMAPS
+    with pytest.raises(ValueError, match=r"expected one of .*'viridis'.*, got 'rainbow'"):
+        colormap("rainbow")
+
+
+def test_colours_are_chosen() -> None:
+    image, heat = np.full((4, 4, 3), 90, np.uint8), np.ones((4, 4), np.float32)
+    red, _, blue = blend(image, heat, "jet")[0, 0]
+    assert red > 2 * blue
+    assert not np.array_equal(blend(image, heat), blend(image, heat, "inferno"))
 
 
 def test_blend_shows_heat_and_leaves_cold_places_recognisable() -> None:

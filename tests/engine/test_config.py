@@ -34,7 +34,9 @@ def test_paths_are_converted() -> None:
 
 
 @pytest.mark.parametrize("name", ["input", "output"])
-def test_object_stores_are_refused_by_name(name: str) -> None:
-    paths = {"input": "photos", "output": "run"} | {name: "s3://bucket/run"}
-    with pytest.raises(ValueError, match=rf"{name} on a file system, got s3:/.*mount it"):
+def test_unknown_stores_are_refused_by_name(name: str) -> None:
+    paths = {"input": "photos", "output": "run"} | {name: "ftp://host/run"}
+    with pytest.raises(ValueError, match=r"s3://, gs://, got ftp://host/run; mount it"):
         RunConfig(paths["input"], paths["output"], "fake")  # type: ignore[arg-type]
+    config = RunConfig("s3://bucket/in", "s3://bucket/run/", "fake")  # type: ignore[arg-type]
+    assert (config.input, str(config.output)) == ("s3://bucket/in", "s3://bucket/run")

@@ -130,7 +130,7 @@ def test_onnx_file_is_in_order(explainer: Explainer, tmp_path: Path) -> None:
     assert typical_error(loaded(images).heatmaps, explainer(images).heatmaps) < 1e-4
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
+@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".ts", marks=pytest.mark.slow)])
 def test_regions_in_half_precision(suffix: str, demo_model: LoadedModel, tmp_path: Path) -> None:
     explainer = Explainer(demo_model, layers="stages", dtype="float16")
     path = tmp_path / f"regions{suffix}"

@@ -94,21 +94,26 @@ def test_examples_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Monke
     for i in range(6):
         Image.fromarray(postcard(i % len(CELLS), i).image).save(tmp_path / "in" / f"{i}.png")
     explainer = combicam.make_explainer(combicam.ModelConfig("demo"), keep_layers=True)
-    for name, store in (("run", "full"), ("layers", "layers")):
+    truth = tmp_path / "truth.csv"
+    places = [f"{i}.png,{cell.latitude},{cell.longitude}\n" for i, cell in enumerate(CELLS[:6])]
+    truth.write_text("id,latitude,longitude\n" + "".join(places))
+    for name, store in (("run", "full"), ("layers", "layers"), ("placed", "grid")):
         config = RunConfig(
             str(tmp_path / "in"),
             tmp_path / name,
             "demo",
             store=store,
+            truth=truth if name == "placed" else None,
             progress=False,  # type: ignore[arg-type]
         )
         run_images(config, explainer)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(DOCUMENT), "exec"), names)
     assert len(names["run"]) == 6 and len(names["failed"]) == 0 and len(names["sure"]) == 6
     assert len(names["rows"].collect()) == 6
+    assert names["accuracy"].images == 6 == len(names["second"])
     assert all(m.ndim == 3 for m in names["maps"].values()) and len(names["maps"]) > 3

@@ -25,7 +25,8 @@ from combicam.engine.summary import RunSummary
 from combicam.errors import RunError
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
 sys.path.insert(0, {tests!r})
 from conftest import FakeExplainer
 from combicam.engine import RunConfig, run_images

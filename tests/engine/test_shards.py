@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from combicam.engine.entry import Entry
 from combicam.engine.explanation import Explanation
 from combicam.engine.map_format import MapFormat
 from combicam.engine.quantise import QuantisedExplanation, quantise
-from combicam.engine.shard_format import DECODE_ERROR, Record, ShardFormat
+from combicam.engine.row_status import DECODE_ERROR
+from combicam.engine.shard_format import Record, ShardFormat
 from combicam.engine.shards import ShardWriter, read_shard
 from combicam.errors import RunError
 from combicam.export.classes import ClassTable
@@ -25,15 +27,23 @@ SHAPE = (2, 3, 4)
 MAPS = MapFormat(2, (3, 4))
 
 
-def results(count: int, seed: int = 0) -> QuantisedExplanation:
+def results(count: int, seed: int = 0, placed: bool = False) -> QuantisedExplanation:
     generator = torch.Generator().manual_seed(seed)
-    return QuantisedExplanation(
+    made = QuantisedExplanation(
         heatmaps=torch.randint(0, 256, (count, *SHAPE), generator=generator).to(torch.uint8),
         targets=torch.randint(0, 3, (count, 2), generator=generator),
         scores=torch.rand(count, 2, generator=generator),
         ranges=torch.rand(count, 2, 2, generator=generator),
         flat=torch.rand(count, 2, generator=generator) < 0.5,
         finite=torch.ones(count, dtype=torch.bool),
+    )
+    if not placed:
+        return made
+    return replace(
+        made,
+        places=torch.rand(count, 3, generator=generator).argsort(1)[:, :2],
+        probabilities=torch.rand(count, 2, generator=generator),
+        densities=torch.rand(count, 5, generator=generator),
     )
 
 
@@ -58,7 +68,7 @@ def write(path: Path, table: pa.Table, pieces: list[int], shard_format: ShardFor
 def test_round_trip_with_failures(tmp_path: Path) -> None:
     spec = CamSpec(targets=2, score="logit")
     shard_format = ShardFormat(spec, MAPS, ClassTable(("x", "y", "z"), (1, 2, 3), (4, 5, 6)))
-    made = results(3)
+    made = results(3, placed=True)
     write(tmp_path / "s.parquet", shard_format.table(records(5, (0, 3)), made), [5], shard_format)
     data = read_shard(tmp_path / "s.parquet")
     good = [1, 2, 4]
@@ -71,7 +81,8 @@ def test_round_trip_with_failures(tmp_path: Path) -> None:
     assert np.array_equal(data.ranges[good], made.ranges.numpy())
     assert np.array_equal(data.flat[good], made.flat.numpy())
     assert data.spec == spec and data.scale == 1 / 255
-    best = made.targets[:, 0].tolist()
+    assert made.places is not None
+    best = made.places[:, 0].tolist()
     rows = data.table.to_pylist()
     assert [rows[i]["class_name"] for i in good] == ["xyz"[t] for t in best]
     assert [(rows[i]["lat"], rows[i]["lon"]) for i in good] == [(t + 1, t + 4) for t in best]
@@ -84,7 +95,15 @@ def test_columns_follow_the_classes() -> None:
     plain = ShardFormat(spec, MAPS).schema().names
     assert ShardFormat(spec, MAPS, ClassTable(("a",))).schema().names == [*plain, "class_name"]
     places = ShardFormat(spec, MAPS, ClassTable((), (0.0,), (0.0,)))
-    assert places.schema().names == [*plain, "lat", "lon"]
+    densities = [f"density_{km}km" for km in (1, 25, 200, 750, 2500)]
+    assert places.schema().names == [*plain, "lat", "lon", "places", *densities]
+    cells = ShardFormat(spec, MAPS, ClassTable((), (0.0,), (0.0,), ("1",)), has_truth=True)
+    assert cells.schema().names == [
+        *plain,
+        *("lat", "lon", "s2_token", "places", *densities, "true_lat", "true_lon", "error_km"),
+    ]
+    named = ShardFormat(spec, MAPS, ClassTable(("a",)), has_truth=True)
+    assert named.schema().names == [*plain, "class_name"]
     assert json.loads(places.schema().metadata[b"combicam.heatmap"])["shape"] == [2, 3, 4]
 
 

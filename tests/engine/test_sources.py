@@ -100,7 +100,7 @@ def test_parquet_list(tmp_path: Path) -> None:
     [
         ("l.csv", "url,n\na,1\n", "column uri, path, file, filename"),
         ("l.csv", "path,id\n,1\n", "row 1"),
-        ("l.txt", "s3://bucket/a.jpg\n", "local paths"),
+        ("l.txt", "a.jpg\nftp://host/a.jpg\n", "supported store, got .* in row 2"),
         ("l.json", "{}", r"\*.tar"),
         ("l.tar", "no tar at all", "uncompressed tar"),
     ],

@@ -11,7 +11,9 @@ from combicam import Explainer
 from combicam.export.snapshot import memory_format
 
 
-@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.slow)]
+)
 def test_channels_last_gives_the_same(name: str) -> None:
     # float64: in float32 a ReLU at zero may fall to either side of a rounding.
     model = calibrated(torchvision.models.get_model(name, weights=None), (64, 64)).double()

@@ -58,7 +58,7 @@ def test_class_table_from_csv(tmp_path: Path) -> None:
     [
         ("name\nOslo\n", "columns"),
         ("class,name\n0,Oslo\n2,Suva\n", "0..1"),
-        ("class,latitude,longitude\n0,north,3\n", "no number"),
+        ("class,latitude,longitude\n0,north,3\n", "a number"),
         ("class,latitude,longitude\n0,91,3\n", "latitude"),
     ],
 )

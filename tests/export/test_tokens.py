@@ -175,7 +175,7 @@ def test_rules_do_not_depend_on_the_weights() -> None:
     )
 
 
-@pytest.mark.parametrize("make", [vit, swin])
+@pytest.mark.parametrize("make", [vit, pytest.param(swin, marks=pytest.mark.slow)])
 def test_artifacts(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     size = SIZE if make is vit else (32, 32)
     explainer = Explainer(make(), size, layers="blocks", keep_layers=True)

@@ -44,9 +44,7 @@ def check_against_oracle(model: nn.Module, size: tuple[int, int], layers: str = 
         assert (heatmaps[:, 0] - reference).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "alexnet", "squeezenet1_1", "shufflenet_v2_x0_5"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 def test_torchvision_networks(name: str) -> None:
     check_against_oracle(torchvision.models.get_model(name, weights=None, num_classes=12), SIZE)
 
@@ -55,6 +53,8 @@ def test_torchvision_networks(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "alexnet",
+        "shufflenet_v2_x0_5",
         "vgg11",
         "efficientnet_b0",
         "mobilenet_v3_small",
@@ -194,7 +194,9 @@ def test_a_batch_gives_what_its_images_give_alone(
         torch.testing.assert_close(alone[3], together[3][i : i + 1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+)
 def test_half_precision(
     dtype: torch.dtype, demo_model: LoadedModel, postcards: Callable[[int, int], Tensor]
 ) -> None:

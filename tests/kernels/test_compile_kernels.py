@@ -35,7 +35,10 @@ def rows(target: str) -> list[dict[str, Any]]:
     return run("compile_kernels.py", target, str(TARGETS[target]))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target",
+    [t if t == "cuda:90" else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS],
+)
 def test_no_register_is_spilled_and_shared_memory_suffices(target: str) -> None:
     for row in rows(target):
         assert row["spills"] == 0, row
@@ -44,7 +47,10 @@ def test_no_register_is_spilled_and_shared_memory_suffices(target: str) -> None:
         assert row["registers"] <= (512 if target.startswith("hip") else 255), row
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target",
+    [t if t == "cuda:90" else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS],
+)
 def test_loads_are_16_bytes_wide_where_memory_allows(target: str) -> None:
     """The activations and gradients: every load of pool, none of 1 or 2 bytes in weigh."""
     checked = 0

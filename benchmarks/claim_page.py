@@ -1,0 +1,131 @@
+"""The claim's record as a table and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claim import COMBI
+
+START, END = "<!-- claim: written by python -m benchmarks claim -->", "<!-- /claim -->"
+SHOWN = {
+    "pointing": "pointing ↑",
+    "energy": "energy ↑",
+    "best_iou": "best IoU ↑",
+    "deletion": "deletion ↓",
+    "insertion": "insertion ↑",
+}
+CONTROLS = ("edges", "random places", "Combi-CAM of another postcard")
+_MUTED, _PLAIN, _STRONG = "#9a9a9a", "#31688e", "#c1440e"
+
+
+def claim_table(record: dict[str, Any]) -> str:
+    """Markdown: the methods, the controls, then every layer alone and left out."""
+    maps = record["maps"]
+    methods = [n for n in maps if not n.startswith(("only ", "without ")) and n not in CONTROLS]
+    layers = [name for name in maps if name.startswith(("only ", "without "))]
+    settings, metrics = record["settings"], record["metrics"]
+    images = {name: _images(maps[name]) for name in (*methods, *layers)}
+    fewer = "; ".join(f"{n}: {images[n][0]}" for n in methods if images[n][0] < record["images"])
+    caption = (
+        f"{record['images']:,} postcards, seeds from {settings['seed']:,} on; of these "
+        f"{images[COMBI][1]} for deletion and insertion "
+        f"({metrics['steps']} steps, baseline {metrics['baseline']}, {metrics['rule']} rule)"
+        f"{'; ' + fewer if fewer else ''}. Pointing tolerance {metrics['tolerance']:g} px of 160. "
+        f"The planted evidence covers {record['evidence']:.1%} of a postcard on average. The "
+        f"network names {record['network']['accuracy']:.1%} of the postcards rightly. After each "
+        "mean its 95 % bootstrap interval; **bold**: better than Combi-CAM of all blocks, "
+        "*slanted*: worse, by a paired interval without 0."
+    )
+    parts = [caption, _table("map", methods, maps), _table("control", CONTROLS, maps)]
+    if layers:
+        parts += [
+            f"Layers, deletion and insertion on {images[layers[0]][1]} postcards:",
+            _table("Grad-CAM", layers, maps),
+        ]
+    return "\n\n".join(parts)
+
+
+def _images(metrics: dict[str, Any]) -> tuple[int, int]:
+    """How many postcards were looked at, and how many had pixels removed."""
+    return metrics["pointing"]["images"], metrics.get("deletion", {"images": 0})["images"]
+
+
+def _table(title: str, names: Iterable[str], maps: dict[str, Any]) -> str:
+    lines = [f"| {title} | {' | '.join(SHOWN.values())} |", "|---" * (len(SHOWN) + 1) + "|"]
+    for name in names:
+        cells = [_cell(metric, maps[name].get(metric)) for metric in SHOWN]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(metric: str, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    paired = found["minus_combicam"]
+    sign = -1 if metric == "deletion" else 1
+    mark = ""
+    if sign * paired["mean"] > 0 and paired["low"] * paired["high"] > 0:
+        mark = "**"
+    elif paired["low"] * paired["high"] > 0:
+        mark = "*"
+    return f"{mark}{found['mean']:.3f}{mark} ({found['low']:.3f}–{found['high']:.3f})"
+
+
+def write_page(record: dict[str, Any], page: Path) -> None:
+    """Replace what is between the markers, and draw the plot beside the page.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    text = page.read_text(encoding="utf-8")
+    head, start, rest = text.partition(START)
+    _, end, tail = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"claim: expected {page} to hold {START} and {END}, got neither or one")
+    plot = page.with_suffix(".png")
+    draw(record, plot)
+    body = f"![Means with 95 % intervals]({plot.name})\n\n{claim_table(record)}"
+    page.write_text(f"{head}{START}\n{body}\n{END}{tail}", encoding="utf-8")
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Means with intervals: methods and controls above, layers alone and left out below."""
+    from matplotlib.figure import Figure
+
+    maps = record["maps"]
+    upper = [n for n in maps if not n.startswith(("only ", "without "))]
+    lower = [n for n in maps if n.startswith(("only ", "without "))]
+    rows = [names for names in (upper, lower) if names]
+    shown = ("pointing", "energy", "deletion", "insertion")
+    figure = Figure(figsize=(11, 1.2 + 0.24 * (len(upper) + len(lower))), layout="constrained")
+    heights = [len(names) for names in rows]
+    axes = figure.subplots(
+        len(rows), len(shown), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for names, line in zip(rows, axes, strict=True):
+        for metric, axis in zip(shown, line, strict=True):
+            _panel(axis, [(name, maps[name].get(metric)) for name in names], metric)
+        for axis in line[1:]:
+            axis.set_yticklabels([])
+    figure.savefig(path, dpi=110)
+
+
+def _panel(axis: Any, entries: list[tuple[str, Any]], metric: str) -> None:
+    for y, (name, found) in enumerate(entries):
+        if found is None:
+            continue
+        colour = _MUTED if name in CONTROLS else _STRONG if name.startswith("Combi") else _PLAIN
+        axis.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=2)
+        axis.plot(found["mean"], y, "o", color=colour, markersize=4)
+    axis.set_yticks(range(len(entries)), [name for name, _ in entries], fontsize=8)
+    axis.set_ylim(len(entries) - 0.5, -0.5)
+    axis.set_title(
+        SHOWN[metric].replace("↑", "(more is better)").replace("↓", "(less is better)"), fontsize=9
+    )
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", color="#e4e4e4")
+    axis.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)

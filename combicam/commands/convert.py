@@ -1,0 +1,64 @@
+"""``combicam convert``: a run in the forms that other tools read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from combicam.commands.printing import print_table
+from combicam.engine.fiftyone import write_fiftyone
+from combicam.engine.geo.geojson import write_geojson
+from combicam.engine.geo.geoparquet import write_geoparquet
+from combicam.engine.location import LOCATION
+from combicam.engine.webdataset import write_webdataset
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write a run in another form: tars, a FiftyOne dataset, or a file of places for maps.
+
+    Args:
+        run: run directory.
+        output: folder of WebDataset tars, one for each shard; those that are there are kept.
+        photos: also copy the photos into the tars.
+        fiftyone: name of a new FiftyOne dataset.
+        geoparquet: GeoParquet file of the predicted places.
+        geojson: GeoJSON file of them.
+
+    Raises:
+        ValueError: none of these, or photos without tars.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], LOCATION]
+    output: tyro.conf.Positional[Path | None] = None
+    photos: bool = False
+    fiftyone: str | None = None
+    geoparquet: Path | None = None
+    geojson: Path | None = None
+
+    def __post_init__(self) -> None:
+        others = (self.fiftyone, self.geoparquet, self.geojson)
+        if self.output is None and (self.photos or all(other is None for other in others)):
+            raise ValueError(
+                "convert: expected a folder for tars, --fiftyone NAME, --geoparquet FILE or "
+                "--geojson FILE, got none; --photos is for tars"
+            )
+
+
+def main(config: Config) -> None:
+    """Write what is asked for."""
+    if config.output is not None:
+        samples = write_webdataset(config.run, config.output, config.photos)
+        print_table([("samples", str(samples)), ("tars", str(config.output))])
+    if config.fiftyone is not None:
+        samples = write_fiftyone(config.run, config.fiftyone)
+        print_table([("samples", str(samples)), ("FiftyOne dataset", config.fiftyone)])
+    if config.geoparquet is not None:
+        rows = write_geoparquet(config.run, config.geoparquet)
+        print_table([("places", str(rows)), ("GeoParquet", str(config.geoparquet))])
+    if config.geojson is not None:
+        rows = write_geojson(config.run, config.geojson)
+        print_table([("places", str(rows)), ("GeoJSON", str(config.geojson))])

@@ -1,0 +1,38 @@
+"""``combicam evaluate``: are the heatmaps true?"""
+
+from __future__ import annotations
+
+from combicam.commands.printing import print_table
+from combicam.engine.evaluation.config import EvaluateConfig
+from combicam.engine.evaluation.evaluating import evaluate
+
+Config = EvaluateConfig
+
+
+def main(config: EvaluateConfig) -> None:
+    """Evaluate, and print means with 95 % intervals beside those of the controls."""
+    evaluation = evaluate(config)
+    print("\n".join(evaluation.lines()))
+    found = evaluation.summary
+    failed = ", ".join(f"{n} {status}" for status, n in found["failures"].items())
+    rows = [
+        ("images", str(found["images"])),
+        ("failures", f"{sum(found['failures'].values())}" + (f" ({failed})" if failed else "")),
+    ]
+    if config.masks is not None:
+        rows.append(("with a mask", f"{found['with_mask']} (see evaluate --help for their names)"))
+    flat = ", ".join(f"{n} {name}" for name, n in found["flat"].items() if n)
+    if flat:
+        rows.append(("flat maps", flat))
+    settings = found["settings"]["metrics"]
+    rows += [
+        ("images/s", f"{found['images_per_s']:.1f}"),
+        (
+            "settings",
+            f"{settings['steps']} steps, baseline {settings['baseline']}, rule {settings['rule']}, "
+            "means with 95 % intervals",
+        ),
+        ("rows", str(evaluation.rows)),
+        ("summary", str(evaluation.record)),
+    ]
+    print_table(rows)

@@ -1,0 +1,144 @@
+"""``combicam export``: a network and its explanation as one file, or for a server."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from combicam.commands.printing import Rows, print_table
+from combicam.engine.config import ComputeConfig
+from combicam.engine.explainer import Explainer
+from combicam.engine.exporting import VERIFY_IMAGES, check_output, export
+from combicam.engine.making import make_explainer
+from combicam.engine.triton_repository import check_repository, export_triton_repository
+from combicam.engine.verifying import Verification
+from combicam.export.models import ModelConfig
+from combicam.export.spec import CamSpec
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write a network and its explanation as one file, or as a folder that a server runs.
+
+    Args:
+        output: model.onnx, model.ts, or model.pt2, which is compiled for the device.
+        triton_repository: folder for NVIDIA Triton Inference Server; instead of ``output``, or
+            beside it.
+        model: which network.
+        cam: what to compute.
+        amp_dtype: precision of the computation: float32, bfloat16, float16.
+        device: where the network is while it is exported.
+        target_input: ``classes`` (a second input names them), ``none`` (the best ones), or
+            ``weights`` (regions).
+        keep_layers: also return every layer's map.
+        verify: on how many random images the file is compared with the network; 0 for none.
+        tolerance: difference that is accepted; the default depends on the precision.
+        force: keep a file that disagrees.
+        verbose: tell how many nodes the graph has before and after each rewrite.
+    """
+
+    model: ModelConfig
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    triton_repository: Path | None = None
+    cam: CamSpec = field(default_factory=CamSpec)
+    amp_dtype: str | None = None
+    device: str = "cpu"
+    target_input: str = "classes"
+    keep_layers: bool = False
+    verify: int = VERIFY_IMAGES
+    tolerance: float | None = None
+    force: bool = False
+    verbose: bool = False
+
+
+def main(config: Config) -> None:
+    """Write what is asked for, and print how far each output is from the network's own."""
+    if config.output is None and config.triton_repository is None:
+        raise ValueError(
+            "export: expected a file or a folder to write, got neither; give --output model.onnx "
+            "or --triton-repository DIR"
+        )
+    if config.output is not None:
+        check_output(config.output)
+    if config.triton_repository is not None:
+        check_repository(config.triton_repository)
+    compute = ComputeConfig(config.device, config.amp_dtype)
+    with _rewrites_shown(config.verbose):
+        explainer = make_explainer(
+            config.model, config.cam, compute, keep_layers=config.keep_layers
+        )
+        rows, found = _write(config, explainer)
+    if found is not None:
+        rows += _verification_rows(found)
+    print_table(rows)
+    if found is not None and not found.agrees:
+        print(f"combicam: warning: kept although it disagrees: {found}", file=sys.stderr)
+
+
+def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | None]:
+    """The file, the folder, or both: what to say of them, and how well they agree."""
+    rows = [("layers", ", ".join(info.name for info in explainer.layers))]
+    found = None
+    if config.output is not None:
+        found = export(
+            explainer,
+            config.output,
+            target_input=config.target_input,
+            verify=config.verify,
+            tolerance=config.tolerance,
+            allow_disagreement=config.force,
+        )
+        size = config.output.stat().st_size / 1e6
+        rows.insert(0, ("file", f"{config.output} ({size:.1f} MB)"))
+    if config.triton_repository is not None:
+        served = export_triton_repository(
+            explainer,
+            config.triton_repository,
+            target_input=config.target_input,
+            verify=config.verify,
+            tolerance=config.tolerance,
+            allow_disagreement=config.force,
+        )
+        rows.insert(0, ("served model", f"{served.path}: see its README.md"))
+        found = served.verification
+    return rows, found
+
+
+def _verification_rows(found: Verification) -> Rows:
+    """Every output's error; of the layer maps the one that is furthest off."""
+    maps = [o for o in found.outputs if o.name.startswith("map:")]
+    shown = [o for o in found.outputs if o not in maps]
+    shown += sorted(maps, key=lambda o: -o.relative)[:1]
+    names = {f"{name}s": name for name in ("heatmap", "logit", "score", "range")}
+    names["classes"] = "class"
+    return [
+        ("compared", f"{found.images} images, network in float32, tolerance {found.tolerance:g}"),
+        *(
+            (
+                f"{names.get(o.name, o.name)} error",
+                f"{o.max_abs:.2g} max, {o.mean_abs:.2g} mean (values up to {o.scale:.3g})",
+            )
+            for o in shown
+        ),
+    ]
+
+
+@contextmanager
+def _rewrites_shown(wanted: bool) -> Iterator[None]:
+    log, handler = logging.getLogger("combicam.export.passes"), logging.StreamHandler()
+    before = log.level
+    if wanted:
+        log.setLevel(logging.INFO)
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)

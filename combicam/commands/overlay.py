@@ -1,0 +1,111 @@
+"""``combicam overlay``: a handful of photos, and pictures of why."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from combicam.commands.printing import print_table
+from combicam.engine.colormaps import DEFAULT_COLORMAP, colormap
+from combicam.engine.config import ComputeConfig
+from combicam.engine.explainer import Explainer
+from combicam.engine.geo.question import read_question
+from combicam.engine.making import make_explainer
+from combicam.engine.photo_pictures import FIGURE_FORMATS, PhotoPictures
+from combicam.errors import DecodeError
+from combicam.export.models import ModelConfig
+from combicam.export.spec import CamSpec
+
+
+@dataclass(frozen=True)
+class Config:
+    """Explain a handful of photos, and draw the heatmaps over them at their own resolution.
+
+    Args:
+        images: photos.
+        output: folder of the pictures.
+        model: which network.
+        cam: what to compute; an artifact brings its own.
+        compute: device, precision and backend.
+        explain: what is explained instead of the best classes, see ``combicam run --help``.
+        figure: also draw input, maps of some layers, and overlays side by side.
+        figure_format: ``png``, or ``pdf`` or ``svg`` for papers.
+        colormap: ``viridis``, ``cividis``, ``inferno``, ``jet``.
+        max_pixels: photos with more pixels in their header are refused.
+
+    Raises:
+        ValueError: an unknown colormap or format.
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    model: ModelConfig
+    cam: CamSpec = field(default_factory=CamSpec)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    explain: tuple[str, ...] = ()
+    figure: bool = False
+    figure_format: str = "png"
+    colormap: str = DEFAULT_COLORMAP
+    max_pixels: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        colormap(self.colormap)  # refuses an unknown one
+        if self.figure_format not in FIGURE_FORMATS:
+            raise ValueError(
+                f"overlay: expected figure_format in {FIGURE_FORMATS}, got {self.figure_format!r}"
+            )
+
+
+def main(config: Config) -> None:
+    """Draw; a photo that cannot be read is named, and does not stop the others."""
+    if not config.images:
+        raise ValueError("overlay: expected photos, got none; name some: combicam overlay a.jpg …")
+    explainer = _explainer(config)
+    if explainer.note:
+        print(explainer.note, file=sys.stderr)
+    pictures = PhotoPictures(
+        explainer,
+        read_question(config.explain, explainer),
+        config.colormap,
+        config.figure_format if config.figure else None,
+        config.max_pixels,
+    )
+    config.output.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    rows = [("photo", "explained, its probability, picture")]
+    for path, stem in zip(config.images, file_stems(config.images), strict=True):
+        try:
+            answers = pictures.draw(path, config.output / stem)
+        except (OSError, DecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            print(f"combicam: error: {path}: {reason}", file=sys.stderr)
+            failed += 1
+        else:
+            rows += [(path.name, answer) for answer in answers]
+    if len(rows) > 1:
+        print_table(rows)
+    if failed:
+        raise SystemExit(1)
+
+
+def _explainer(config: Config) -> Explainer:
+    cam = config.cam
+    if config.explain and not config.model.is_artifact:
+        cam = replace(cam, targets=len(config.explain))
+    return make_explainer(config.model, cam, config.compute, keep_layers=config.figure)
+
+
+def file_stems(paths: Sequence[Path]) -> list[str]:
+    """Names of pictures without endings; photos of one name in several folders get numbers."""
+    stems: list[str] = []
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}-{number}", number + 1
+        stems.append(stem)
+    return stems

@@ -1,0 +1,34 @@
+"""What commands print when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from combicam.engine.summary import RunSummary
+
+Rows = list[tuple[str, str]]
+
+
+def print_table(rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns, names and values."""
+    width = max(len(key) for key, _ in rows)
+    print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows), flush=True)
+
+
+def summary_rows(summary: RunSummary) -> Rows:
+    """What became of a run."""
+    failed = ", ".join(f"{n} {status}" for status, n in summary.failures.items())
+    rows = [
+        ("images", str(summary.images)),
+        ("failures", f"{sum(summary.failures.values())}" + (f" ({failed})" if failed else "")),
+        ("images/s", f"{summary.images_per_s:.1f}"),
+        ("slowest stage", summary.bottleneck or "nothing was left to do"),
+        ("run", str(summary.run)),
+    ]
+    if summary.accuracy is not None:
+        rows += summary.accuracy.lines()
+    if summary.overlays:
+        rows.append(("overlays", str(summary.overlays[0].parent)))
+    return rows

@@ -1,0 +1,75 @@
+"""``combicam report``: a run as one page that opens from disk."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from combicam.commands.printing import print_table
+from combicam.engine.colormaps import DEFAULT_COLORMAP
+from combicam.engine.location import LOCATION
+from combicam.engine.report.cards import Cards
+from combicam.engine.report.writing import write_report
+from combicam.engine.status import run_status
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write a run as one HTML page: photos under their heatmaps, places, counts, failures.
+
+    Args:
+        run: run directory; it may still go on.
+        output: the page; default: report.html in the run directory.
+        sample: how many images are shown at most.
+        where: which images, in a small part of SQL: "status = 'ok' and score > 0.5". Columns are
+            those of the run, and ``score`` and ``target`` of the first target.
+        sort: which come first, such as "score desc, id"; by default they are drawn at random.
+        watch: write it again every so many seconds, until the run ends; the open page follows.
+        colormap: of the heatmaps at first: viridis, cividis, inferno, jet.
+
+    Raises:
+        ValueError: a time that is none.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], LOCATION]
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    sample: int = 200
+    where: str | None = None
+    sort: str | None = None
+    watch: float | None = None
+    colormap: str = DEFAULT_COLORMAP
+
+    def __post_init__(self) -> None:
+        if self.watch is not None and not self.watch > 0:
+            raise ValueError(f"report: expected watch > 0 seconds, got {self.watch}")
+
+
+def main(config: Config) -> None:
+    """Write it, once or until the run ends."""
+    cards = Cards()
+    while True:
+        # Asked first: what is committed until the run ends is in the page.
+        status = run_status(config.run)
+        goes_on = config.watch is not None and status.state == "running"
+        if config.watch is not None and goes_on and not status.committed_shards:
+            time.sleep(config.watch)
+            continue
+        path = write_report(
+            config.run,
+            config.output,
+            sample=config.sample,
+            where=config.where,
+            sort=config.sort,
+            colormap=config.colormap,
+            live_s=config.watch if goes_on else None,
+            cards=cards,
+        )
+        size = path.stat().st_size / 1e6
+        print_table([("report", f"{path} ({size:.1f} MB)")])
+        if config.watch is None or not goes_on:
+            return
+        time.sleep(config.watch)

@@ -1,0 +1,48 @@
+"""``combicam status``: how far a run is."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from combicam.commands.printing import print_table
+from combicam.engine.location import LOCATION
+from combicam.engine.metrics import write_metrics
+from combicam.engine.status import run_status, status_lines
+
+
+@dataclass(frozen=True)
+class Config:
+    """How far a run is; also while it goes on.
+
+    Args:
+        run: run directory.
+        json: print JSON.
+        watch: print it again every so many seconds, until the run ends.
+        metrics: also write it as a text file for Prometheus, at every look.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], LOCATION]
+    json: bool = False
+    watch: float | None = None
+    metrics: Path | None = None
+
+
+def main(config: Config) -> None:
+    """Print it, once or until the run ends."""
+    while True:
+        status = run_status(config.run)
+        if config.json:
+            print(json.dumps(status.to_dict()), flush=True)
+        else:
+            print_table(status_lines(status))
+        if config.metrics is not None:
+            write_metrics(status, config.metrics)
+        if config.watch is None or status.state != "running":
+            return
+        time.sleep(config.watch)

@@ -1,0 +1,58 @@
+"""``make_lazy``: a package whose names are imported when they are first asked for.
+
+``combicam status`` and ``combicam --help`` answer without importing torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+_TABLE = "_lazy_names"
+
+
+class LazyPackage(ModuleType):
+    """A package with a table, name -> module, and with its own modules as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Import a name of the table, or a module of the package."""
+        table: Mapping[str, str] = self.__dict__[_TABLE]
+        if name in table:
+            value = getattr(importlib.import_module(table[name]), name)
+            self.__dict__[name] = value
+            return value
+        path = f"{self.__name__}.{name}"
+        if name.startswith("_") or importlib.util.find_spec(path) is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return importlib.import_module(path)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep what the table says: importing ``combicam.export.spec`` would else rebind ``export``
+        from the function to the package."""
+        if not (isinstance(value, ModuleType) and name in self.__dict__[_TABLE]):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """With the names that were not asked for yet."""
+        return sorted({*super().__dir__(), *self.__dict__[_TABLE]})
+
+
+def make_lazy(package: str, modules: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Let a package import its public names when they are first used.
+
+    Args:
+        package: its ``__name__``.
+        modules: module -> the public names that it defines.
+
+    Returns:
+        All names in order, for ``__all__``.
+    """
+    table = {name: module for module, names in modules.items() for name in names}
+    module = sys.modules[package]
+    module.__dict__[_TABLE] = table
+    module.__class__ = LazyPackage
+    return sorted(table)

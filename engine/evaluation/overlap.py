@@ -1,0 +1,45 @@
+"""Intersection over union of a map, cut at a threshold, with the evidence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """Of ``map >= threshold`` and the mask; NaN where both are empty.
+
+    Args:
+        maps: float [B,H,W].
+        masks: bool [B,H,W].
+        threshold: in the map's units.
+
+    Returns:
+        float32 [B].
+    """
+    inside = (maps >= threshold).flatten(1)
+    evidence = masks.flatten(1)
+    return (inside & evidence).sum(1) / (inside | evidence).sum(1)
+
+
+def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
+    """The largest IoU over all thresholds, each image its own; what a map could outline at best.
+
+    Args:
+        maps: float [B,H,W].
+        masks: bool [B,H,W].
+
+    Returns:
+        float32 [B]; NaN where the mask is empty.
+    """
+    values, order = maps.flatten(1).sort(dim=1, descending=True)
+    evidence = masks.flatten(1).gather(1, order)
+    hits = evidence.cumsum(1)  # [B,HW], inside of both when the first pixels are kept
+    kept = torch.arange(1, values.shape[1] + 1, device=maps.device)
+    total = hits[:, -1:]
+    found = hits / (kept + total - hits)
+    # A threshold keeps all pixels of one value, or none of them.
+    ends = torch.ones_like(evidence)
+    ends[:, :-1] = values[:, 1:] < values[:, :-1]
+    best = found.masked_fill(~ends, -1).amax(1)
+    return best.masked_fill(total[:, 0] == 0, torch.nan)

@@ -1,0 +1,55 @@
+"""What is read from perturbed images' logits: a probability, a density, a distance."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from combicam.engine.evaluation.removal import Quantity
+from combicam.engine.geo.distance import distance_km
+from combicam.export.classes import ClassTable
+
+DENSITY_KM = 25.0
+
+
+def probability(targets: Tensor) -> Quantity:
+    """Softmax probability of each image's class.
+
+    Args:
+        targets: int64 [B].
+    """
+
+    def read(logits: Tensor, owners: Tensor) -> Tensor:
+        return logits.softmax(-1).gather(1, targets[owners, None])[:, 0]
+
+    return read
+
+
+def place_quantities(
+    targets: Tensor, classes: ClassTable, radius_km: float = DENSITY_KM
+) -> dict[str, Quantity]:
+    """For classes that are places, two quantities that know which of them are neighbours.
+
+    ``density``: summed probability of the classes within ``radius_km`` of the image's class;
+    where cells are small, probability falls when it only moves next door. ``shift_km``: the
+    great-circle distance from the image's class to the class that is best now.
+
+    Args:
+        targets: int64 [B], the classes that the whole images are explained by.
+        classes: with places.
+        radius_km: of ``density``.
+    """
+    lat, lon = np.asarray(classes.latitudes), np.asarray(classes.longitudes)
+    chosen = targets.cpu().numpy()
+    apart = distance_km(lat[chosen, None], lon[chosen, None], lat, lon)  # [B,n]
+    distances = torch.from_numpy(apart).to(targets.device)
+    near = (distances <= radius_km).float()
+
+    def density(logits: Tensor, owners: Tensor) -> Tensor:
+        return (logits.softmax(-1) * near[owners]).sum(-1)
+
+    def shift(logits: Tensor, owners: Tensor) -> Tensor:
+        return distances[owners, logits.argmax(-1)].float()
+
+    return {"density": density, "shift_km": shift}

@@ -1,0 +1,162 @@
+"""What an evaluation found: a row per image, means with intervals, and a table for people."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from combicam.engine.atomic import commit, temporary_path, write_json
+from combicam.engine.evaluation.bootstrap import Interval, intervals
+from combicam.engine.evaluation.config import EvaluateConfig
+from combicam.engine.evaluation.judging import METRICS
+from combicam.engine.evaluation.randomisation import RandomisedStep
+from combicam.engine.explainer import Explainer
+from combicam.engine.row_status import OK
+from combicam.version import __version__
+
+EDGES = "edges"
+_LEADING = ("id", "uri", "status", "error", "target", "mask", "probability")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`~combicam.evaluate` found.
+
+    Attributes:
+        rows: path of evaluation.parquet, a row per image.
+        record: path of evaluation.json.
+        summary: what is in it: settings, images, and per map its means and those of the controls.
+    """
+
+    rows: Path
+    record: Path
+    summary: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        """The tables that the command prints."""
+        lines = []
+        for name, metrics in self.summary["maps"].items():
+            cells: list[tuple[str, ...]] = [(name, "map", "random places", "edges")]
+            for metric, found in metrics.items():
+                arrow = "↑" if METRICS[metric] else "↓"
+                kinds = (found["map"], found["random"], found["edges"])
+                cells.append((f"{metric} {arrow}", *map(_words, kinds)))
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            for row in cells:
+                words = (word.ljust(width) for word, width in zip(row, widths, strict=True))
+                lines.append(("  " + "  ".join(words)).rstrip())
+            lines.append("")
+        for step in self.summary["randomisation"]:
+            lines.append(
+                f"  {step['layers']} layers forgotten, down to {step['layer']}: rank correlation "
+                f"{step['correlation']:.2f}"
+            )
+        return lines
+
+
+def write_results(
+    config: EvaluateConfig,
+    output: Path,
+    rows: list[dict[str, Any]],
+    names: Sequence[str],
+    explainer: Explainer,
+    randomised: Sequence[RandomisedStep],
+    seconds: float,
+) -> Evaluation:
+    """Write both files into ``output``, each complete or not at all.
+
+    Args:
+        config: what was asked.
+        output: folder, made when it is missing.
+        rows: of all images.
+        names: of the maps.
+        explainer: of the network.
+        randomised: of the sanity check.
+        seconds: that all of it took.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "evaluation.parquet"
+    columns = [name for name in _LEADING if any(name in row for row in rows)]
+    columns += [key for row in rows for key in row if key not in columns]
+    columns = list(dict.fromkeys(columns))
+    table = pa.table({name: [row.get(name) for row in rows] for name in columns})
+    pq.write_table(table, temporary_path(path), compression="zstd")
+    commit(path)
+    measured = [row for row in rows if row["status"] == OK]
+    failures = Counter(row["status"] for row in rows if row["status"] != OK)
+    asked = ("input", "methods", "layers", "normalize", "score", "fuse", "seed")
+    settings = {name: getattr(config, name) for name in asked} | {"metrics": asdict(config.metrics)}
+    summary = {
+        "combicam": __version__,
+        "model": explainer.description.model,
+        "weights": explainer.description.weights,
+        "settings": settings,
+        "images": len(measured),
+        "failures": dict(sorted(failures.items())),
+        "with_mask": sum(bool(row.get("mask")) for row in measured),
+        "flat": {name: sum(bool(row[f"{name}_flat"]) for row in measured) for name in names},
+        "seconds": round(seconds, 3),
+        "images_per_s": round(len(measured) / seconds, 3),
+        "maps": _maps(measured, names) if measured else {},
+        "randomisation": [_step(step) for step in randomised],
+    }
+    record = output / "evaluation.json"
+    write_json(record, summary)
+    return Evaluation(path, record, summary)
+
+
+def _maps(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Map -> metric -> means of map and controls, and paired differences to what stands beside."""
+    keys = [(name, m) for name in names for m in METRICS if f"{name}_{m}" in rows[0]]
+    columns, places = [], []
+    for name, metric in keys:
+        own = _column(rows, f"{name}_{metric}")
+        others = {"random": f"{name}_random_{metric}", "edges": f"{EDGES}_{metric}"}
+        if name != names[0]:
+            others[names[0]] = f"{names[0]}_{metric}"
+        columns.append(own)
+        places.append((name, metric, "map"))
+        for kind, column in others.items():
+            other = _column(rows, column)
+            columns += [other, own - other]
+            places += [(name, metric, kind), (name, metric, f"minus_{kind}")]
+    found: dict[str, Any] = {}
+    for (name, metric, kind), interval in zip(places, intervals(np.stack(columns, 1)), strict=True):
+        found.setdefault(name, {}).setdefault(metric, {})[kind] = _plain(interval)
+    return found
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([row[name] for row in rows], np.float64)
+
+
+def _plain(interval: Interval) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {k: None if math.isnan(v) else v for k, v in asdict(interval).items()}
+
+
+def _step(step: RandomisedStep) -> dict[str, Any]:
+    values = step.correlations.cpu().numpy()
+    known = values[~np.isnan(values)]
+    return {
+        "layer": step.layer,
+        "layers": step.layers,
+        "correlation": float(known.mean()) if len(known) else None,
+        "images": len(known),
+    }
+
+
+def _words(found: dict[str, Any]) -> str:
+    if found["mean"] is None:
+        return "–"
+    digits = 0 if abs(found["mean"]) >= 100 else 3
+    mean, low, high = (f"{found[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low}–{high})"

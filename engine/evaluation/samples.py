@@ -1,0 +1,116 @@
+"""Which images are evaluated: a draw of a run's rows, or of photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import tee
+
+import numpy as np
+from numpy.typing import NDArray
+
+from combicam.engine.entry import Entry
+from combicam.engine.loading import Loaded, load_in_order
+from combicam.engine.manifest import Manifest
+from combicam.engine.reading import OpenRun
+from combicam.engine.sources import list_inputs
+from combicam.errors import RunError
+from combicam.export.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image to evaluate.
+
+    Attributes:
+        entry: where it lies.
+        target: the class that the run explained; None to take the best one.
+        heatmap: float32 [H,W] that the run stored.
+    """
+
+    entry: Entry
+    target: int | None = None
+    heatmap: NDArray[np.float32] | None = None
+
+
+def input_samples(source: str, images: int | None, seed: int) -> list[Sample]:
+    """Photos, in their order.
+
+    Args:
+        source: what ``list_inputs`` takes.
+        images: how many are drawn; None for all.
+        seed: of the draw.
+
+    Raises:
+        ValueError: no such source, or nothing in it.
+    """
+    entries = list(list_inputs(source))
+    if not entries:
+        raise ValueError(f"evaluate: expected photos or a run directory, got none in {source}")
+    return [Sample(entries[i]) for i in _drawn(len(entries), images, seed)]
+
+
+def count_run_samples(run: OpenRun, images: int | None) -> int:
+    """How many :func:`run_samples` gives.
+
+    Raises:
+        RunError: no row of the run was explained.
+    """
+    explained = sum(status == "ok" for status in _statuses(run))
+    if not explained:
+        raise RunError(f"evaluate: expected explained rows in {run.path}, got none")
+    return min(explained, images or explained)
+
+
+def run_samples(run: OpenRun, images: int | None, seed: int) -> Iterator[Sample]:
+    """Explained rows of a run with their stored heatmaps of the first target, in their order.
+
+    Args:
+        run: with committed shards.
+        images: how many are drawn; None for all.
+        seed: of the draw.
+    """
+    rows = np.flatnonzero([status == "ok" for status in _statuses(run)])
+    wanted = rows[_drawn(len(rows), images, seed)]
+    start = 0
+    with Manifest(run.path / "manifest.parquet") as manifest:
+        for index in run.shards:
+            size = manifest.shard_images(index)
+            here = wanted[(wanted >= start) & (wanted < start + size)] - start
+            start += size
+            if not len(here):
+                continue
+            shard, entries = run.shard(index), manifest.shard(index)
+            for row in map(int, here):
+                target = int(shard.targets[row, 0])
+                yield Sample(entries[row], target, shard.heatmap(row)[0])
+
+
+def _statuses(run: OpenRun) -> list[str]:
+    statuses: list[str] = run.table(["status"]).column("status").to_pylist()
+    return statuses
+
+
+def _drawn(count: int, images: int | None, seed: int) -> NDArray[np.int64]:
+    if images is None or images >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, images, replace=False))
+
+
+def loaded_samples(
+    samples: Iterable[Sample], pool: Executor, window: int, preprocess: Preprocess, max_pixels: int
+) -> Iterator[tuple[Sample, Loaded]]:
+    """Samples with their pixels, in order, read and decoded ahead.
+
+    Args:
+        samples: what is read.
+        pool: of threads.
+        window: how far ahead.
+        preprocess: of the network.
+        max_pixels: see ``load``.
+    """
+    ahead, behind = tee(samples)
+    entries = (sample.entry for sample in ahead)
+    loaded = load_in_order(entries, pool, window, preprocess, max_pixels)
+    return zip(behind, loaded, strict=True)

@@ -1,0 +1,1 @@
+"""What places mean: targets, distances, densities, accuracy, files of places."""

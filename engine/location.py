@@ -1,0 +1,134 @@
+"""Where runs and photos lie: paths of this machine's file systems, or of object stores."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+from tyro.constructors import PrimitiveConstructorSpec
+
+from combicam.errors import MissingExtra
+
+SCHEMES = ("s3", "gs")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+# What the stores' clients raise beside OSError, when a store is away or refuses.
+_CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests"})
+
+
+def location(name: str | os.PathLike[str]) -> Path:
+    """A path for its name; ``s3://bucket/key`` and ``gs://bucket/key`` are paths of a store.
+
+    What a store's path has in common with :class:`pathlib.Path` is what may be used of it:
+    ``/``, ``name``, ``parent``, ``exists``, ``open``, ``read_bytes``, ``glob``, ``unlink``, …
+    It is a ``universal_pathlib.UPath``, which finds credentials and endpoints where its client
+    does (``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, …).
+
+    Args:
+        name: of a file or folder; paths come back as they are.
+
+    Raises:
+        ValueError: a store that is not supported.
+        MissingExtra: its client is not installed.
+    """
+    match = _SCHEME.match(str(name))
+    if match is not None and isinstance(name, Path):
+        raise ValueError(
+            f"location: expected the name of a store as text, got Path({str(name)!r}), of which "
+            "pathlib has made another; leave out Path()"
+        )
+    if match is None or not isinstance(name, str):
+        return Path(name) if isinstance(name, str) else cast(Path, name)
+    scheme = match[1].lower()
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"location: expected a path, or one of {', '.join(f'{s}://' for s in SCHEMES)}, "
+            f"got {name}; mount it, or copy it"
+        )
+    try:
+        from upath import UPath
+
+        # A listing that is remembered does not show what other machines have committed since.
+        return cast(Path, UPath(name.rstrip("/"), use_listings_cache=False))
+    except ImportError as error:
+        raise MissingExtra(
+            f"location: expected the client of {scheme}:// to be installed, got {error}; run: "
+            f"pip install 'combicam[{scheme}]'"
+        ) from error
+
+
+# For arguments of commands: the text that names a store does not survive Path().
+LOCATION = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="PATH",
+    instance_from_str=lambda words: location(words[0]),
+    is_instance=lambda value: not isinstance(value, str),
+    str_from_instance=lambda value: [str(value)],
+)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is one of an object store."""
+    return not isinstance(path, Path)
+
+
+def names_store(name: object) -> bool:
+    """Whether a text names a place in an object store."""
+    return isinstance(name, str) and _SCHEME.match(name) is not None
+
+
+def is_client_error(error: BaseException) -> bool:
+    """Whether an error comes from a store's client and not from us."""
+    return type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+def open_parquet(path: Path) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``; of an object, what is asked for is fetched.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    store: Any = path
+    if is_remote(path):
+        return pq.ParquetFile(store.path, filesystem=store.fs)
+    return pq.ParquetFile(path)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """A Parquet file's ``pyarrow.Table``, or some columns of it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with open_parquet(path) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def read_texts(paths: Sequence[Path]) -> list[str]:
+    """Small files, of a store many at once; all lie in the same.
+
+    Raises:
+        FileNotFoundError: one of them does not exist.
+    """
+    if not paths or not is_remote(paths[0]):
+        return [path.read_text(encoding="utf-8") for path in paths]
+    stores: Sequence[Any] = paths
+    names = [store.path for store in stores]
+    found = stores[0].fs.cat(names)
+    # `cat` of one name is its bytes, of several a dictionary.
+    contents = found if isinstance(found, dict) else {names[0]: found}
+    return [contents[name].decode() for name in names]
+
+
+def read_range(path: Path, start: int | None = None, stop: int | None = None) -> bytes:
+    """Bytes of an object in a store, or some of them.
+
+    Raises:
+        FileNotFoundError, PermissionError: there is none, or it is not ours to read.
+    """
+    store: Any = path
+    data: bytes = store.fs.cat_file(store.path, start=start, end=stop)
+    return data

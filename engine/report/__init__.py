@@ -1,0 +1,1 @@
+"""``combicam report``: a run as one page that opens from disk."""

@@ -1,0 +1,164 @@
+"""``Cards``: the rows that a report shows, with photo, maps and all that is known of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from combicam.engine.entry import Entry
+from combicam.engine.manifest import Manifest
+from combicam.engine.reading import OpenRun
+from combicam.engine.report.packing import pack_maps
+from combicam.engine.report.pictures import RunFacts, picture, seen_box
+from combicam.engine.row_status import OK
+
+_DIGITS = 6
+# Shown by name; columns beside these that hold one value are listed as they are.
+_KNOWN = frozenset(
+    {
+        "id",
+        "uri",
+        "status",
+        "error",
+        "width",
+        "height",
+        "targets",
+        "scores",
+        "heatmap",
+        "heatmap_height",
+        "heatmap_width",
+        "layer_maps",
+        "layer_highs",
+        "layer_sizes",
+        "low",
+        "high",
+        "flat",
+        "places",
+        "class_name",
+        "lat",
+        "lon",
+        "true_lat",
+        "true_lon",
+        "error_km",
+    }
+)
+
+
+class Cards:
+    """Makes cards, and remembers those it has made: a report of a run that goes on is cheap."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def of(self, run: OpenRun, facts: RunFacts, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Cards of rows, in their order; JSON-ready. Of other rows no map is read.
+
+        Args:
+            run: whose.
+            facts: of the run.
+            rows: places in the committed rows.
+        """
+        groups = _by_group(run, rows)
+        with Manifest(run.path / "manifest.parquet") as manifest:
+            shards = {shard: manifest.shard(shard) for shard in {g.shard for g in groups}}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = pool.map(lambda group: self._group(run, facts, group, shards), groups)
+            cards = {row: card for found in done for row, card in found.items()}
+        self._made = {(row, card["status"]): card for row, card in cards.items()}
+        return [cards[int(row)] for row in rows]
+
+    def _group(
+        self, run: OpenRun, facts: RunFacts, group: _Group, shards: Mapping[int, list[Entry]]
+    ) -> dict[int, dict[str, Any]]:
+        statuses = group.read(["status"]).column("status").to_pylist()
+        known = {
+            row: self._made.get((row, status))
+            for row, status in zip(group.rows, statuses, strict=True)
+        }
+        if all(card is not None for card in known.values()):
+            return {row: card for row, card in known.items() if card is not None}
+        values = group.read(None).to_pylist()
+        cards = {}
+        for row, local, found in zip(group.rows, group.places, values, strict=True):
+            entry = shards[group.shard][local]
+            cards[row] = known[row] or _card(found, entry, run, facts)
+        return cards
+
+
+class _Group:
+    """Wanted rows of one row group of a shard.
+
+    ``rows`` are places in the run, ``places`` in the shard, ``taken`` in the row group.
+    """
+
+    def __init__(self, fragment: Any, shard: int, rows: list[int], first: int, start: int) -> None:
+        self._fragment = fragment
+        self.shard = shard
+        self.rows = rows
+        self.places = [row - first for row in rows]
+        self._taken = [row - first - start for row in rows]
+
+    def read(self, columns: list[str] | None) -> Any:
+        """``pyarrow.Table`` of the rows."""
+        return self._fragment.to_table(columns=columns).take(self._taken)
+
+
+def _by_group(run: OpenRun, rows: NDArray[np.int64]) -> list[_Group]:
+    """Where wanted rows lie, by the footers of the shards."""
+    wanted = np.sort(rows)
+    groups, first = [], 0
+    for shard, fragment in zip(run.shards, run.dataset.get_fragments(), strict=True):
+        start = first
+        for group in fragment.row_groups:
+            inside = wanted[(wanted >= start) & (wanted < start + group.num_rows)]
+            if len(inside):
+                part = fragment.subset(row_group_ids=[group.id])
+                groups.append(_Group(part, shard, inside.tolist(), first, start - first))
+            start += group.num_rows
+        first = start
+    return groups
+
+
+def _card(row: Mapping[str, Any], entry: Entry, run: OpenRun, facts: RunFacts) -> dict[str, Any]:
+    card: dict[str, Any] = {
+        "id": row["id"],
+        "status": row["status"],
+        "error": row["error"],
+        "size": [row["width"], row["height"]],
+        "more": {
+            name: _plain(value)
+            for name, value in row.items()
+            if name not in _KNOWN and isinstance(value, (str, int, float)) and value is not None
+        },
+    }
+    for name in ("class_name", "lat", "lon", "true_lat", "true_lon", "error_km"):
+        if row.get(name) is not None:
+            card[name] = row[name]  # in full: the page finds the place by it
+    if row["status"] != OK:
+        return card
+    photo = (row["width"], row["height"])
+    card |= {
+        "targets": row["targets"],
+        "scores": [_plain(score) for score in row["scores"]],
+        "ranges": [[_plain(a), _plain(b)] for a, b in zip(row["low"], row["high"], strict=True)],
+        "flat": row["flat"],
+        "box": seen_box(photo, facts.preprocess),
+        "maps": pack_maps(row, run.maps),
+    }
+    if row.get("places"):
+        card["places"] = [
+            {key: _plain(value) for key, value in place.items()} for place in row["places"]
+        ]
+    return card | picture(entry, photo, facts.max_pixels)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: numbers with the digits that mean something, None for what is not finite."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None

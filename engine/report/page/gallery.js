@@ -1,0 +1,182 @@
+// The bar of filters and looks, and the cards.
+
+const field = (label, control, kind) => el('label', { class: `field ${kind || ''}` },
+  typeof label === 'string' ? el('span', { text: label }) : label, control);
+
+function select(name, label, options) {
+  const control = el('select', { name, onchange: (event) => change({ [name]: event.target.value }) },
+    ...options.map(([value, text]) => el('option', { value, text })));
+  return field(label, control);
+}
+
+function bounds(label, low, high, unit) {
+  const box = (name, hint) => el('input', { type: 'number', name, min: 0, placeholder: hint,
+    'aria-label': `${label} ${hint}`, oninput: (event) => change({ [name]: event.target.value }) });
+  return el('div', { class: 'field' }, el('span', { text: `${label}, ${unit}` }),
+    el('div', { class: 'pair' }, box(low, 'from'), box(high, 'to')));
+}
+
+function segments(name, label, options) {
+  return el('div', { class: 'field' }, el('span', { text: label }),
+    el('div', { class: 'segments', role: 'group', 'aria-label': label }, ...options.map(([value, text, title]) =>
+      el('button', { type: 'button', 'data-name': name, 'data-value': value, text, title,
+        onclick: () => change({ [name]: value }) }))));
+}
+
+const layerControls = () => (!LAYERS.length ? [] : [
+  segments('mode', 'Layers', [['all', 'Fused', 'the heatmap that the run stored'],
+    ['upto', 'Up to', 'all layers up to this one, fused'], ['only', 'Only', 'this layer alone']]),
+  field(el('span', { class: 'layername' }), el('input', { type: 'range', name: 'layer', min: 0, max: LAYERS.length - 1, 'aria-label': 'layer',
+    oninput: (event) => change({ layer: event.target.value, mode: state.mode === 'all' ? 'upto' : state.mode }) }), 'wide layer'),
+]);
+
+const lookControls = () => [
+  ...layerControls(),
+  SPEC.targets > 1 ? select('k', 'Target', Array.from({ length: SPEC.targets }, (_, k) => [String(k), `${k + 1} of ${SPEC.targets}`])) : null,
+  field('Opacity', el('input', { type: 'range', name: 'opacity', min: 0, max: 100,
+    oninput: (event) => change({ opacity: event.target.value }) }), 'wide'),
+  select('colormap', 'Colours', Object.keys(HEX).map((name) => [name, name])),
+  segments('glow', 'Cold places', [['1', 'clear', 'where the map is low the photo shows'], ['0', 'covered', 'one opacity everywhere']]),
+  el('div', { class: 'field scale' }, el('span', { text: 'low to high' }), el('canvas', { width: 256, height: 1, 'aria-label': 'colour scale' })),
+].filter(Boolean);
+
+function filterControls() {
+  const cards = DATA.cards, classes = [...new Set(cards.map(answer).filter(Boolean))].sort();
+  const statuses = [...new Set(cards.map((card) => card.status))].sort();
+  const hasErrors = cards.some((card) => card.error_km !== undefined);
+  const orders = Object.entries(ORDERS).filter(([name]) => hasErrors || !name.startsWith('error'));
+  return [
+    field('Search', el('input', { type: 'search', name: 'q', placeholder: 'name, class, error', autocomplete: 'off',
+      oninput: (event) => change({ q: event.target.value }) })),
+    classes.length > 1 ? select('klass', 'Class', [['', `all ${classes.length}`], ...classes.map((c) => [c, c])]) : null,
+    statuses.length > 1 ? select('status', 'Status', [['', 'all'], ...statuses.map((s) => [s, words(s)])]) : null,
+    bounds('Score', 'low', 'high', '%'),
+    hasErrors ? bounds('Error', 'near', 'far', 'km') : null,
+    select('sort', 'Order', orders.map(([name, [text]]) => [name, text])),
+  ].filter(Boolean);
+}
+
+function drawBar() {
+  $('bar').append(
+    el('div', { class: 'controls' }, ...filterControls()),
+    el('div', { class: 'controls look' }, ...lookControls()),
+    el('div', { class: 'count' }, el('span', { id: 'count' }),
+      el('button', { type: 'button', id: 'reset', text: 'clear filters',
+        onclick: () => change(Object.fromEntries(FILTERS.map((name) => [name, NEUTRAL[name]]))) }),
+      el('button', { type: 'button', class: 'keys', text: 'keys ?', onclick: () => showHelp() })));
+}
+
+// Controls show the state, wherever they are (the bar, the open picture).
+function syncControls() {
+  for (const control of document.querySelectorAll('select[name], input[name]')) {
+    if (control.name in state && control.value !== state[control.name]) control.value = state[control.name];
+  }
+  for (const button of document.querySelectorAll('[data-name]')) {
+    button.setAttribute('aria-pressed', String(state[button.dataset.name] === button.dataset.value));
+  }
+  document.documentElement.style.setProperty('--opacity', whole(state.opacity, 100) / 100);
+  const table = colours(state.colormap);
+  for (const scale of document.querySelectorAll('.scale canvas')) {
+    paint(scale, { H: 1, W: 256, values: Float32Array.from({ length: 256 }, (_, i) => i / 255) }, table, false);
+  }
+  const { layer, mode } = look();
+  for (const name of document.querySelectorAll('.layername')) {
+    name.textContent = mode === 'all' ? 'shallow to deep' : `${LAYERS[layer]}, ${layer + 1} of ${LAYERS.length}`;
+  }
+}
+
+// A photo and its map on the part that the network saw.
+function picture(card) {
+  const [width, height] = card.size, canvas = el('canvas', { 'aria-hidden': 'true' });
+  const [left, top, w, h] = card.box;
+  const whole = w > 0.999 && h > 0.999;
+  const seen = el('div', { class: whole ? 'seen' : 'seen part', '--left': left, '--top': top, '--width': w, '--height': h }, canvas);
+  return { canvas, node: el('div', { class: 'photo', '--aspect': width / height },
+    card.photo ? el('img', { src: card.photo, alt: card.id, draggable: 'false' })
+      : el('div', { class: 'gone', text: card.gone }), seen) };
+}
+
+async function drawMap(canvas, card) {
+  const key = JSON.stringify([look(), state.colormap, state.glow]);
+  if (canvas.wanted === key) return;
+  canvas.wanted = key;
+  const found = await heat(card, look());
+  if (canvas.wanted === key) paint(canvas, found, colours(state.colormap), state.glow === '1');
+}
+
+const tiles = new Map(); // card -> {node, canvas}
+const near = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    entry.target.near = entry.isIntersecting;
+    if (entry.isIntersecting) drawTile(entry.target.card);
+  }
+}, { rootMargin: '300px' });
+
+function drawTile(card) {
+  const { canvas } = tiles.get(card);
+  if (canvas) drawMap(canvas, card);
+}
+
+function caption(card) {
+  if (card.status !== 'ok') return [el('div', { class: 'row1' }, el('b', { text: words(card.status) }))];
+  const where = card.error_km !== undefined ? `${kilometres(card.error_km)} off`
+    : card.lat !== undefined ? position(card.lat, card.lon) : '';
+  const sure = card.places?.length ? card.places[0].probability : card.scores[0];
+  const asked = FACTS.asked.length && FACTS.asked[0] !== 'top'
+    ? `${targetName(card.targets[0], 0)}: ${percent(card.scores[0])}` : '';
+  return [
+    el('div', { class: 'row1' }, el('b', { text: answer(card), title: answer(card) }), el('span', { text: percent(sure) })),
+    el('div', { class: 'track', '--part': sure || 0 }),
+    asked ? el('div', { class: 'row2', text: asked, title: asked }) : null,
+    where ? el('div', { class: 'row2', text: where }) : null,
+  ];
+}
+
+function cardNode(card) {
+  const drawn = card.box ? picture(card) : null;
+  const node = el('button', { type: 'button', class: `card ${card.status === 'ok' ? '' : 'failed'}`, tabindex: '-1',
+    onclick: () => openCard(card), onkeydown: moveFocus },
+    el('div', { class: 'frame' }, drawn ? drawn.node : el('div', { class: 'gone', text: card.error || words(card.status) })),
+    el('div', { class: 'text' }, ...caption(card),
+      el('div', { class: 'row3', text: card.id, title: card.id }),
+      card.gone && card.photo ? el('div', { class: 'row2 warn', text: 'photo changed' }) : null));
+  node.card = card;
+  return { node, canvas: drawn ? drawn.canvas : null };
+}
+
+let shown = [];
+function drawGrid() {
+  const before = shown;
+  shown = shownCards();
+  for (const card of DATA.cards) {
+    if (!tiles.has(card)) {
+      tiles.set(card, cardNode(card));
+      near.observe(tiles.get(card).node);
+    }
+  }
+  if (shown.length !== before.length || shown.some((card, i) => card !== before[i])) {
+    $('grid').replaceChildren(...shown.map((card) => tiles.get(card).node));
+  }
+  shown.forEach((card, i) => { tiles.get(card).node.tabIndex = i ? -1 : 0; });
+  $('empty').hidden = shown.length > 0;
+  const all = DATA.cards.length, of = FACTS.matching > all ? `, drawn from ${number(FACTS.matching)} rows` : '';
+  const place = state.place === '' ? '' : ` at ${FACTS.places?.points[Number(state.place)]?.[3] || 'one place'}`;
+  $('count').textContent = `${number(shown.length)} of ${number(all)} images${place}${of}`;
+  $('reset').hidden = FILTERS.every((name) => state[name] === NEUTRAL[name]);
+}
+
+function redraw() {
+  for (const { node } of tiles.values()) if (node.near && node.isConnected) drawTile(node.card);
+}
+
+// Arrows move among cards as they lie on the screen.
+function moveFocus(event) {
+  const index = shown.indexOf(event.currentTarget.card);
+  const columns = Math.max(1, getComputedStyle($('grid')).gridTemplateColumns.split(' ').length);
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns,
+    Home: -index, End: shown.length - 1 - index }[event.key];
+  if (step === undefined) return;
+  event.preventDefault();
+  const next = shown[Math.min(shown.length - 1, Math.max(0, index + step))];
+  tiles.get(next).node.focus();
+}

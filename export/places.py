@@ -1,0 +1,81 @@
+"""Places on Earth as arrays: are they on it, how far apart are they, which is the nearest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+EARTH_RADIUS_KM = 6371.0088  # mean radius of WGS 84
+_CHUNK = 256  # places whose cosines to all others are held at once
+
+
+def check_places(latitudes: Any, longitudes: Any, operation: str) -> None:
+    """Make sure that places, [n] in degrees, are on Earth.
+
+    Raises:
+        ValueError: one is not; of several, its number is named.
+    """
+    lat, lon = np.asarray(latitudes, np.float64), np.asarray(longitudes, np.float64)
+    if lat.shape != lon.shape:
+        raise ValueError(
+            f"{operation}: expected as many latitudes as longitudes, got {lat.shape} and "
+            f"{lon.shape}"
+        )
+    good = (np.abs(lat) <= 90) & (np.abs(lon) <= 180)
+    if not good.all():
+        i = int(np.flatnonzero(~good)[0])
+        raise ValueError(
+            f"{operation}: expected latitude in [-90, 90] and longitude in [-180, 180], got "
+            f"({lat[i]}, {lon[i]})" + (f" for number {i}" if len(lat) > 1 else "")
+        )
+
+
+def square_chords(
+    latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
+) -> NDArray[np.float64]:
+    """Squares of straight distances through a unit sphere, [m,n]; precise for small ones, too.
+
+    Args:
+        latitudes, longitudes: [m], degrees.
+        to_latitudes, to_longitudes: [n], degrees.
+    """
+    here, there = _unit(latitudes, longitudes), _unit(to_latitudes, to_longitudes)
+    squares = np.zeros((len(here), len(there)))
+    for axis in range(3):
+        squares += (here[:, None, axis] - there[None, :, axis]) ** 2
+    return squares
+
+
+def square_chord(km: float) -> float:
+    """What :func:`square_chords` gives for a great-circle distance."""
+    angle = km / EARTH_RADIUS_KM
+    return float("inf") if angle >= np.pi else float((2 * np.sin(angle / 2)) ** 2)
+
+
+def angles(
+    latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
+) -> NDArray[np.float64]:
+    """Great-circle distances of n places from n others, radians."""
+    here, there = _unit(latitudes, longitudes), _unit(to_latitudes, to_longitudes)
+    half_chord = np.sqrt(((here - there) ** 2).sum(-1)) / 2
+    return np.asarray(2 * np.arcsin(half_chord.clip(max=1.0)))
+
+
+def nearest(
+    latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
+) -> NDArray[np.int64]:
+    """For each of m places, which of n others is the nearest: int64 [m].
+
+    Of two whose distances differ by less than some centimetres it may be either.
+    """
+    here, there = _unit(latitudes, longitudes), _unit(to_latitudes, to_longitudes).T
+    parts = [(here[i : i + _CHUNK] @ there).argmax(1) for i in range(0, len(here), _CHUNK)]
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _unit(latitudes: Any, longitudes: Any) -> NDArray[np.float64]:
+    """Points of the unit sphere, [m,3]."""
+    lat, lon = np.radians(latitudes), np.radians(longitudes)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)

@@ -1,0 +1,281 @@
+"""The page in a real browser: what people see, click and type."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from combicam.engine.colormaps import colormap
+from combicam.engine.reading import open_run
+from combicam.engine.report.writing import write_report
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+TRAP = "<img src=x onerror=window.hacked=1>.jpg"
+
+# The pixels of a card's map, and how they are waited for.
+PIXELS = """(canvas) => canvas.width === 300 ? null :
+  [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def path(layers_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(layers_run, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture
+def opened(browser: Any, path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens the page; at the end nothing was asked of a network, and nothing went wrong."""
+    contexts: list[Any] = []
+    troubles: list[str] = []
+    asked: list[str] = []
+
+    def open_page(address: str = "", **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        # These tests themselves read canvases back.
+        page.on("console", lambda m: "Canvas2D:" in m.text or troubles.append(m.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri() + address)
+        page.wait_for_selector("#page:not([hidden])")
+        page.troubles = troubles
+        return page
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            assert page.evaluate("window.hacked") is None
+        context.close()
+    assert troubles == []
+    assert {url.split("#")[0] for url in asked if not url.startswith("data:")} == {path.as_uri()}
+
+
+def names(page: Any) -> list[str]:
+    found: list[str] = page.locator(".card .row3").all_text_contents()
+    return found
+
+
+def pixels(page: Any, index: int = 0) -> np.ndarray[Any, Any]:
+    """[n,4] of a card's map, as soon as it is drawn."""
+    canvas = page.locator(".card canvas").nth(index)
+    canvas.scroll_into_view_if_needed()
+    handle = canvas.element_handle()
+    page.wait_for_function("(canvas) => canvas.width !== 300", arg=handle)
+    page.wait_for_timeout(60)
+    return np.reshape(page.evaluate(PIXELS, handle), (-1, 4)).astype(np.int16)
+
+
+def test_filters_and_order(opened: Callable[..., Any], layers_run: Path) -> None:
+    page = opened()
+    assert page.locator(".card").count() == 13 and "13 of 13" in page.inner_text("#count")
+    page.fill("input[name=q]", "P03")
+    assert names(page) == ["p03.jpg"]
+    page.fill("input[name=q]", "onerror")
+    assert names(page) == [TRAP]
+    page.click("#reset")
+    page.select_option("select[name=status]", "decode_error")
+    assert names(page) == ["broken.jpg"] and "decode:" in page.inner_text(".card.failed .gone")
+    page.click("#reset")
+    page.select_option("select[name=sort]", "score_up")
+    table = open_run(layers_run).table(["id", "scores", "class_name"]).to_pylist()
+    scores = {row["id"]: row["scores"][0] for row in table if row["scores"]}
+    found = names(page)
+    assert [scores[name] for name in found[:-1]] == sorted(scores.values())
+    assert found[-1] == "broken.jpg"
+    middle = 100 * sorted(scores.values())[6]
+    page.fill("input[name=low]", f"{middle - 1e-4:.6f}")
+    assert set(names(page)) == {name for name, s in scores.items() if 100 * s > middle - 1e-4}
+    page.click("#reset")
+    wanted = next(row["class_name"] for row in table if row["class_name"])
+    page.select_option("select[name=klass]", wanted)
+    assert set(names(page)) == {row["id"] for row in table if row["class_name"] == wanted}
+    page.fill("input[name=q]", "nothing has this name")
+    assert page.is_visible("#empty")
+    # The choice is in the address.
+    page.reload()
+    page.wait_for_selector("#empty")
+    assert page.input_value("input[name=q]") == "nothing has this name"
+
+
+def test_what_is_drawn_are_the_maps_of_the_run(
+    opened: Callable[..., Any], layers_run: Path
+) -> None:
+    page = opened()
+    stored = pixels(page)
+    page.click("[data-name=glow][data-value='0']")
+    page.keyboard.press("Escape")
+    card = names(page).index("p00.jpg")
+    shown = [i for i, name in enumerate(names(page)) if name != "broken.jpg"].index(card)
+    assert (pixels(page, shown)[:, 3] == 255).all()
+    assert not np.array_equal(stored, pixels(page))
+    shard, row = open_run(layers_run).find("p00.jpg")
+    maps = list(shard.layer_maps(row).values())
+    canvas = page.locator(".card canvas").nth(shown)
+    size = tuple(canvas.evaluate("(canvas) => [canvas.height, canvas.width]"))
+    assert max(size) == 128
+
+    def expected(values: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        full = [
+            interpolate(torch.from_numpy(m)[None, :1], size, mode="bilinear", align_corners=True)
+            for m in values
+        ]
+        total = torch.stack(full).sum(0).flatten().numpy()
+        unit = (total - total.min()) / max(total.max() - total.min(), 1e-30)
+        return colormap("viridis", 256)[np.rint(unit * 255).astype(int)]
+
+    def difference(values: list[np.ndarray[Any, Any]]) -> float:
+        return float(np.abs(pixels(page, shown)[:, :3] - expected(values)).mean())
+
+    fused = pixels(page, shown)
+    page.locator("input[name=layer]").first.fill("2")  # moves to "up to"
+    assert difference(maps) < 2.5
+    assert np.abs(pixels(page, shown)[:, :3] - fused[:, :3]).mean() < 3
+    page.locator("input[name=layer]").first.fill("1")
+    assert difference(maps[:2]) < 2.5 < difference(maps[:1])
+    assert "3, 2 of 3" in page.locator(".layername").first.inner_text()
+    page.click("[data-name=mode][data-value=only]")
+    assert difference(maps[1:2]) < 2.5
+    page.select_option("select[name=k]", "1")
+    second = [m[1:] for m in maps[1:2]]
+    assert difference(second) < 2.5
+    page.select_option("select[name=colormap]", "jet")
+    assert difference(second) > 20
+
+
+def test_opacity_and_keys(opened: Callable[..., Any]) -> None:
+    page = opened()
+    pixels(page)
+    frame = page.locator(".card .photo").first
+    faint, strong = [], []
+    for value, shots in (("0", faint), ("100", strong)):
+        page.locator("input[name=opacity]").first.fill(value)
+        page.wait_for_timeout(50)
+        shots.append(frame.screenshot())
+    assert faint != strong
+    page.locator(".card").nth(2).focus()
+    page.keyboard.press("o")
+    assert page.evaluate("getComputedStyle(document.querySelector('.card canvas')).opacity") == "0"
+    page.keyboard.press("o")
+    assert page.evaluate("getComputedStyle(document.querySelector('.card canvas')).opacity") == "1"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail[open]")
+    assert page.locator("#detail dd").first.inner_text() == names(page)[3]
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#detail dd").first.inner_text() == names(page)[4]
+    page.keyboard.press("]")
+    page.keyboard.press("[")
+    assert page.locator("#detail .columns button.on").count() == 2
+    assert page.locator("#detail [data-name=k]").count() == 2
+    page.keyboard.press("t")
+    assert page.locator("#detail [data-name=k]").nth(1).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("g")
+    page.wait_for_function("() => document.querySelectorAll('#detail .columns .on').length === 3")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#detail:not([open])", state="attached")
+    assert page.evaluate("document.activeElement.card.id") == names(page)[4]
+    page.keyboard.press("/")
+    page.keyboard.type("o?")
+    assert page.input_value("input[name=q]") == "o?" and not page.is_visible("#help")
+    page.locator("h1").click()
+    page.keyboard.press("?")
+    assert "search" in page.inner_text("#help")
+
+
+def test_points_of_the_map_lead_to_pictures(opened: Callable[..., Any], layers_run: Path) -> None:
+    page = opened()
+    rows = [r for r in open_run(layers_run).table().to_pylist() if r["status"] == "ok"]
+    places = {(row["lat"], row["lon"]) for row in rows}
+    links = page.locator(".world a")
+    assert links.count() == len(places) and page.locator(".world circle.truth").count() == 6
+    label = links.first.get_attribute("aria-label")
+    page.locator(".world a circle").first.hover(force=True)
+    assert label in page.inner_text("#tip") and page.locator("#tip img").count() > 0
+    links.first.focus()
+    page.keyboard.press("Enter")
+    name, count = str(label).rsplit(": ", 1)
+    assert len(names(page)) == int(count.split()[0])
+    assert set(page.locator(".card b").all_text_contents()) == {name}
+    box = page.locator(".world").get_attribute("viewBox")
+    page.click("[aria-label=closer]")
+    assert page.locator(".world").get_attribute("viewBox") != box
+
+
+def test_traps_are_text(opened: Callable[..., Any]) -> None:
+    page = opened()
+    trap = page.locator(".card", has_text="onerror").first
+    trap.click()
+    page.wait_for_selector("#detail[open]")
+    assert page.locator("#detail dd").first.inner_text() == TRAP
+    assert page.locator("img[src=x]").count() == page.locator("b[onclick]").count() == 0
+    assert page.troubles == []
+    # Even markup that got in would not run.
+    page.evaluate("document.body.innerHTML = '<p onclick=window.hacked=1>x</p>'")
+    page.click("p")
+    (blocked,) = page.troubles
+    assert "Content Security Policy" in blocked
+    page.troubles.clear()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(opened: Callable[..., Any], scheme: str, tmp_path: Path) -> None:
+    page = opened(
+        "",
+        viewport={"width": 360, "height": 740},
+        is_mobile=True,
+        has_touch=True,
+        color_scheme=scheme,
+    )
+    width = "[document.documentElement.scrollWidth, innerWidth]"
+    assert page.evaluate(width) == [360, 360]
+    pixels(page)
+    shots = Path(os.environ.get("COMBICAM_SCREENSHOTS", tmp_path))
+    page.screenshot(path=shots / f"phone-{scheme}.png", full_page=True)
+    page.locator(".card").first.tap()
+    page.wait_for_selector("#detail[open]")
+    assert page.evaluate(width) == [360, 360]
+    page.screenshot(path=shots / f"phone-{scheme}-open.png")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 19, 21)"
+    assert dark == (scheme == "dark")
+
+
+def test_a_page_of_a_run_that_goes_on_follows_it(
+    browser: Any, layers_run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "live.html"
+    write_report(layers_run, path, live_s=0.2, where="id < 'p05.jpg' and status = 'ok'")
+    page = browser.new_page()
+    page.goto(path.as_uri() + "#q=p0")
+    page.wait_for_selector(".card")
+    before = len(names(page))
+    write_report(layers_run, path, where="status = 'ok'")
+    page.wait_for_function(f"() => document.querySelectorAll('.card').length > {before}")
+    assert names(page) == [f"p{i:02d}.jpg" for i in range(10)]
+    assert "written" in page.inner_text("#age") and "#q=p0" in page.url
+    page.close()
