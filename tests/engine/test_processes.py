@@ -212,7 +212,7 @@ def test_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: dict[str, Any]
 ) -> None:
     seen: list[RunConfig] = []
-    monkeypatch.setattr(cli, "_run", seen.append)
+    monkeypatch.setattr("combicam.commands.run.main", seen.append)
     cli.main(["run", "in", "-o", str(tmp_path / "run"), "-m", "demo", *flags])
     assert expected.items() <= vars(seen[0]).items()
 
