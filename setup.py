@@ -57,6 +57,7 @@ TEST = [
     "grad-cam>=1.5.4",
     "torchcam>=0.4.0",
     "captum>=0.7",
+    "scipy>=1.11",
     "playwright>=1.50",
 ]
 
