@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "Measure heatmaps against the network, and against two controls.",
     "export": "Write a network and its explanation as one file, or for a server.",
     "layers": "List the layers that can be explained, and which ones the rules select.",
+    "doctor": "What works on this machine: backends, devices, decoders, extras.",
     "demo": "The main job on the embedded planet.",
 }
 

@@ -1,0 +1,147 @@
+"""``diagnose``: what of combicam works on this machine, tried and not only looked up."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from combicam.demo.model import load
+from combicam.demo.planet import postcard
+from combicam.engine.decode import DecodeConfig, decode_image
+from combicam.engine.explainer import Explainer
+from combicam.engine.explanation import Explanation
+from combicam.errors import first_line
+from combicam.export.preprocess import Preprocess
+from combicam.version import __version__
+
+OK, MISSING, FAILED = "ok", "missing", "failed"
+QUICK = ("eager", "torchscript", "onnxruntime")
+COMPILED = ("compile", "aoti")
+# Extra of setup.py -> a distribution that it brings.
+EXTRAS = {
+    "models": "timm",
+    "figures": "matplotlib",
+    "serving": "tritonclient",
+    "ray": "ray",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "geo": "h5py",
+    "metrics": "prometheus-client",
+    "fiftyone": "fiftyone",
+    "gpu-decode": "nvidia-nvimgcodec-cu13",
+}
+_VERSIONS = ("torch", "triton", "onnx", "onnxruntime-gpu", "onnxruntime", "pyarrow", "pillow")
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried.
+
+    Attributes:
+        name: of the thing.
+        state: ``ok``, ``missing`` (optional, and not there) or ``failed``.
+        detail: version, time or error.
+    """
+
+    name: str
+    state: str
+    detail: str
+
+
+def diagnose(compiled: bool = False) -> Iterator[Finding]:
+    """Try everything that a run may need, one after the other.
+
+    Every backend explains two pictures with the embedded network on every kind of device, and its
+    heatmaps are compared with those of eager torch on the CPU.
+
+    Args:
+        compiled: also the backends that call a compiler, which takes a minute or more.
+    """
+    yield Finding("combicam", OK, f"{__version__}, Python {platform.python_version()}")
+    yield Finding("libraries", OK, ", ".join(_versions()))
+    yield Finding("CPU", OK, f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}")
+    yield _gpu()
+    free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
+    state = OK if free > 1 else FAILED
+    yield Finding("temporary files", state, f"{free:.0f} GiB free in {tempfile.gettempdir()}")
+    yield from _backends(QUICK + COMPILED if compiled else QUICK)
+    for decoder in ("pillow", "auto"):
+        yield _tried(f"JPEG, {decoder}", lambda decoder=decoder: _decoded(decoder))
+    for extra, distribution in EXTRAS.items():
+        version = _version(distribution)
+        detail = f"{distribution} {version}" if version else f"pip install 'combicam[{extra}]'"
+        yield Finding(f"extra {extra}", OK if version else MISSING, detail)
+
+
+def _tried(name: str, action: Callable[[], str]) -> Finding:
+    # Whatever it is, it is the diagnosis.
+    try:
+        return Finding(name, OK, action())
+    except Exception as error:
+        return Finding(name, FAILED, first_line(error))
+
+
+def _versions() -> list[str]:
+    return [f"{name} {version}" for name in _VERSIONS if (version := _version(name))]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> Finding:
+    if not torch.cuda.is_available():
+        return Finding("GPU", MISSING, f"none that torch (CUDA {torch.version.cuda}) can use")
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names = [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
+    return Finding("GPU", OK, "; ".join(names))
+
+
+def _backends(names: tuple[str, ...]) -> Iterator[Finding]:
+    model = load()
+    side = model.preprocess.input_size
+    pictures = [postcard(cell, 5_000_000, side).image for cell in (0, 1)]
+    images = torch.from_numpy(np.stack(pictures))
+    reference: list[Explanation] = []
+
+    def explained(backend: str, device: str) -> str:
+        start = time.perf_counter()
+        explainer = Explainer(model, backend=backend, device=device)
+        ready = time.perf_counter() - start
+        found = explainer(images)
+        if not reference:
+            reference.append(found)
+        error = (found.heatmaps.cpu() - reference[0].heatmaps).abs().amax((1, 2, 3))
+        worst = float(error.median())
+        if not worst <= _TOLERANCE:
+            raise ArithmeticError(f"heatmaps differ by {worst:.2g} from eager torch on the CPU")
+        return f"ready in {ready:.1f} s, heatmaps differ by {worst:.1g}"
+
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for backend in names:
+            yield _tried(
+                f"{backend}, {device}",
+                lambda backend=backend, device=device: explained(backend, device),
+            )
+
+
+def _decoded(decoder: str) -> str:
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, "JPEG")
+    found = decode_image(file.getvalue(), Preprocess((64, 64)), 10**6, DecodeConfig(decoder))
+    return f"by {found.decoder}"
