@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def diagnose(compiled: bool = False) -> Iterator[Finding]:
     yield Finding("temporary files", state, f"{free:.0f} GiB free in {tempfile.gettempdir()}")
     yield from _backends(QUICK + COMPILED if compiled else QUICK)
     for decoder in ("pillow", "auto"):
-        yield _tried(f"JPEG, {decoder}", lambda decoder=decoder: _decoded(decoder))
+        yield _tried(f"JPEG, {decoder}", partial(_decoded, decoder))
     for extra, distribution in EXTRAS.items():
         version = _version(distribution)
         detail = f"{distribution} {version}" if version else f"pip install 'combicam[{extra}]'"
@@ -136,7 +137,7 @@ def _backends(names: tuple[str, ...]) -> Iterator[Finding]:
         for backend in names:
             yield _tried(
                 f"{backend}, {device}",
-                lambda backend=backend, device=device: explained(backend, device),
+                partial(explained, backend, device),
             )
 
 
