@@ -1,4 +1,4 @@
-"""``python -m benchmarks graph | kernels | decode | pipeline | geo | claim | all``: measure."""
+"""``python -m benchmarks graph | kernels | decode | pipeline | peers | geo | claim | all | …``"""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from benchmarks.harness import Result, measure, table
 from benchmarks.kernels import CASES as HEADS
 from benchmarks.kernels import head_contenders, head_table, inputs_per_call, read_bytes
 from benchmarks.ladder import FORWARD
+from benchmarks.peers import PEERS, PeersConfig, peers, peers_table
 from benchmarks.pipeline import PipelineConfig, pipeline, pipeline_table
+from benchmarks.tables import TablesConfig, tables
 
 BASELINE = "forward, ONNX Runtime"
 RESULTS = Path("benchmarks/results")
@@ -223,6 +225,17 @@ class AllConfig:
     output: Path = RESULTS
 
 
+def run_peers(config: PeersConfig) -> None:
+    """This library and others."""
+    _known("peers", config.cases, CASES)
+    _known("peers", config.peers, PEERS)
+    _check_device("peers", config.device, "float32")
+    rows = peers(config, say)
+    for case in config.cases:
+        print(f"\n{case}\n\n{peers_table(rows, case)}\n")
+    write(config.output, rows)
+
+
 def run_all(config: AllConfig) -> None:
     """Kernels, then the graph, then (on a GPU) the run."""
     started = time.monotonic()
@@ -267,6 +280,8 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "pipeline": (PipelineConfig, run_pipeline),
     "geo": (GeoBenchmark, run_geo),
     "claim": (ClaimConfig, run_claim),
+    "peers": (PeersConfig, run_peers),
+    "tables": (TablesConfig, tables),
     "all": (AllConfig, run_all),
 }
 

@@ -1,0 +1,78 @@
+"""Every peer at once on a tiny network: checked, tuned, timed; failures are rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import peers as module
+from benchmarks.peers import PeersConfig, Setting, best_batch, errors, peak_mib, peers, peers_table
+
+CASE = "resnet18-tiny"
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    return Setting.of(CASE, "cpu")
+
+
+def configured(*names: str, **changes: Any) -> PeersConfig:
+    values: dict[str, Any] = {"rounds": 1, "largest": 2, "output": Path("unused")}
+    return PeersConfig((CASE,), names, **values | changes)
+
+
+@pytest.mark.slow
+def test_libraries_give_our_maps_and_failures_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "peak_mib", lambda *_: 3.0)
+    rows = peers(configured(*module.LIBRARIES, "combicam, eager", "combicam, nothing"), print)
+    assert [row.name for row in rows if row.error is None] == [
+        *module.LIBRARIES,
+        "combicam, eager",
+    ]
+    assert all(0 <= row.max_abs_err < 1e-3 for row in rows[:-1])  # type: ignore[operator]
+    assert rows[3].params["batch"] == 1 and rows[-1].error is not None
+    sent = [row.params["host_bytes"] for row in rows[:2]]
+    # layer1 to layer4 of 64 x 64 photos, activations and gradients, and one heatmap.
+    assert sent == [2 * 4 * (64 * 256 + 128 * 64 + 256 * 16 + 512 * 4), 4 * 64 * 64]
+    table = peers_table(rows, CASE)
+    assert table.count("\n") == 7 and "failed: ValueError" in table
+
+
+def test_wrong_maps_have_no_speed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Setting, "of", lambda *_: setting)
+    monkeypatch.setattr(module, "_captum", lambda model, setting: lambda images: images[:, 0])
+    row = peers(configured("captum"), print)[0]
+    assert row.images_per_s is None and row.error is not None and "beyond" in row.error
+
+
+def test_the_best_batch_is_found_and_memory_ends_the_search(setting: Setting) -> None:
+    def explain(images: torch.Tensor) -> None:
+        if len(images) > 4:
+            raise torch.OutOfMemoryError
+        # As fast for 4 images as for 1.
+        torch.linalg.svd(torch.ones(300, 300))
+
+    assert best_batch(explain, setting, 64)[0] in (2, 4)
+    assert (
+        float(
+            errors(
+                "combicam, eager", module.explain_with("combicam, eager", setting), setting
+            ).max()
+        )
+        < 1e-4
+    )
+
+
+def test_a_spent_budget_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Setting, "of", lambda *_: setting)
+    rows = peers(configured("captum", budget=0.0), print)
+    assert [row.error for row in rows] == ["not begun: the budget was spent"]
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_batch() -> None:
+    one, many = (peak_mib("combicam, eager", CASE, "cpu", n) for n in (1, 64))
+    assert one is not None and many is not None and 0 <= one < many
