@@ -18,11 +18,12 @@ from benchmarks.claim_page import claim_table, write_page
 from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
 from benchmarks.environment import environment
 from benchmarks.geo import GeoBenchmark, geo, geo_table
-from benchmarks.graph import CASES, contenders, gpu_contenders
+from benchmarks.graph import contenders, gpu_contenders
 from benchmarks.harness import Result, measure, table
 from benchmarks.kernels import CASES as HEADS
 from benchmarks.kernels import head_contenders, head_table, inputs_per_call, read_bytes
 from benchmarks.ladder import FORWARD
+from benchmarks.networks import CASES
 from benchmarks.peers import PEERS, PeersConfig, peers, peers_table
 from benchmarks.pipeline import PipelineConfig, pipeline, pipeline_table
 from benchmarks.tables import TablesConfig, tables

@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from benchmarks.harness import Contender
 from benchmarks.ladder import Setting, ladder, under_autocast
+from benchmarks.libraries import AUTHORS, TOLERANCE, counterpart, library, typical_error
+from benchmarks.networks import Case, network
 from combicam import Explainer, export
 from combicam.engine.exporting import natural_noise
-
-
-@dataclass(frozen=True)
-class Case:
-    """One network at one size.
-
-    Attributes:
-        name: of the case.
-        model: in ``torchvision.models``.
-        size: (H, W), pixels.
-        layers: as in ``CamSpec``.
-    """
-
-    name: str
-    model: str
-    size: tuple[int, int]
-    layers: str
-
-
-CASES = {
-    "resnet50": Case("resnet50", "resnet50", (224, 224), "stages"),
-    "efficientnet_b4": Case("efficientnet_b4", "efficientnet_b4", (300, 300), "blocks"),
-    "resnet18-tiny": Case("resnet18-tiny", "resnet18", (64, 64), "stages"),
-}
-
-
-def network(case: Case) -> nn.Module:
-    """Random weights whose normalisations fit their activations (no denormal numbers)."""
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(case.model, weights=None)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None
-    model.train()
-    with torch.no_grad():
-        model(natural_noise(8, case.size, seed=1))
-    return model.eval()
 
 
 def layer_names(explainer: Explainer) -> list[str]:
@@ -75,9 +38,7 @@ def gpu_contenders(
     yield from others(model, case, names, images)
     yield from under_autocast(others(model, case, names, images), dtype)
     if authors:
-        yield Contender(
-            "one pass per layer (1 image)", lambda: _one_pass_per_layer(model, names, images[:1]), 1
-        )
+        yield _authors(model, case, names, images)
 
 
 def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
@@ -107,9 +68,7 @@ def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
         yield Contender(f"combicam, {suffix}", prepare, batch, heatmap_error, tolerance=2e-2)
     yield from others(model, case, names, images)
     if authors:
-        yield Contender(
-            "one pass per layer (1 image)", lambda: _one_pass_per_layer(model, names, images[:1]), 1
-        )
+        yield _authors(model, case, names, images)
 
 
 def _ort_forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
@@ -154,67 +113,35 @@ def _artifact(explainer: Explainer, images: Tensor, suffix: str) -> Callable[[],
     return prepare
 
 
-def others(model: nn.Module, case: Case, names: list[str], images: Tensor) -> Iterator[Contender]:
-    def against(preset: str) -> Callable[[Any], float]:
-        ours = Explainer.preset(preset, model, case.size, layers=names)(images).heatmaps[:, 0]
-
-        def error(found: Any) -> float:
-            maps = [
-                torch.as_tensor(np.asarray(f)) if isinstance(f, np.ndarray) else f for f in found
-            ]
-            return float((ours.cpu() - torch.stack([m.float().cpu() for m in maps])).abs().max())
-
-        return error
-
-    def grad_cam() -> Callable[[], Any]:
-        from pytorch_grad_cam import GradCAM
-
-        own = copy.deepcopy(model)
-        cam = GradCAM(model=own, target_layers=[own.get_submodule(n) for n in names])
-        return lambda: cam(input_tensor=images, targets=None)
-
-    def torchcam() -> Callable[[], Any]:
-        from torchcam.methods import GradCAM
-
-        own = copy.deepcopy(model)
-        extractor = GradCAM(own, target_layer=names)
-
-        def explain() -> Any:
-            scores = own(images.clone().requires_grad_())
-            classes = scores.argmax(1).tolist()
-            return extractor.fuse_cams(extractor(classes, scores), target_shape=case.size)
-
-        return explain
-
-    # Their interpolation (cv2) and our float32 differ by less than this, see the tests.
-    yield Contender(
-        "pytorch-grad-cam", grad_cam, len(images), against("pytorch-grad-cam"), tolerance=5e-2
-    )
-    yield Contender("torchcam", torchcam, len(images), against("torchcam"), tolerance=5e-2)
+def others(
+    model: nn.Module,
+    case: Case,
+    layers: list[str],
+    images: Tensor,
+    names: tuple[str, ...] = ("pytorch-grad-cam", "torchcam"),
+) -> Iterator[Contender]:
+    """Other libraries, each checked against ours with its semantics."""
+    for name in names:
+        expected = counterpart(name, model, layers, case.size)(images)
+        yield Contender(
+            name,
+            partial(_library, name, model, layers, images),
+            len(images),
+            partial(typical_error, expected=expected),
+            TOLERANCE,
+        )
 
 
-def _one_pass_per_layer(model: nn.Module, names: list[str], images: Tensor) -> Callable[[], Tensor]:
-    """A forward and a full backward per layer: what explaining all blocks costs without a graph."""
-    own = copy.deepcopy(model)
+def _library(name: str, model: nn.Module, layers: list[str], images: Tensor) -> Callable[[], Any]:
+    return partial(library(name, model, layers, _size(images)), images)
 
-    def explain() -> Tensor:
-        total: Any = 0
-        for name in names:
-            kept: list[Tensor] = []
-            handle = own.get_submodule(name).register_forward_hook(
-                lambda _m, _a, output, kept=kept: kept.append(output)
-            )
-            probabilities = own(images).softmax(1)
-            handle.remove()
-            kept[0].retain_grad()
-            own.zero_grad()
-            probabilities.amax(1).sum().backward()
-            grad = kept[0].grad
-            assert grad is not None
-            cam = (grad.mean((2, 3), keepdim=True) * kept[0].detach()).sum(1, keepdim=True).relu()
-            total = total + nn.functional.interpolate(
-                cam, images.shape[2:], mode="bilinear", align_corners=True
-            )
-        return (total - total.min()) / (total.max() - total.min())
 
-    return explain
+def _authors(model: nn.Module, case: Case, layers: list[str], images: Tensor) -> Contender:
+    """One photo at a time, as their code works."""
+    (contender,) = others(model, case, layers, images[:1], (AUTHORS,))
+    return replace(contender, name=f"{AUTHORS} (1 image)")
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[2:]
+    return height, width

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import libraries
 from benchmarks import peers as module
-from benchmarks.peers import PeersConfig, Setting, best_batch, errors, peak_mib, peers, peers_table
+from benchmarks.libraries import AUTHORS, LIBRARIES
+from benchmarks.peers import (
+    PeersConfig,
+    Setting,
+    best_batch,
+    error,
+    explain_with,
+    peak_mib,
+    peers,
+    peers_table,
+)
 
 CASE = "resnet18-tiny"
 
@@ -27,9 +39,9 @@ def configured(*names: str, **changes: Any) -> PeersConfig:
 @pytest.mark.slow
 def test_libraries_give_our_maps_and_failures_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "peak_mib", lambda *_: 3.0)
-    rows = peers(configured(*module.LIBRARIES, "combicam, eager", "combicam, nothing"), print)
+    rows = peers(configured(*LIBRARIES, "combicam, eager", "combicam, nothing"), print)
     assert [row.name for row in rows if row.error is None] == [
-        *module.LIBRARIES,
+        *LIBRARIES,
         "combicam, eager",
     ]
     assert all(0 <= row.max_abs_err < 1e-3 for row in rows[:-1])  # type: ignore[operator]
@@ -43,27 +55,45 @@ def test_libraries_give_our_maps_and_failures_are_rows(monkeypatch: pytest.Monke
 
 def test_wrong_maps_have_no_speed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Setting, "of", lambda *_: setting)
-    monkeypatch.setattr(module, "_captum", lambda model, setting: lambda images: images[:, 0])
+    wrong = {**LIBRARIES, "captum": lambda *_: lambda images: images[:, 0]}
+    monkeypatch.setattr(libraries, "LIBRARIES", wrong)
     row = peers(configured("captum"), print)[0]
     assert row.images_per_s is None and row.error is not None and "beyond" in row.error
 
 
 def test_the_best_batch_is_found_and_memory_ends_the_search(setting: Setting) -> None:
+    tried = []
+
     def explain(images: torch.Tensor) -> None:
+        tried.append(len(images))
         if len(images) > 4:
             raise torch.OutOfMemoryError
-        # As fast for 4 images as for 1.
-        torch.linalg.svd(torch.ones(300, 300))
+        time.sleep(0.01)  # as fast for 4 images as for 1
 
-    assert best_batch(explain, setting, 64)[0] in (2, 4)
-    assert (
-        float(
-            errors(
-                "combicam, eager", module.explain_with("combicam, eager", setting), setting
-            ).max()
-        )
-        < 1e-4
-    )
+    assert best_batch(explain, setting, 64)[0] == 4
+    assert tried == [1] * 4 + [2] * 4 + [4] * 4 + [8]
+
+
+def test_the_search_ends_where_larger_batches_are_slower_or_take_long(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def explain(images: torch.Tensor) -> None:
+        tried.append(len(images))
+        time.sleep(0.005 * len(images) ** 2)
+
+    assert best_batch(explain, setting, 64)[0] == 1
+    assert set(tried) == {1, 2}
+    monkeypatch.setattr(module, "_PATIENCE", 0.005)
+    tried.clear()
+    best_batch(explain, setting, 64)
+    assert tried == [1, 1]
+
+
+def test_our_backends_are_compared_with_ours(setting: Setting) -> None:
+    assert error("combicam, eager", explain_with("combicam, eager", setting), setting) < 1e-4
+    assert AUTHORS in module.PEERS
 
 
 def test_a_spent_budget_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
