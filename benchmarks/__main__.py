@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from benchmarks.claim import ClaimConfig, claim
-from benchmarks.claim_page import claim_table, write_page
+from benchmarks.claim_page import claim_table
 from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
 from benchmarks.environment import environment
 from benchmarks.geo import GeoBenchmark, geo, geo_table
@@ -25,7 +25,8 @@ from benchmarks.kernels import head_contenders, head_table, inputs_per_call, rea
 from benchmarks.ladder import FORWARD
 from benchmarks.networks import CASES
 from benchmarks.peers import PEERS, PeersConfig, peers, peers_table
-from benchmarks.pipeline import PipelineConfig, pipeline, pipeline_table
+from benchmarks.pipeline import PipelineConfig, pipeline
+from benchmarks.pipeline_page import pipeline_table
 from benchmarks.tables import TablesConfig, tables
 
 BASELINE = "forward, ONNX Runtime"
@@ -207,8 +208,6 @@ def run_claim(config: ClaimConfig) -> None:
     config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{claim_table(record)}\n\nwritten: {config.output}", flush=True)
-    if config.page is not None:
-        write_page(record, config.page)
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,8 @@ def run_peers(config: PeersConfig) -> None:
     _check_device("peers", config.device, "float32")
     rows = peers(config, say)
     for case in config.cases:
-        print(f"\n{case}\n\n{peers_table(rows, case)}\n")
+        mine = [row for row in rows if row.params["case"] == case]
+        print(f"\n{case}\n\n{peers_table(mine)}\n", flush=True)
     write(config.output, rows)
 
 

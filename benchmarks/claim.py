@@ -58,7 +58,6 @@ class ClaimConfig:
         budget: seconds after which no further batch is begun; a batch has every cell once.
         seed: of the first postcard; training used seeds below 1,000,000.
         output: where the JSON goes.
-        page: whose part between the markers is written; None for none. The plot lies beside it.
     """
 
     images: int = 2016
@@ -72,7 +71,6 @@ class ClaimConfig:
     budget: float = float("inf")
     seed: int = 4_000_000
     output: Path = Path("benchmarks/results/claim-cpu.json")
-    page: Path | None = Path("docs/faithfulness.md")
 
     def __post_init__(self) -> None:
         if self.images < 2 or self.batch < 2:

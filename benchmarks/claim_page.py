@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.claim import COMBI
 
-START, END = "<!-- claim: written by python -m benchmarks claim -->", "<!-- /claim -->"
 SHOWN = {
     "pointing": "pointing ↑",
     "energy": "energy ↑",
@@ -71,23 +70,6 @@ def _cell(metric: str, found: dict[str, Any] | None) -> str:
     elif paired["low"] * paired["high"] > 0:
         mark = "*"
     return f"{mark}{found['mean']:.3f}{mark} ({found['low']:.3f}–{found['high']:.3f})"
-
-
-def write_page(record: dict[str, Any], page: Path) -> None:
-    """Replace what is between the markers, and draw the plot beside the page.
-
-    Raises:
-        ValueError: the page has no markers.
-    """
-    text = page.read_text(encoding="utf-8")
-    head, start, rest = text.partition(START)
-    _, end, tail = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"claim: expected {page} to hold {START} and {END}, got neither or one")
-    plot = page.with_suffix(".png")
-    draw(record, plot)
-    body = f"![Means with 95 % intervals]({plot.name})\n\n{claim_table(record)}"
-    page.write_text(f"{head}{START}\n{body}\n{END}{tail}", encoding="utf-8")
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

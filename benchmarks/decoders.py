@@ -187,13 +187,19 @@ def decode_table(rows: list[Result]) -> str:
     columns = list(dict.fromkeys((r.params["case"], r.params["threads"]) for r in rows))
     found = {(r.name, r.params["case"], r.params["threads"]): r for r in rows}
     lines = [
-        "| photos/s | " + " | ".join(f"{c.replace(':', ' q', 1)}, {t}" for c, t in columns) + " |",
+        "| photos/s | " + " | ".join(_column(*column) for column in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for name in dict.fromkeys(r.name for r in rows):
         cells = [_cell(found[name, *column]) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _column(case: str, threads: int) -> str:
+    size, _, quality = case.partition(":")
+    number = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{size} q{quality.replace(':', ' ')}, {number}"
 
 
 def _cell(row: Result) -> str:

@@ -27,6 +27,7 @@ PACKAGES = (
     "opencv-python-headless",
     "grad-cam",
     "torchcam",
+    "captum",
 )
 
 

@@ -199,5 +199,5 @@ def geo_table(rows: list[Result]) -> str:
         if "head_share" in r.params:
             part, limit = r.params["head_share"], r.params["limit"]
             verdict = "within" if part <= limit else "above"
-            share = f"\nThe wide head: {part:.1%} of the joint graph, {verdict} {limit:.0%}."
+            share = f"\n\nThe wide head: {part:.1%} of the joint graph, {verdict} {limit:.0%}."
     return "\n".join(lines) + share

@@ -243,16 +243,15 @@ def _contender(peer: str, setting: Setting, largest: int, say: Callable[[str], N
     return Contender(peer, lambda: lambda: explain(images), batch, lambda _: found, tolerance)
 
 
-def peers_table(rows: list[Result], case: str) -> str:
-    """Markdown: each peer's speed beside that of our best backend."""
-    mine = [r for r in rows if r.params["case"] == case]
-    ours = [r.images_per_s or 0 for r in mine if r.name.startswith("combicam")]
+def peers_table(rows: list[Result]) -> str:
+    """Markdown of one case: each peer's speed beside that of our best backend."""
+    ours = [r.images_per_s or 0 for r in rows if r.name.startswith("combicam")]
     best = max(ours, default=0)
     lines = [
         "| | images/s | ours is faster by | batch | peak MiB | KB to the host | map difference |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in mine:
+    for r in rows:
         if r.images_per_s is None:
             lines.append(f"| {r.name} | failed: {r.error} | | | | | |")
             continue

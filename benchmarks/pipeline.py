@@ -180,6 +180,8 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
     bound = 1 / sum(1 / rate for rate in parts) if shared else min(parts)
     rows.append(Result("bound", params, images_per_s=bound))
     rows.append(Result("whole run / bound", params | {"ratio": rates["whole run"] / bound}))
+    busy = rates["whole run"] / rates["explain"]
+    rows.append(Result("share of the time spent explaining", params | {"ratio": busy}))
     return rows
 
 
@@ -328,24 +330,3 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
         if config.growth:
             rows += growth_rows(folder / "growth", config.growth, config.workers, say)
     return rows
-
-
-def pipeline_table(rows: list[Result]) -> str:
-    """Markdown."""
-    lines = ["| | images/s | |", "|---|---|---|"]
-    for row in rows:
-        notes = [
-            f"{row.params[key]:{form}} {unit}"
-            for key, form, unit in (
-                ("ratio", ".2f", ""),
-                ("bytes_per_image", ".0f", "bytes an image"),
-                ("rss_mib", ".0f", "MiB then"),
-            )
-            if key in row.params
-        ]
-        rate = "" if row.images_per_s is None else f"{row.images_per_s:.1f}"
-        lines.append(f"| {row.name} | {rate} | {'; '.join(notes).strip()} |")
-    grown = next((row for row in rows if "restart_s" in row.params), None)
-    if grown is not None:
-        lines.append(f"| restart of the finished run | | {grown.params['restart_s']:.2f} s |")
-    return "\n".join(lines)

@@ -1,100 +1,172 @@
-"""Tables of README and docs, written from the committed records, so that figures cannot drift."""
+"""Tables and plots of README and docs, from the committed records: figures cannot drift."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- table -->", "<!-- /table -->"
-BASELINE = "forward, ONNX Runtime"
-# What the record of a case does not hold: the network's name, and how many layers it has.
+from benchmarks import claim_page
+from benchmarks.coverage import markdown
+from benchmarks.decoders import decode_table
+from benchmarks.geo import geo_table
+from benchmarks.harness import Result
+from benchmarks.kernels import head_table
+from benchmarks.peers import peers_table
+from benchmarks.pipeline_page import growth_table, stages_table, stores_table
+
+Record = dict[str, Any]
+View = Callable[[Record], str]
+
+START, END = "<!-- table:", "<!-- /table -->"
+BLOCK = re.compile(
+    rf"(?P<start>{START} (?P<view>[\w-]+) of (?P<record>[\w.-]+) -->)(?P<old>.*?){END}", re.DOTALL
+)
+FLOORS = ("forward, ONNX Runtime", "forward, compiled")
+# What the record of a case does not hold: the network's name, its size, how many layers it has.
 NETWORKS = {
-    ("resnet50", "stages"): ("ResNet-50", 4),
-    ("efficientnet_b4", "blocks"): ("EfficientNet-B4", 32),
+    "resnet50": "ResNet-50, 224², 4 layers (`stages`)",
+    "efficientnet_b4": "EfficientNet-B4, 300², 32 layers (`blocks`)",
 }
+# Versions under a table: those that decide its figures.
+EVERYWHERE = ("torch", "triton", "onnxruntime-gpu", "onnxruntime")
+PEERS = ("grad-cam", "torchcam", "captum")
+DECODERS = ("pillow", "simplejpeg", "torchvision", "torchcodec", "opencv-python-headless")
+PACKAGES = {"graph": PEERS, "peers": PEERS, "decode": DECODERS}
 
 
 @dataclass(frozen=True)
 class TablesConfig:
-    """Write the tables between ``<!-- table -->`` and ``<!-- /table -->`` again.
+    """Write what is between ``<!-- table: VIEW of RECORD -->`` and ``<!-- /table -->`` again.
 
     Args:
-        record: what ``python -m benchmarks graph`` wrote.
-        pages: Markdown files with one pair of markers each.
+        pages: Markdown files.
+        results: folder of the records.
+        plots: draw the plots, too, and write docs/coverage.md.
     """
 
-    record: Path = Path("benchmarks/results/graph-cpu.json")
-    pages: tuple[Path, ...] = (Path("README.md"), Path("docs/performance.md"))
+    pages: tuple[Path, ...] = (
+        Path("README.md"),
+        Path("docs/performance.md"),
+        Path("docs/faithfulness.md"),
+    )
+    results: Path = Path("benchmarks/results")
+    plots: bool = True
 
 
-def graph_tables(record: dict[str, Any]) -> str:
+def graph_table(rows: list[Result]) -> str:
     """A table a network: images per second, and time per image beside the forward's.
-
-    Args:
-        record: ``{env, cases}`` of ``python -m benchmarks graph``.
 
     Returns:
         Markdown; a row that failed says why.
     """
-    networks: dict[str, list[dict[str, Any]]] = {}
-    for row in record["cases"]:
-        networks.setdefault(row["params"]["case"], []).append(row)
-    return "\n\n".join(_network(rows) for rows in networks.values())
+    return _by_network(rows, _graph)
 
 
-def _network(rows: list[dict[str, Any]]) -> str:
-    params = rows[0]["params"]
-    model, layers, (height, width) = params["model"], params["layers"], params["size"]
-    name, count = NETWORKS.get((model, layers), (model, None))
-    size = f"{height}²" if height == width else f"{height} × {width}"
-    which = f"{count} layers (`{layers}`)" if count else f"`{layers}`"
-    lines = [
-        f"**{name}, {size}, {which}**",
-        "",
-        "| | images/s | time / forward in ONNX Runtime |",
-        "|---|---|---|",
-    ]
-    base = next((row["images_per_s"] for row in rows if row["name"] == BASELINE), None)
+def _graph(rows: list[Result]) -> str:
+    floor = next((row for row in rows if row.name in FLOORS and row.images_per_s), None)
+    beside = f"time / {floor.name}" if floor else ""
+    lines = [f"| | images/s | {beside} |", "|---|---|---|"]
     for row in rows:
-        speed = row["images_per_s"]
-        if speed is None:
-            lines.append(f"| {row['name']} | failed: {row['error']} | |")
+        if row.images_per_s is None:
+            lines.append(f"| {row.name} | failed: {row.error} | |")
             continue
-        ratio = f"{base / speed:.1f}" if base else ""
-        lines.append(f"| {row['name']} | {speed:.2f} | {ratio} |")
+        ratio = f"{floor.images_per_s / row.images_per_s:.1f}" if floor else ""  # type: ignore[operator]
+        lines.append(f"| {row.name} | {row.images_per_s:.2f} | {ratio} |")
     return "\n".join(lines)
 
 
-def between_markers(page: str, table: str, name: str) -> str:
-    """The page with its table replaced.
+def _by_network(rows: list[Result], view: Callable[[list[Result]], str]) -> str:
+    cases: dict[str, list[Result]] = {}
+    for row in rows:
+        cases.setdefault(row.params["case"], []).append(row)
+    return "\n\n".join(f"**{NETWORKS.get(c, c)}**\n\n{view(mine)}" for c, mine in cases.items())
+
+
+def _of_rows(view: Callable[[list[Result]], str]) -> View:
+    return lambda record: view([Result(**case) for case in record["cases"]])
+
+
+VIEWS: dict[str, View] = {
+    "graph": _of_rows(graph_table),
+    "peers": _of_rows(lambda rows: _by_network(rows, peers_table)),
+    "kernels": _of_rows(lambda rows: _by_network(rows, head_table)),
+    "stages": _of_rows(stages_table),
+    "growth": _of_rows(growth_table),
+    "stores": _of_rows(stores_table),
+    "decode": _of_rows(decode_table),
+    "geo": _of_rows(geo_table),
+    "claim": claim_page.claim_table,
+}
+# Plots are not compared: their bytes depend on matplotlib's version.
+PLOTS: dict[str, tuple[str, Callable[[Record, Path], None]]] = {
+    "docs/faithfulness.png": ("claim-cpu.json", claim_page.draw),
+}
+
+
+def provenance(env: dict[str, Any], packages: tuple[str, ...] = ()) -> str:
+    """The line under a table: device, versions of these packages too, commit."""
+    device = env["gpu"] or f"{env['cores']} cores of {env['cpu']}"
+    versions = env["versions"]
+    shown = [f"{name} {versions[name]}" for name in (*EVERYWHERE, *packages) if name in versions]
+    commit = f"commit {env['commit']}{' and changes to it' if env['dirty'] else ''}"
+    return f"<sub>{'; '.join([device, ', '.join(shown), commit])}</sub>"
+
+
+def rendered(page: str, results: Path, name: str) -> str:
+    """The page with its tables written again; all outside the markers is as it was.
 
     Args:
-        page: Markdown with one pair of markers.
-        table: what belongs between them.
-        name: of the page, for the error.
-
-    Returns:
-        The page; all outside the markers is as it was.
+        page: Markdown with pairs of markers.
+        results: folder of the records.
+        name: of the page, for errors.
 
     Raises:
-        ValueError: there is not exactly one pair of markers, in order.
+        ValueError: markers that are no pairs, an unknown view, a record that does not exist.
     """
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or START in rest or END in before + after:
+    blocks = list(BLOCK.finditer(page))
+    starts, ends = page.count(START), page.count(END)
+    if not starts == ends == len(blocks) or any(START in block["old"] for block in blocks):
         raise ValueError(
-            f"tables: expected one {START} and then one {END} in {name}, got "
-            f"{page.count(START)} and {page.count(END)}; put the markers around the table"
+            f"tables: expected pairs of '{START} VIEW of RECORD -->' and '{END}' in {name}, got "
+            f"{starts} and {ends}, {len(blocks)} of them pairs; put the markers around each table"
         )
-    return f"{before}{START}\n{table}\n{END}{after}"
+    return BLOCK.sub(
+        lambda m: f"{m['start']}\n{_table(m['view'], results / m['record'], name)}\n{END}", page
+    )
+
+
+def _table(view: str, record: Path, page: str) -> str:
+    if view not in VIEWS:
+        raise ValueError(f"tables: expected a view of {sorted(VIEWS)} in {page}, got {view!r}")
+    if not record.exists():
+        raise ValueError(
+            f"tables: expected the record {record} that {page} names, got no such file; measure it "
+            "or take the markers out"
+        )
+    found = _read(record)
+    return f"{VIEWS[view](found)}\n\n{provenance(found['env'], PACKAGES.get(view, ()))}"
+
+
+def _read(record: Path) -> Record:
+    found: Record = json.loads(record.read_text(encoding="utf-8"))
+    return found
 
 
 def tables(config: TablesConfig) -> None:
-    """Write every page; all are checked before the first is written."""
-    table = graph_tables(json.loads(config.record.read_text()))
-    written = {page: between_markers(page.read_text(), table, str(page)) for page in config.pages}
+    """Write every page; all are checked before the first is written. Then draw the plots."""
+    written = {
+        page: rendered(page.read_text(encoding="utf-8"), config.results, str(page))
+        for page in config.pages
+    }
+    if config.plots:
+        written[Path("docs/coverage.md")] = markdown(_read(config.results / "coverage.json"))
     for page, text in written.items():
-        page.write_text(text)
+        page.write_text(text, encoding="utf-8")
         print(f"written: {page}", flush=True)
+    for name, (record, draw) in PLOTS.items() if config.plots else ():
+        draw(_read(config.results / record), Path(name))
+        print(f"drawn: {name}", flush=True)

@@ -5,7 +5,6 @@ A block that cannot be run has ``<!-- not run: REASON -->`` above it; its option
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -198,28 +197,3 @@ def test_options_exist(options: Callable[[str], str]) -> None:
                     if word.startswith("--"):
                         found = re.search(rf"(?<![\w-]){word}(?![\w-])", options(words[0]))
                         assert found, f"{page.name}: {word} in {line}"
-
-
-def test_figures_on_speed_are_those_of_the_records() -> None:
-    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    results = ROOT / "benchmarks" / "results"
-    graph = json.loads((results / "graph-cpu.json").read_text())["cases"]
-    first = {}
-    for case in graph:
-        base = first.setdefault(case["params"]["case"], case["images_per_s"])
-        speed = case["images_per_s"]
-        assert f"| {case['name']} | {speed:.2f} | {base / speed:.1f} |" in text, case["name"]
-    assert f"torch {'.'.join(env_of(results)['torch'].split('.')[:2])}" in text
-    for case in json.loads((results / "pipeline-cpu.json").read_text())["cases"]:
-        if case["name"] in ("read", "read and decode", "explain", "encode and commit"):
-            assert f"| {case['name']} | {case['images_per_s']:,.0f} |" in text, case["name"]
-        if case["name"].startswith("store "):
-            store = case["name"].removeprefix("store ")
-            assert f"| `{store}` | {case['params']['bytes_per_image'] / 1000:.1f} |" in text
-
-
-def env_of(results: Path) -> dict[str, str]:
-    versions: dict[str, str] = json.loads((results / "graph-cpu.json").read_text())["env"][
-        "versions"
-    ]
-    return versions

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.claim import COMBI, ClaimConfig, claim, summaries
-from benchmarks.claim_page import END, START, claim_table, write_page
+from benchmarks.claim_page import claim_table, draw
 
 
 def columns() -> dict[str, dict[str, np.ndarray]]:
@@ -60,26 +61,17 @@ def test_marks_follow_the_direction_of_the_metric(record: dict[str, object]) -> 
     assert "7,000,000" in claim_table(record)
 
 
-def test_the_page_keeps_what_stands_around_the_markers(
-    record: dict[str, object], tmp_path: Path
-) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{START}\nstale\n{END}\nafter\n")
-    write_page(record, page)
-    text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
-    assert "page.png" in text and (tmp_path / "page.png").read_bytes()[:4] == b"\x89PNG"
-    write_page(record, page)
-    assert page.read_text() == text
-    page.write_text("no markers")
-    with pytest.raises(ValueError, match=r"expected .*page\.md to hold"):
-        write_page(record, page)
+def test_the_plot_is_a_picture(record: dict[str, object], tmp_path: Path) -> None:
+    draw(record, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as picture:
+        shades = np.asarray(picture.convert("L"))
+    assert shades.shape[1] > 1000 and (shades < 128).mean() > 0.001  # something is drawn
 
 
 @pytest.mark.slow
 def test_the_command_over_some_postcards(tmp_path: Path) -> None:
     said: list[str] = []
-    config = ClaimConfig(6, curves=3, scorecam=3, layer_curves=3, steps=3, batch=3, page=None)
+    config = ClaimConfig(6, curves=3, scorecam=3, layer_curves=3, steps=3, batch=3)
     record = claim(config, said.append)
     json.dumps(record, allow_nan=False)
     assert record["images"] == 6 and len(said) == 2

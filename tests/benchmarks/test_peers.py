@@ -49,7 +49,7 @@ def test_libraries_give_our_maps_and_failures_are_rows(monkeypatch: pytest.Monke
     sent = [row.params["host_bytes"] for row in rows[:2]]
     # layer1 to layer4 of 64 x 64 photos, activations and gradients, and one heatmap.
     assert sent == [2 * 4 * (64 * 256 + 128 * 64 + 256 * 16 + 512 * 4), 4 * 64 * 64]
-    table = peers_table(rows, CASE)
+    table = peers_table(rows)
     assert table.count("\n") == 7 and "failed: ValueError" in table
 
 

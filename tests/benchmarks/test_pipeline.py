@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pipeline import PipelineConfig, growth_rows, pipeline, pipeline_table
+from benchmarks.pipeline import PipelineConfig, growth_rows, pipeline
+from benchmarks.pipeline_page import pipeline_table
 
 
 def test_stages_whole_and_stores() -> None:
