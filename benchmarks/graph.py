@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Contender
-from benchmarks.ladder import Setting, ladder, under_autocast
+from benchmarks.harness import (
+    DTYPES,
+    RESULTS,
+    Contender,
+    Result,
+    check_device,
+    known,
+    measure,
+    say,
+    table,
+    write,
+)
+from benchmarks.ladder import FORWARD, Setting, ladder, under_autocast
 from benchmarks.libraries import AUTHORS, TOLERANCE, counterpart, library, typical_error
-from benchmarks.networks import Case, network
+from benchmarks.networks import CASES, Case, network
 from combicam import Explainer, export
 from combicam.engine.exporting import natural_noise
+
+BASELINE = "forward, ONNX Runtime"
 
 
 def layer_names(explainer: Explainer) -> list[str]:
@@ -55,9 +69,7 @@ def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
     def logit_error(found: Tensor) -> float:
         return float((found - expected.logits).abs().max())
 
-    yield Contender(
-        "forward, ONNX Runtime", lambda: _ort_forward(model, images), batch, logit_error
-    )
+    yield Contender(BASELINE, lambda: _ort_forward(model, images), batch, logit_error)
     yield Contender(
         "forward, torch eager", lambda: _torch_forward(model, images), batch, logit_error
     )
@@ -145,3 +157,61 @@ def _authors(model: nn.Module, case: Case, layers: list[str], images: Tensor) ->
 def _size(images: Tensor) -> tuple[int, int]:
     height, width = images.shape[2:]
     return height, width
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """The joint graph beside the forward alone and beside other libraries.
+
+    Args:
+        cases: which networks, NAME or NAME:BATCH; without a batch, 8 images per call.
+        ladder: one step a row on ``device`` (float32, 16 bit, compiled, the head's kernels, CUDA
+            graphs, AOTInductor), instead of the artifacts on the CPU.
+        device: ``cpu`` or ``cuda``; cuda means the ladder.
+        dtype: of the ladder's fast rows.
+        rounds: how often every contender is timed, in turn; medians are reported.
+        threads: of torch; ONNX Runtime takes the physical cores.
+        authors: also time one forward and backward per layer, on one image.
+        budget: seconds after which no further case is begun.
+        output: where the JSON goes; decoding of images is in no figure.
+    """
+
+    cases: tuple[str, ...] = ("resnet50", "efficientnet_b4")
+    ladder: bool = False
+    device: str = "cpu"
+    dtype: str = "bfloat16"
+    rounds: int = 5
+    threads: int = 2
+    authors: bool = True
+    budget: float = float("inf")
+    output: Path = RESULTS / "graph-cpu.json"
+
+    def __post_init__(self) -> None:
+        known("graph", tuple(case.partition(":")[0] for case in self.cases), CASES)
+        check_device("graph", self.device, self.dtype)
+
+
+def run_graph(config: GraphConfig) -> None:
+    """Run every case; a table for people and a JSON file for the record."""
+    torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    device, dtype = torch.device(config.device), DTYPES[config.dtype]
+    on_ladder = config.ladder or device.type == "cuda"
+    rows = []
+    for name in config.cases:
+        case, batch = CASES[name.partition(":")[0]], int(name.partition(":")[2] or 8)
+        params = {"case": case.name, "model": case.model, "size": case.size, "layers": case.layers}
+        params |= {"batch": batch, "device": config.device}
+        if time.monotonic() - started > config.budget:
+            rows.append(Result("all", params, error=f"not begun: budget {config.budget:.0f} s"))
+            continue
+        say(f"{name}: {params}")
+        if on_ladder:
+            entrants = gpu_contenders(case, batch, config.authors, device, dtype)
+        else:
+            entrants = contenders(case, batch, config.authors)
+        found = measure(entrants, params, config.rounds, say)
+        rows += found
+        baseline = FORWARD if on_ladder else BASELINE
+        print(f"\n### {name}\n\n{table(found, baseline)}\n", flush=True)
+    write(config.output, rows)

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import gc
+import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.environment import environment
+
+RESULTS = Path("benchmarks/results")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def say(line: str) -> None:
+    """Progress, which is not the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def known(what: str, asked: tuple[str, ...], names: Iterable[str]) -> None:
+    """Refuse cases that do not exist."""
+    unknown = set(asked) - set(names)
+    if unknown:
+        raise ValueError(f"{what}: expected cases of {sorted(names)}, got {sorted(unknown)}")
+
+
+def check_device(what: str, device: str, dtype: str = "float32") -> None:
+    """Refuse what this machine or torch does not have."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{what}: expected dtype in {list(DTYPES)}, got {dtype!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{what}: expected a GPU for device cuda, got none; take --device cpu")
 
 
 @dataclass(frozen=True)
@@ -50,6 +78,14 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+
+def write(path: Path, rows: list[Result]) -> None:
+    """The record of a round."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"env": environment(), "cases": [row.to_dict() for row in rows]}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written: {path}", flush=True)
 
 
 def measure(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,107 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Contender, Result
+from benchmarks.harness import (
+    DTYPES,
+    RESULTS,
+    Contender,
+    Result,
+    check_device,
+    known,
+    measure,
+    say,
+    write,
+)
+from benchmarks.heads import (
+    CASES,
+    HeadCase,
+    Inputs,
+    Repeated,
+    inputs_per_call,
+    random_inputs,
+    read_bytes,
+)
 from combicam.kernels.cam_head import cam_head_reference, launch_cam_head
 from combicam.kernels.weigh import launch_weigh, weigh_reference
 
 COPY = "copy of as many bytes"
-
-
-@dataclass(frozen=True)
-class HeadCase:
-    """The target layers of one network.
-
-    Attributes:
-        layers: per layer (C, h, w).
-        size: (H, W) of the heatmaps, pixels.
-    """
-
-    layers: tuple[tuple[int, int, int], ...]
-    size: tuple[int, int]
-
-
-def _repeated(*groups: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
-    """(count, C, h) -> that many square layers."""
-    return tuple((c, h, h) for count, c, h in groups for _ in range(count))
-
-
-SMALL, LARGE = (224, 224), (300, 300)
-CASES = {
-    "resnet50": HeadCase(_repeated((1, 256, 56), (1, 512, 28), (1, 1024, 14), (1, 2048, 7)), SMALL),
-    "efficientnet_b4": HeadCase(
-        _repeated((2, 24, 150), (4, 32, 75), (4, 56, 38), (6, 112, 19))
-        + _repeated((6, 160, 19), (8, 272, 10), (2, 448, 10)),
-        LARGE,
-    ),
-    "convnext": HeadCase(_repeated((3, 96, 56), (3, 192, 28), (9, 384, 14), (3, 768, 7)), SMALL),
-    "tiny": HeadCase(_repeated((2, 16, 12), (1, 24, 6)), (48, 48)),
-}
-# Work that is timed together is this many bytes, several times a cache.
-ENOUGH = {"cuda": 400e6, "cpu": 64e6}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One batch: activations [B,C,h,w] and gradients [B,1,C,h,w] per layer, channels-last."""
-
-    acts: list[Tensor]
-    grads: list[Tensor]
-
-
-def read_bytes(case: HeadCase, batch: int, dtype: torch.dtype) -> int:
-    """Every activation and gradient once."""
-    elements = sum(math.prod(layer) for layer in case.layers)
-    return 2 * batch * elements * dtype.itemsize
-
-
-def inputs_per_call(moved: int, device: torch.device) -> int:
-    """Batches that are timed together."""
-    return max(1, min(64, math.ceil(ENOUGH[device.type] / moved)))
-
-
-def random_inputs(
-    case: HeadCase, batch: int, dtype: torch.dtype, device: torch.device, seed: int
-) -> Inputs:
-    """Activations as after a ReLU, gradients of a thousandth."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def random(c: int, h: int, w: int) -> Tensor:
-        x = torch.randn(batch, h, w, c, generator=generator, device=device)
-        return x.to(dtype).permute(0, 3, 1, 2)
-
-    acts = [random(*layer).relu() for layer in case.layers]
-    return Inputs(acts, [random(*layer)[:, None] * 1e-3 for layer in case.layers])
-
-
-class Repeated:
-    """Calls on several inputs, none of which is in a cache when its turn comes.
-
-    On a GPU they are one CUDA graph, so that launches cost what they cost in production. Returns
-    the first call's result.
-    """
-
-    def __init__(self, call: Callable[[Inputs], Any], inputs: list[Inputs], graphed: bool) -> None:
-        self._calls = [partial(call, i) for i in inputs]
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if graphed:
-            self._capture()
-
-    def _capture(self) -> None:
-        for call in self._calls[:3]:
-            call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._results = [call() for call in self._calls]
-        self._graph = graph
-
-    def __call__(self) -> Any:
-        if self._graph is not None:
-            self._graph.replay()
-            return self._results[0]
-        results = [call() for call in self._calls]
-        return results[0]
 
 
 def head_contenders(
@@ -221,3 +145,66 @@ def head_table(results: list[Result]) -> str:
         )
     read = results[0].params["bytes"] / 1e6
     return f"{read:.1f} MB of activations and gradients per batch\n\n" + "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class KernelsConfig:
+    """The CAM head: kernels (on a GPU), the torch reference, Inductor's fusion, pytorch-grad-cam.
+
+    Args:
+        device: ``cpu`` or ``cuda``; without a GPU there are no kernels to time.
+        cases: NAME:BATCH, the target layers of a network at a batch size.
+        dtype: of activations and gradients; channels-last.
+        rounds: how often every contender is timed, in turn; medians are reported.
+        threads: of torch on the CPU.
+        budget: seconds after which no further case is begun.
+        output: where the JSON goes.
+    """
+
+    device: str = "cpu"
+    cases: tuple[str, ...] = (
+        "resnet50:256",
+        "resnet50:1",
+        "resnet50:32",
+        "efficientnet_b4:64",
+        "efficientnet_b4:1",
+        "convnext:64",
+    )
+    dtype: str = "bfloat16"
+    rounds: int = 9
+    threads: int = 2
+    budget: float = float("inf")
+    output: Path = RESULTS / "kernels.json"
+
+    def __post_init__(self) -> None:
+        known("kernels", tuple(case.partition(":")[0] for case in self.cases), CASES)
+        check_device("kernels", self.device, self.dtype)
+
+
+def run_kernels(config: KernelsConfig) -> None:
+    """Run every case; correctness gates timing."""
+    torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    dtype, device = DTYPES[config.dtype], torch.device(config.device)
+    rows = []
+    for case in config.cases:
+        name, _, batch = case.partition(":")
+        params = {"case": name, "batch": int(batch), "dtype": config.dtype, "device": config.device}
+        if time.monotonic() - started > config.budget:
+            rows.append(Result("all", params, error=f"not begun: budget {config.budget:.0f} s"))
+            continue
+        head = CASES[name]
+        moved, count = read_bytes(head, int(batch), dtype), 0
+        count = inputs_per_call(moved, device)
+        say(f"{case}: {params}")
+        found = measure(
+            head_contenders(head, int(batch), dtype, device),
+            {**params, "bytes": moved, "batches_per_call": count},
+            config.rounds,
+            say,
+        )
+        rows += found
+        print(f"\n### {name}, batch {batch}, {config.dtype}\n\n{head_table(found)}\n", flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    write(config.output, rows)

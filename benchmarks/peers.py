@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import libraries
-from benchmarks.harness import Contender, Result, measure
+from benchmarks.harness import RESULTS, Contender, Result, check_device, known, measure
 from benchmarks.libraries import (
     AUTHORS,
     LIBRARIES,
@@ -60,7 +60,12 @@ class PeersConfig:
     rounds: int = 5
     largest: int = 16
     budget: float = 1200.0
-    output: Path = field(default=Path("benchmarks/results/peers-cpu.json"))
+    output: Path = RESULTS / "peers-cpu.json"
+
+    def __post_init__(self) -> None:
+        known("peers", self.cases, CASES)
+        known("peers", self.peers, PEERS)
+        check_device("peers", self.device)
 
 
 @dataclass(frozen=True)
@@ -203,22 +208,21 @@ def peers(config: PeersConfig, say: Callable[[str], None]) -> list[Result]:
     end = time.monotonic() + config.budget
     rows: list[Result] = []
     for case in config.cases:
-        setting = Setting.of(case, config.device)
-        ready, late = [], []
-        for peer in config.peers:
-            if time.monotonic() > end:
-                late.append(Result(peer, {"case": case}, error="not begun: the budget was spent"))
-            else:
-                ready.append(_contender(peer, setting, config.largest, say))
-        found = measure(ready, {"case": case}, config.rounds, say)
-        for contender, row in zip(ready, found, strict=True):
-            row.params = {"case": case, "batch": contender.images}
-            if row.error is None:
+        params = {"case": case}
+        late = [Result(p, params, error="not begun: the budget was spent") for p in config.peers]
+        ready: list[Contender] = []
+        setting = Setting.of(case, config.device) if time.monotonic() < end else None
+        while setting and late and time.monotonic() < end:
+            ready.append(_contender(late.pop(0).name, setting, config.largest, say))
+        for contender, row in zip(ready, measure(ready, params, config.rounds, say), strict=True):
+            row.params = params | {"batch": contender.images}
+            if row.error is None and setting:
                 row.params |= {
                     "peak_mib": peak_mib(row.name, case, config.device, contender.images),
                     "host_bytes": host_bytes(row.name, setting),
                 }
-        rows += [*found, *late]
+            rows.append(row)
+        rows += late
     return rows
 
 

@@ -63,7 +63,7 @@ def graph_table(rows: list[Result]) -> str:
     Returns:
         Markdown; a row that failed says why.
     """
-    return _by_network(rows, _graph)
+    return _by_case(rows, _graph)
 
 
 def _graph(rows: list[Result]) -> str:
@@ -79,11 +79,14 @@ def _graph(rows: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def _by_network(rows: list[Result], view: Callable[[list[Result]], str]) -> str:
+def _by_case(rows: list[Result], view: Callable[[list[Result]], str], *others: str) -> str:
+    """A table for every case; other parameters that tell cases apart stand in its title."""
     cases: dict[str, list[Result]] = {}
     for row in rows:
-        cases.setdefault(row.params["case"], []).append(row)
-    return "\n\n".join(f"**{NETWORKS.get(c, c)}**\n\n{view(mine)}" for c, mine in cases.items())
+        name = NETWORKS.get(row.params["case"], row.params["case"])
+        title = ", ".join([name, *(f"{other} {row.params[other]}" for other in others)])
+        cases.setdefault(title, []).append(row)
+    return "\n\n".join(f"**{title}**\n\n{view(mine)}" for title, mine in cases.items())
 
 
 def _of_rows(view: Callable[[list[Result]], str]) -> View:
@@ -92,8 +95,8 @@ def _of_rows(view: Callable[[list[Result]], str]) -> View:
 
 VIEWS: dict[str, View] = {
     "graph": _of_rows(graph_table),
-    "peers": _of_rows(lambda rows: _by_network(rows, peers_table)),
-    "kernels": _of_rows(lambda rows: _by_network(rows, head_table)),
+    "peers": _of_rows(lambda rows: _by_case(rows, peers_table)),
+    "kernels": _of_rows(lambda rows: _by_case(rows, head_table, "batch")),
     "stages": _of_rows(stages_table),
     "growth": _of_rows(growth_table),
     "stores": _of_rows(stores_table),

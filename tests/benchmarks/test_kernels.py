@@ -12,7 +12,8 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.harness import measure
-from benchmarks.kernels import CASES, COPY, head_contenders, head_table, read_bytes
+from benchmarks.heads import CASES, read_bytes
+from benchmarks.kernels import COPY, head_contenders, head_table
 from combicam.export.layers import select_layers
 from combicam.export.probe import probe
 
