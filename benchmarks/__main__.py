@@ -1,4 +1,4 @@
-"""``python -m benchmarks graph | kernels | decode | pipeline | peers | geo | claim | all | …``"""
+"""``python -m benchmarks graph | peers | scaling | kernels | pipeline | claim | all | …``"""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from benchmarks.rounds import (
     run_geo,
     run_peers,
     run_pipeline,
+    run_scaling,
 )
+from benchmarks.scaling import ScalingConfig
 from benchmarks.tables import TablesConfig, tables
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
@@ -34,6 +36,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "geo": (GeoBenchmark, run_geo),
     "claim": (ClaimConfig, run_claim),
     "peers": (PeersConfig, run_peers),
+    "scaling": (ScalingConfig, run_scaling),
     "tables": (TablesConfig, tables),
     "all": (AllConfig, run_all),
 }

@@ -69,9 +69,9 @@ def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
     def logit_error(found: Tensor) -> float:
         return float((found - expected.logits).abs().max())
 
-    yield Contender(BASELINE, lambda: _ort_forward(model, images), batch, logit_error)
+    yield Contender(BASELINE, lambda: ort_forward(model, images), batch, logit_error)
     yield Contender(
-        "forward, torch eager", lambda: _torch_forward(model, images), batch, logit_error
+        "forward, torch eager", lambda: torch_forward(model, images), batch, logit_error
     )
     yield Contender("combicam, eager", lambda: lambda: explainer(images), batch, heatmap_error)
     for suffix in (".onnx", ".ts"):
@@ -83,7 +83,8 @@ def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
         yield _authors(model, case, names, images)
 
 
-def _ort_forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def ort_forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """The network alone, as an ONNX file on the CPU: a call gives the logits."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -103,7 +104,9 @@ def _ort_forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     return lambda: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
-def _torch_forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def torch_forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """The network alone in torch: a call gives the logits."""
+
     def forward() -> Tensor:
         with torch.no_grad():
             logits: Tensor = model(images)

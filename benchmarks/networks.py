@@ -34,6 +34,8 @@ CASES = {
     "resnet18-tiny": Case("resnet18-tiny", "resnet18", (64, 64), "stages"),
 }
 
+NAMES = {"resnet50": "ResNet-50", "efficientnet_b4": "EfficientNet-B4"}
+
 
 def network(case: Case) -> nn.Module:
     """Random weights whose normalisations fit their activations (no denormal numbers)."""

@@ -26,6 +26,7 @@ from benchmarks.libraries import (
     library,
     typical_error,
 )
+from benchmarks.memory import peak_mib_of
 from benchmarks.networks import CASES, Case, network
 from combicam import Explainer
 from combicam.engine.exporting import natural_noise
@@ -186,21 +187,7 @@ def peak_mib(peer: str, case: str, device: str, batch: int) -> float | None:
 def _peak_here(peer: str, case: str, device: str, batch: int) -> float:
     setting = Setting.of(case, device)
     explain, images = explain_with(peer, setting), setting.images(batch)
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        explain(images), explain(images)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
-    explain(images), explain(images)
-    return (_status("VmHWM") - before) / 2**10
-
-
-def _status(name: str) -> int:
-    """KiB, of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return peak_mib_of(lambda: (explain(images), explain(images)), setting.device)
 
 
 def peers(config: PeersConfig, say: Callable[[str], None]) -> list[Result]:

@@ -17,6 +17,8 @@ from benchmarks.kernels import KernelsConfig, run_kernels
 from benchmarks.peers import PeersConfig, peers, peers_table
 from benchmarks.pipeline import PipelineConfig, pipeline
 from benchmarks.pipeline_page import pipeline_table
+from benchmarks.scaling import ScalingConfig, scaling
+from benchmarks.scaling_page import scaling_table
 
 
 def run_decode(config: DecodeBenchmark) -> None:
@@ -54,6 +56,13 @@ def run_peers(config: PeersConfig) -> None:
     for case in config.cases:
         mine = [row for row in rows if row.params["case"] == case]
         print(f"\n{case}\n\n{peers_table(mine)}\n", flush=True)
+    write(config.output, rows)
+
+
+def run_scaling(config: ScalingConfig) -> None:
+    """Curves, not one figure."""
+    rows = scaling(config, say)
+    print(f"\n{scaling_table(rows)}\n", flush=True)
     write(config.output, rows)
 
 

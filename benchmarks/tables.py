@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claim_page
+from benchmarks import claim_page, scaling_page
 from benchmarks.coverage import markdown
 from benchmarks.decoders import decode_table
 from benchmarks.geo import geo_table
@@ -102,11 +102,13 @@ VIEWS: dict[str, View] = {
     "stores": _of_rows(stores_table),
     "decode": _of_rows(decode_table),
     "geo": _of_rows(geo_table),
+    "scaling": _of_rows(scaling_page.scaling_table),
     "claim": claim_page.claim_table,
 }
 # Plots are not compared: their bytes depend on matplotlib's version.
 PLOTS: dict[str, tuple[str, Callable[[Record, Path], None]]] = {
     "docs/faithfulness.png": ("claim-cpu.json", claim_page.draw),
+    "docs/scaling.png": ("scaling-cpu.json", scaling_page.draw),
 }
 
 
