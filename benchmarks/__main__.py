@@ -9,9 +9,11 @@ from typing import Any
 import tyro
 
 from benchmarks.claim import ClaimConfig
+from benchmarks.compare import compare, compare_table, to_json
 from benchmarks.decoders import DecodeBenchmark
 from benchmarks.geo import GeoBenchmark
 from benchmarks.graph import GraphConfig, run_graph
+from benchmarks.harness import RESULTS, say, write_json
 from benchmarks.kernels import KernelsConfig, run_kernels
 from benchmarks.peers import PeersConfig
 from benchmarks.pipeline import PipelineConfig
@@ -41,9 +43,33 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "all": (AllConfig, run_all),
 }
 
-if __name__ == "__main__":
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+# What has a speed and one record.
+COMPARED = tuple(name for name in COMMANDS if name not in ("all", "tables", "claim"))
+
+
+def run_compare(case: str, arguments: list[str]) -> None:
+    """``CASE --compare REV …``: the case here and at another commit, in turn."""
+    at = arguments.index("--compare")
+    revision, rest = arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+    rows = compare(case, rest, revision, say)
+    print(f"\n{compare_table(rows, revision)}\n", flush=True)
+    write_json(RESULTS / f"compare-{case}.json", {"revision": revision, "rows": to_json(rows)})
+
+
+def main(arguments: list[str]) -> None:
+    """Run what is asked."""
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command not in COMMANDS:
-        raise SystemExit(f"usage: python -m benchmarks {' | '.join(COMMANDS)} [--help]")
+        raise SystemExit(
+            f"usage: python -m benchmarks {' | '.join(COMMANDS)} [--help]\n"
+            f"       python -m benchmarks {' | '.join(COMPARED)} --compare REV …"
+        )
+    if "--compare" in rest[:-1] and command in COMPARED:
+        run_compare(command, rest)
+        return
     config_class, function = COMMANDS[command]
-    function(tyro.cli(config_class, args=sys.argv[2:], prog=f"python -m benchmarks {command}"))
+    function(tyro.cli(config_class, args=rest, prog=f"python -m benchmarks {command}"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

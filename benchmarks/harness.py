@@ -82,9 +82,13 @@ class Result:
 
 def write(path: Path, rows: list[Result]) -> None:
     """The record of a round."""
+    write_json(path, {"cases": [row.to_dict() for row in rows]})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A record: where it was measured, then what."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"env": environment(), "cases": [row.to_dict() for row in rows]}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps({"env": environment(), **content}, indent=1) + "\n")
     print(f"written: {path}", flush=True)
 
 

@@ -105,12 +105,16 @@ def _caption(axis: str, params: dict[str, Any]) -> str:
 
 
 def _label(panels: Any, axis: str, values: list[int]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for panel in panels:
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xticks(values, [str(value) for value in values])
         panel.set_xticks([], minor=True)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.grid(color="#e4e4e4", which="both", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.tick_params(labelsize=8)
