@@ -16,11 +16,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TURNS = 4
-PACKAGES = (
-    "engine",
-    "kernels",
-    "export",
-)  # folders of the repository, below combicam when installed
+# Folders of the repository; below combicam when installed.
+PACKAGES = ("engine", "kernels", "export")
+Row = dict[str, Any]
 Say = Callable[[str], None]
 # Asked in a process of its own: where the package comes from.
 _WHERE = (

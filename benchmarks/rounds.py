@@ -12,8 +12,9 @@ from benchmarks.claim_page import claim_table
 from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
 from benchmarks.geo import GeoBenchmark, geo, geo_table
 from benchmarks.graph import GraphConfig, run_graph
-from benchmarks.harness import RESULTS, say, write
+from benchmarks.harness import RESULTS, say, write, write_json
 from benchmarks.kernels import KernelsConfig, run_kernels
+from benchmarks.memory import peak_mib_of
 from benchmarks.peers import PeersConfig, peers, peers_table
 from benchmarks.pipeline import PipelineConfig, pipeline
 from benchmarks.pipeline_page import pipeline_table
@@ -63,7 +64,9 @@ def run_scaling(config: ScalingConfig) -> None:
     """Curves, not one figure."""
     rows = scaling(config, say)
     print(f"\n{scaling_table(rows)}\n", flush=True)
-    write(config.output, rows)
+    memory = " ".join((peak_mib_of.__doc__ or "").split("Args:")[0].split())
+    cases = [row.to_dict() for row in rows]
+    write_json(config.record, {"peak_mib": memory, "cases": cases})
 
 
 @dataclass(frozen=True)

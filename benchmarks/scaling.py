@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +40,40 @@ class ScalingConfig:
 
     Args:
         axes: which of batch, layers (the deepest ones), size and targets.
-        backends: of ours.
         device: ``cpu`` or ``cuda``.
+        backends: of ours; none for eager and onnxruntime on a CPU, eager on a GPU.
         values: only these values of every axis; none for all of them.
         largest: batch that is tried.
         authors: also one forward and backward per layer, on the axis of layers, one image a call.
         rounds: how often everything is timed at each point, in turn; medians are reported.
         budget: seconds after which no further point is begun; it is a row without a speed.
-        output: where the JSON goes; decoding of images is in no figure.
+        output: where the JSON goes, default scaling-DEVICE.json; decoding is in no figure.
     """
 
     axes: tuple[str, ...] = tuple(AXES)
-    backends: tuple[str, ...] = ("eager", "onnxruntime")
     device: str = "cpu"
+    backends: tuple[str, ...] = ()
     values: tuple[int, ...] = ()
     largest: int = 16
     authors: bool = True
     rounds: int = 3
     budget: float = 1500.0
-    output: Path = RESULTS / "scaling-cpu.json"
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         known("scaling", self.axes, AXES)
         check_device("scaling", self.device)
+
+    @property
+    def record(self) -> Path:
+        """Where the JSON goes."""
+        return self.output or RESULTS / f"scaling-{self.device}.json"
+
+    @property
+    def explainers(self) -> tuple[str, ...]:
+        """Which of ours."""
+        default = ("eager", "onnxruntime") if self.device == "cpu" else ("eager",)
+        return self.backends or default
 
 
 @dataclass(frozen=True)
@@ -109,14 +121,17 @@ class Point:
 
 
 def points(config: ScalingConfig) -> list[Point]:
-    """All of them, axis by axis."""
-    return [
-        Point.on(axis, value)
+    """All of them; the axes take turns, so that a short budget leaves each of them a curve."""
+    lines = [
+        [
+            Point.on(axis, value)
+            for value in AXES[axis][2]
+            if (not config.values or value in config.values)
+            and (axis != "batch" or value <= config.largest)
+        ]
         for axis in config.axes
-        for value in AXES[axis][2]
-        if (not config.values or value in config.values)
-        and (axis != "batch" or value <= config.largest)
     ]
+    return [point for turn in zip_longest(*lines) for point in turn if point is not None]
 
 
 def scaling(config: ScalingConfig, say: Say) -> list[Result]:
@@ -156,7 +171,7 @@ def _contenders(
     yield contender(EAGER, lambda: torch_forward(model, images))
     if device.type == "cpu":
         yield contender(BASELINE, lambda: ort_forward(model, images))
-    for backend in config.backends:
+    for backend in config.explainers:
         yield contender(f"combicam, {backend}", partial(_ours, point, model, images, backend))
     if config.authors and point.axis == "layers":
         explain = library(AUTHORS, model, _layers(point, model), point.case.size)
@@ -182,11 +197,11 @@ def _layers(point: Point, model: nn.Module) -> list[str]:
     return names if point.layers is None else names[-point.layers :]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _network(case: Case, device: torch.device) -> nn.Module:
     return network(case).to(device)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _names(case: Case, model: nn.Module) -> list[str]:
     return [info.name for info in select_layers(model, probe(model, case.size), case.layers)]

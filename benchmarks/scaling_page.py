@@ -82,6 +82,10 @@ def draw(record: dict[str, Any], path: Path) -> None:
             for row, value in enumerate((points[:, 1], np.maximum(points[:, 2], 1))):
                 (line,) = panels[row, column].plot(points[:, 0], value, label=name, **style)
             shown[name] = line
+        if floor := [p for n, p in series(rows, axis).items() if n in (EAGER, BASELINE)]:
+            fastest = max(floor, key=lambda points: points[0, 1])
+            (line,) = panels[0, column].plot(fastest[:, 0], fastest[:, 1] / 2, ":", color="#4d4d4d")
+            shown["half of the fastest forward: a backward costs as much"] = line
         case = next(row.params for row in rows if row.params["axis"] == axis)
         panels[0, column].set_title(_caption(axis, case), fontsize=9)
         _label(

@@ -6,9 +6,9 @@ import functools
 import json
 import os
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from combicam.engine.location import is_remote
 
@@ -20,7 +20,8 @@ def temporary_path(path: Path) -> Path:
     files needs room for a few shards.
     """
     if is_remote(path):
-        return Path(_scratch().name, quote(str(path), safe=""))
+        # A key may be longer than the name of a file can be.
+        return Path(_scratch().name, f"{sha256(str(path).encode()).hexdigest()}-{path.name}")
     return path.with_name(f".{path.name}.tmp")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from time import perf_counter
+from typing import Any
 
 from combicam.engine.explaining import ExplainedBatch
 from combicam.engine.run_directory import RunDirectory, shard_record
@@ -19,7 +20,7 @@ def write_shards(
     run: RunDirectory,
     shard_format: ShardFormat,
     kept: Callable[[int], Kept | None],
-    tally: Callable[[Counter[str]], None],
+    tally: Callable[[Any], None],
     done: Callable[[dict[str, float], int], None],
 ) -> None:
     """Encode batches and commit every shard that is complete.
@@ -29,8 +30,7 @@ def write_shards(
         run: where.
         shard_format: columns of the rows.
         kept: what stays of a shard that is written again.
-        tally: called with a batch's number of rows of each status, before they are committed; may
-            raise to end the run.
+        tally: called with a batch's rows, before they are committed; may raise to end the run.
         done: called with a batch's seconds per stage and number of rows.
     """
     writer: ShardWriter | None = None
@@ -48,9 +48,8 @@ def write_shards(
                     statuses.update(old.table.column("status").to_pylist())
             table = shard_format.table(batch.records, item.results)
             writer.add(table, batch.rows)
-            added = Counter(table.column("status").to_pylist())
-            statuses.update(added)
-            tally(added)
+            statuses.update(table.column("status").to_pylist())
+            tally(table)
             encoded = perf_counter()
             batch.add_seconds("encode", encoded - start)
             if batch.is_last:

@@ -39,6 +39,8 @@ class Entry:
             OSError: nothing there, no regular file, or a tar shorter than when it was indexed.
             RunError: its object store does not answer: the next photo would fail, too.
         """
+        if "\0" in self.uri:  # which no file system has, and Python refuses with a ValueError
+            raise OSError(f"expected a name without a NUL, got {self.uri!r}")
         path = uri_path(self.uri)
         if is_remote(path):
             return self._fetched(path)

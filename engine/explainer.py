@@ -21,6 +21,8 @@ from combicam.engine.preparing import (
     check_classes,
     check_score,
     chosen_preprocess,
+    known_device,
+    named_device,
     prepared,
 )
 from combicam.engine.sessions import ArtifactSession, ModelSession, Request, Session, SizedSessions
@@ -172,7 +174,10 @@ class Explainer:
         self = cls.__new__(cls)
         self.description = read_description(path)
         self._sized = None
-        self.device = torch.device(device) if device is not None else best_device(path)
+        if device is None:
+            self.device = best_device(path)
+        else:  # of a .pt2 file its own device is the better answer
+            self.device = (known_device if path.suffix == ".pt2" else named_device)(device)
         try:
             self.session = ArtifactSession(path, self.description, backend, self.device)
         except ArtifactError as error:

@@ -42,7 +42,7 @@ def fiftyone_samples(run: str | Path) -> Iterator[Any]:
     """``fiftyone.Sample`` of every committed row whose status is ok; needs no database.
 
     Fields, for each target ``k`` = 0, 1, …: ``prediction<k>`` (``Classification``: the class's
-    name, for the first one where the run has names, else its number) and ``heatmap<k>``
+    name where the row has it, else its number) and ``heatmap<k>``
     (``Heatmap``, uint8 on the stored grid, over the whole photo; what the network did not see is
     0). Also ``run_id``, and ``location`` (``GeoLocation``) where the run has places.
 
@@ -71,8 +71,10 @@ def _samples(fo: Any, opened: OpenRun) -> Iterator[Any]:
         for i in map(int, np.flatnonzero(shard.ok)):
             row, fields = rows[i], {}
             photo = (row["width"], row["height"])
+            # What is explained may be another class than the most likely one, which has the name.
+            best = row["places"][0]["class"] if row.get("places") else shard.targets[i, 0]
             for k, heatmap in enumerate(shard.heatmaps[i]):
-                name = row.get("class_name") if k == 0 else None
+                name = row.get("class_name") if shard.targets[i, k] == best else None
                 fields[f"prediction{k}"] = fo.Classification(
                     label=name or str(shard.targets[i, k]), confidence=float(shard.scores[i, k])
                 )

@@ -57,8 +57,10 @@ def draw_figure(
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        ValueError: another number of captions.
+        ValueError: another number of captions, or a number of layers that is none.
     """
+    if layers < 0:
+        raise ValueError(f"figure: expected layers >= 0, got {layers}; 0 draws no layer maps")
     if captions and len(captions) != len(explanation.photos):
         raise ValueError(
             f"figure: expected {len(explanation.photos)} captions, one per photo, got "

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 from tyro.constructors import PrimitiveConstructorSpec
 
-from combicam.errors import MissingExtra
+from combicam.errors import MissingExtra, RunError, first_line
 
 SCHEMES = ("s3", "gs")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
@@ -90,11 +92,19 @@ def open_parquet(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
+        RunError: it is damaged, or something else.
     """
+    name, system = arrow_file(path)
+    try:
+        return pq.ParquetFile(name, filesystem=system)
+    except pa.ArrowInvalid as error:
+        raise _damaged(path, error) from error
+
+
+def arrow_file(path: Path) -> tuple[str, Any]:
+    """Name and file system for pyarrow, which takes a relative ``run-10:00/x`` for a URL."""
     store: Any = path
-    if is_remote(path):
-        return pq.ParquetFile(store.path, filesystem=store.fs)
-    return pq.ParquetFile(path)
+    return (store.path, store.fs) if is_remote(path) else (str(path.absolute()), LocalFileSystem())
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
@@ -102,9 +112,22 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
+        RunError: it is damaged, or something else.
     """
     with open_parquet(path) as file:
-        return file.read(columns=None if columns is None else list(columns))
+        try:
+            return file.read(columns=None if columns is None else list(columns))
+        except OSError as error:
+            if error.errno is not None:  # of the disk; pyarrow's own for damaged pages has none
+                raise
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"read: expected {path} to be a whole Parquet file, got {first_line(error)}; write it "
+        "again: of a run, delete the shard and run again"
+    )
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:

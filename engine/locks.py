@@ -51,7 +51,9 @@ class FileLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
-            raise _taken(folder) from error
+            if isinstance(error, BlockingIOError):
+                raise _taken(folder) from error
+            raise OSError(error.errno, f"{error.strerror} (flock)", str(folder / LOCK)) from error
         self._descriptor = descriptor
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from combicam.engine.atomic import commit, temporary_path
 from combicam.engine.entry import Entry
-from combicam.engine.location import open_parquet
+from combicam.engine.location import arrow_file, open_parquet
 from combicam.engine.sources import IMAGE_SUFFIXES
 
 SCHEMA = pa.schema(
@@ -49,7 +49,8 @@ def write_manifest(path: Path, entries: Iterable[Entry], shard_size: int) -> Non
     _check_unique(table)
     if table.column("true_lat").null_count == table.num_rows:
         table = table.drop_columns(_TRUTH)
-    with pq.ParquetWriter(temporary_path(path), table.schema, compression="zstd") as writer:
+    name, system = arrow_file(temporary_path(path))
+    with pq.ParquetWriter(name, table.schema, filesystem=system, compression="zstd") as writer:
         writer.write_table(table, row_group_size=shard_size)
     commit(path)
 
@@ -130,3 +131,24 @@ class Manifest:
         names = ["id", "uri", "offset", "size", *(_TRUTH if self.has_truth else ())]
         columns = self._file.read_row_group(index, columns=names)
         return [Entry(**row) for row in columns.to_pylist()]
+
+    def difference(self, entries: Iterable[Entry]) -> str | None:
+        """How a listing differs from this one, in words; None where it does not.
+
+        Args:
+            entries: of the listing, in order; they are streamed.
+        """
+        now, first = 0, None
+        ids = self._ids()
+        for entry in entries:
+            now += 1
+            if first is None and entry.id != (there := next(ids, None)):
+                first = entry.id if there is None else min(entry.id, there)
+        if first is None and now == self.images:
+            return None
+        first = first if first is not None else next(ids)
+        return f"{self.images:,} then, {now:,} now, the first that differs is {first}"
+
+    def _ids(self) -> Iterator[str]:
+        for index in range(self.shards):
+            yield from self._file.read_row_group(index, columns=["id"]).column("id").to_pylist()

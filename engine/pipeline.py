@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import chain
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -149,9 +149,11 @@ class Pipeline:
         self.times.add(seconds)
         self.images += rows
 
-    def _tally(self, statuses: Counter[str]) -> None:
-        self.failures += statuses.total() - statuses[OK]
-        check_failures(self.failures, self.max_failures)
+    def _tally(self, table: Any) -> None:
+        rows = table.select(["id", "status", "error"]).to_pylist()
+        failed = [f"{row['id']}, {row['error']}" for row in rows if row["status"] != OK]
+        self.failures += len(failed)
+        check_failures(self.failures, self.max_failures, failed)
 
     def _batches(self, work: Iterable[ShardWork], pool: Executor) -> Iterator[Batch]:
         config, explainer = self._config, self._explainer
@@ -200,15 +202,21 @@ class Pipeline:
         self._to_encode.abort()
 
 
-def check_failures(failures: int, limit: int | None) -> None:
+def check_failures(failures: int, limit: int | None, latest: Sequence[str] = ()) -> None:
     """End a run with too many of them.
+
+    Args:
+        failures: how many.
+        limit: how many may be; None for all.
+        latest: ids and errors of some, whose shard will not be committed.
 
     Raises:
         RunError: more failures than the limit.
     """
     if limit is not None and failures > limit:
+        last = f" (the last: {latest[-1]})" if latest else ""
         raise RunError(
-            f"run: expected at most {limit} failed images (max_failures), got {failures}; see the "
-            "errors of the committed shards, or raise the limit and run again: what is committed "
-            "is kept"
+            f"run: expected at most {limit} failed images (max_failures), got {failures}{last}; "
+            "see the errors of the committed shards, or raise the limit and run again: what is "
+            "committed is kept"
         )

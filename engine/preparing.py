@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from combicam.engine.backends import BACKENDS
+from combicam.errors import first_line
 from combicam.export.aoti_file import aoti_device
 from combicam.export.artifact import Description
 from combicam.export.models import LoadedModel
@@ -51,13 +52,44 @@ def prepared(
     check_finite(module)
     with torch.inference_mode(False), torch.no_grad():
         if device is not None:
-            module = module.to(device)
+            module = module.to(named_device(device))
         if name is not None:
             module = module.to(DTYPES[name])
             check_finite(module)  # float16 may overflow
         if next((p.is_cuda for p in module.parameters()), False):
             module = module.to(memory_format=torch.channels_last)
     return module
+
+
+def known_device(name: torch.device | str) -> torch.device:
+    """A device for its name.
+
+    Raises:
+        ValueError: torch knows none of that name.
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device: expected 'cpu', 'cuda', 'cuda:1' or the like, got {str(name)!r}"
+        ) from error
+
+
+def named_device(name: torch.device | str) -> torch.device:
+    """A device that can be used.
+
+    Raises:
+        ValueError: there is none of that name on this machine.
+    """
+    device = known_device(name)
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # of a torch without CUDA: AssertionError
+        raise ValueError(
+            f"device: expected one that this machine has and torch can use, got {str(name)!r} "
+            f"({first_line(error)}); see combicam doctor"
+        ) from error
+    return device
 
 
 def chosen_preprocess(

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from combicam.engine.distribution import Died, Ready, shards_ahead
+from combicam.engine.preparing import known_device
 from combicam.engine.shard_work import ShardWork
 from combicam.engine.shard_worker import ShardReport, ShardWorker, WorkerTask
 from combicam.errors import RunError, first_line
@@ -62,7 +63,7 @@ class ProcessCrew:
 
     def __init__(self, task: WorkerTask, devices: Sequence[str]) -> None:
         workers = max(1, task.config.workers // len(devices))
-        on_cpu = sum(torch.device(device).type == "cpu" for device in devices)
+        on_cpu = sum(known_device(device).type == "cpu" for device in devices)
         self.config = replace(task.config, workers=workers, devices=())
         self._tasks = [
             replace(

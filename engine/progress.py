@@ -47,8 +47,9 @@ class Progress:
         self._new = 0
         self._bottleneck: str | None = None
         self._started = time.time()
-        self._written = 0.0
-        self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
+        # Durations by a clock that nobody sets.
+        self._began = self._written = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque([(self._began, 0)])
         self._bar = tqdm(total=images, initial=done, unit="image", disable=not show)
         self._show = show
         self._fields = fields
@@ -70,7 +71,7 @@ class Progress:
         state = "finished" if error is None else "stopped"
         fields: dict[str, Any] = {
             "images": self._new,
-            "seconds": round(time.time() - self._started, 3),
+            "seconds": round(time.monotonic() - self._began, 3),
         }
         with self._open:
             if isinstance(error, Exception):
@@ -92,12 +93,12 @@ class Progress:
         if bottleneck is not None:
             self._bar.set_postfix_str(f"busiest: {bottleneck}", refresh=False)
         self._bar.update(self._before + new - self._bar.n)
-        if time.time() - self._written >= heartbeat_s(self._run):
+        if time.monotonic() - self._written >= heartbeat_s(self._run):
             self._write("running")
             self._save_log()
 
     def _write(self, state: str) -> None:
-        now = self._written = time.time()
+        now = self._written = time.monotonic()
         self._recent.append((now, self._new))
         while now - self._recent[0][0] > _RECENT_S:
             self._recent.popleft()
@@ -106,11 +107,11 @@ class Progress:
             "state": state,
             **_process(),
             "started": self._started,
-            "updated": now,
+            "updated": time.time(),
             "images": self._images,
             "done": self._before + self._new,
             "new_images": self._new,
-            "images_per_s": self._new / max(now - self._started, 1e-9),
+            "images_per_s": self._new / max(now - self._began, 1e-9),
             "recent_images_per_s": (self._new - count) / max(now - since, 1e-9),
             "bottleneck": self._bottleneck,
         }

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from combicam.engine.location import is_remote, location, open_parquet, read_parquet
+from combicam.engine.location import arrow_file, location, open_parquet, read_parquet
 from combicam.engine.map_format import MapFormat
 from combicam.engine.shards import ShardData, read_shard
 from combicam.errors import RunError
@@ -38,10 +38,9 @@ class OpenRun:
             schema = first.schema_arrow
         self.spec = CamSpec.from_json(schema.metadata[b"combicam.spec"])
         self.maps = MapFormat.from_dict(json.loads(schema.metadata[b"combicam.heatmap"]))
-        store: Any = files[0]
-        where = {"filesystem": store.fs} if is_remote(path) else {}
-        names = [getattr(file, "path", str(file)) for file in files]
-        self.dataset: Any = ds.dataset(names, schema=schema, **where)
+        names = [arrow_file(file)[0] for file in files]
+        system = arrow_file(files[0])[1]
+        self.dataset: Any = ds.dataset(names, schema=schema, filesystem=system)
 
     def __len__(self) -> int:
         """How many rows are committed."""
@@ -53,9 +52,18 @@ class OpenRun:
         Args:
             columns: their names; default: all but the maps.
             where: a ``pyarrow.compute`` expression, as ``pc.field("status") == "ok"``.
+
+        Raises:
+            ValueError: columns that the run does not have.
         """
+        there = self.dataset.schema.names
         if columns is None:
-            columns = [name for name in self.dataset.schema.names if name not in _MAPS]
+            columns = [name for name in there if name not in _MAPS]
+        if isinstance(columns, str) or not set(columns) <= set(there):
+            raise ValueError(
+                f"open_run: expected a list of columns, of {there}, got {columns!r}; take some of "
+                "these"
+            )
         return self.dataset.to_table(columns=list(columns), filter=where)
 
     def shard(self, index: int) -> ShardData:
@@ -98,7 +106,8 @@ def open_run(path: str | Path) -> OpenRun:
         RunError: no run directory, or one without a committed shard.
     """
     path = location(path)
-    files = sorted((path / "shards").glob("[0-9]*.parquet"))
+    # By number: of more than 100,000 names, 100000 comes before 10001.
+    files = sorted((path / "shards").glob("[0-9]*.parquet"), key=lambda file: int(file.stem))
     if not files:
         raise RunError(
             f"open_run: expected a run directory with committed shards, got {path} without; see "

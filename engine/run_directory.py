@@ -10,10 +10,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from combicam.engine.atomic import write_json
+from combicam.engine.entry import printable
 from combicam.engine.location import is_remote, read_parquet, read_texts
-from combicam.engine.locks import Lock, lock
+from combicam.engine.locks import LOCK, Lock, lock
 from combicam.engine.shards import shard_path
 from combicam.errors import RunError
+
+_PARQUET_END = b"PAR1"
 
 
 class RunDirectory:
@@ -32,13 +35,19 @@ class RunDirectory:
         self._lock: Lock | None = None
         if not is_owner:
             return
+        if printable(str(path)) != str(path):
+            raise RunError(
+                f"run: expected an output whose name is UTF-8, got {printable(str(path))}; use "
+                "another output"
+            )
         if path.exists() and not path.is_dir():
             raise RunError(
                 f"run: expected {path} to be a directory, got a file; use another output"
             )
         names = [p.name for p in path.iterdir()] if path.exists() else []
-        # A run that was killed early leaves hidden files and its manifest.
-        foreign = [name for name in names if name[0] != "." and name != self.manifest.name]
+        # A run that was killed early leaves hidden files, among them its lock, and its manifest.
+        ours = {self.manifest.name} if any(name.startswith(LOCK) for name in names) else set()
+        foreign = [name for name in names if name[0] != "." and name not in ours]
         if foreign and self._fingerprint.name not in names:
             raise RunError(
                 f"run: expected {path} to be empty or a run directory, got {foreign[0]} "
@@ -88,23 +97,28 @@ class RunDirectory:
     def _fingerprint(self) -> Path:
         return self.path / "run.json"
 
-    def prepare(self, fingerprint: dict[str, Any], write_manifest: Callable[[Path], None]) -> None:
+    def prepare(self, fingerprint: dict[str, Any], write_manifest: Callable[[Path], None]) -> bool:
         """Start the run, or make sure that it is this one that is continued.
 
         Args:
             fingerprint: JSON-ready; everything that decides what rows hold.
             write_manifest: called for a new run only; from then on the manifest is final.
 
+        Returns:
+            Whether it is a new one.
+
         Raises:
             RunError: started with another fingerprint; the message names what differs.
         """
-        if self._fingerprint.exists():
-            self._check(fingerprint)
-        else:
+        is_new = not self._fingerprint.exists()
+        if is_new:
             write_manifest(self.manifest)
             write_json(self._fingerprint, fingerprint)
+        else:
+            self._check(fingerprint)
         if not is_remote(self.path):
             self.shards.mkdir(exist_ok=True)
+        return is_new
 
     def _check(self, fingerprint: dict[str, Any]) -> None:
         earlier = _flat(json.loads(self._fingerprint.read_text(encoding="utf-8")))
@@ -121,8 +135,9 @@ class RunDirectory:
             )
 
     def committed(self) -> frozenset[int]:
-        """The shards that are there, and so complete."""
-        return frozenset(int(path.stem) for path in self.shards.glob("[0-9]*.parquet"))
+        """The shards that are there, and so complete; not what a broken disk has cut off."""
+        shards = self.shards.glob("[0-9]*.parquet")
+        return frozenset(int(path.stem) for path in shards if _is_whole(path))
 
     def write_record(self, index: int, record: dict[str, Any]) -> None:
         """Write ``shards/00042.json``."""
@@ -152,6 +167,15 @@ def shard_record(index: int, statuses: Counter[str], seconds: dict[str, float]) 
         "statuses": dict(sorted(statuses.items())),
         "seconds": {name: round(value, 6) for name, value in seconds.items()},
     }
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a Parquet file has its end; objects appear whole."""
+    if is_remote(path):
+        return True
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_PARQUET_END)))
+        return file.read() == _PARQUET_END
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

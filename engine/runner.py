@@ -13,10 +13,9 @@ from typing import Any
 from combicam.engine.batch_explainer import BatchExplainer, has_places
 from combicam.engine.config import RunConfig
 from combicam.engine.distribution import Crew, Distribution
-from combicam.engine.entry import Entry
 from combicam.engine.geo.accuracy import accuracy
 from combicam.engine.geo.question import located, read_question
-from combicam.engine.geo.truth import read_truth, truth_digest, with_truth
+from combicam.engine.geo.truth import truth_digest
 from combicam.engine.location import is_client_error, names_store
 from combicam.engine.making import make_run_explainer
 from combicam.engine.manifest import Manifest, write_manifest
@@ -28,10 +27,10 @@ from combicam.engine.progress import Progress
 from combicam.engine.ray_crew import RayCrew
 from combicam.engine.row_status import OK
 from combicam.engine.run_directory import RunDirectory
+from combicam.engine.run_inputs import run_inputs, warn_of_other_inputs
 from combicam.engine.shard_format import ShardFormat
 from combicam.engine.shard_work import ShardWork, work_left
 from combicam.engine.shard_worker import WorkerTask
-from combicam.engine.sources import list_inputs
 from combicam.engine.summary import RunSummary
 from combicam.errors import RunError, first_line
 from combicam.version import __version__
@@ -106,14 +105,21 @@ def _locked_run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
     shard_format = _format(config, explainer)
     question = read_question(config.explain, explainer)
     needs_truth = question is not None and question.needs_truth
+    if config.truth is not None and not has_places(explainer):
+        raise ValueError(
+            f"run: expected classes with places for truth={str(config.truth)!r}, got none; give "
+            "them with --classes, or leave out --truth"
+        )
     with RunDirectory(config.output) as run, _quiet_pillow():
-        run.prepare(
+        is_new = run.prepare(
             _fingerprint(config, explainer),
             lambda path: write_manifest(
-                path, located(_inputs(config), needs_truth), config.shard_size
+                path, located(run_inputs(config), needs_truth), config.shard_size
             ),
         )
         with Manifest(run.manifest) as manifest:
+            if not is_new:
+                warn_of_other_inputs(config, manifest)
             shard_format = dataclasses.replace(shard_format, has_truth=manifest.has_truth)
             work = work_left(run, manifest, config.retry_failed)
             pipeline: Pipeline | Distribution
@@ -132,11 +138,6 @@ def _locked_run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
                 summary = dataclasses.replace(summary, accuracy=accuracy(run.path))
         summary.write(run.summary)
     return summary
-
-
-def _inputs(config: RunConfig) -> Iterator[Entry]:
-    entries = list_inputs(config.input)
-    return entries if config.truth is None else with_truth(entries, read_truth(config.truth))
 
 
 def _format(config: RunConfig, explainer: BatchExplainer) -> ShardFormat:

@@ -55,7 +55,8 @@ class ShardFormat:
     Args:
         spec: written into the metadata.
         maps: what a row's maps are.
-        classes: adds ``class_name`` where it has names; where it has places, the columns of
+        classes: adds ``class_name`` where it has names: of the first target, or, where it has
+            places, of the most likely class; where it has places, also the columns of
             :func:`~combicam.engine.geo.placing.place_fields`.
         has_truth: whether it is known of some inputs where they were taken.
         explain: what the targets are where they need not be the best classes: one word each,

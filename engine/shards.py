@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from combicam.engine.atomic import commit, temporary_path
-from combicam.engine.location import location, read_parquet
+from combicam.engine.location import arrow_file, location, read_parquet
 from combicam.engine.map_format import SCALE, MapFormat
 from combicam.engine.row_status import OK
 from combicam.engine.shard_format import ShardFormat
@@ -60,9 +60,11 @@ class ShardWriter:
         self._waiting: Any = schema.empty_table()
         self._early: list[tuple[Any, Sequence[int]]] = []
         self._added = 0
+        name, system = arrow_file(temporary_path(path))
         self._writer = pq.ParquetWriter(
-            temporary_path(path),
+            name,
             schema,
+            filesystem=system,
             compression="zstd",
             compression_level=1,
             use_dictionary=[name for name in _DICTIONARY if name in schema.names],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import os
@@ -87,8 +88,12 @@ def _walk(folder: Path) -> Iterator[Path]:
         store: Any = folder
         yield from (store.with_segments(name) for name in store.fs.find(store.path))
         return
+
+    def fail(error: OSError) -> None:
+        raise error  # by default such a folder's photos would be left out silently
+
     # Folders too: one that is called x.jpg is an input, which then fails.
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=fail):
         for name in (*folders, *files):
             yield Path(parent, name)
 
@@ -172,7 +177,8 @@ def _named(source: Path, number: int, name: str) -> Path:
 
 def _text_rows(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file):
+            line = line if number else line.removeprefix(codecs.BOM_UTF8)
             name = os.fsdecode(line.rstrip(b"\r\n"))
             if name:
                 yield name

@@ -46,7 +46,8 @@ class RunStatus:
     Attributes:
         run: the directory.
         state: ``running``, ``finished``, ``failed``, ``stopped`` (by a signal), ``dead`` (it says
-            that it runs and has not been heard of for 15 heartbeats), or ``not begun``.
+            that it runs and has not been heard of for 15 heartbeats), or ``not begun`` (it has said
+            nothing).
         images, shards: of the whole run.
         committed_images, committed_shards: what is there.
         failures: status -> committed rows, all but ``ok``.
@@ -143,10 +144,10 @@ def _statuses(shards: Sequence[Path]) -> Iterator[Mapping[str, int]]:
 
 
 def _heartbeat(run: Path) -> dict[str, Any] | None:
-    path = run / PROGRESS
-    if not path.exists():
-        return None
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values: dict[str, Any] = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None  # it is written without fsync: a power failure may leave an empty file
     return values
 
 

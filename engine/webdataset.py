@@ -14,6 +14,7 @@ from PIL import Image
 
 from combicam.engine.atomic import commit, temporary_path
 from combicam.engine.entry import Entry
+from combicam.engine.location import is_remote, location
 from combicam.engine.manifest import Manifest
 from combicam.engine.reading import open_run
 from combicam.engine.shards import ShardData
@@ -37,9 +38,13 @@ def write_webdataset(run: str | Path, folder: str | Path, photos: bool = False) 
         How many samples the tars hold that this call has written.
 
     Raises:
-        RunError: no committed shards, or a folder that holds something else.
+        RunError: no committed shards, or a folder that holds something else, or is none.
     """
-    opened, folder = open_run(run), Path(folder)
+    opened, folder = open_run(run), location(folder)
+    if is_remote(folder) or (folder.exists() and not folder.is_dir()):
+        raise RunError(
+            f"webdataset: expected a folder of this machine, got {folder}; choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if foreign := [p.name for p in folder.iterdir() if p.suffix != ".tar" and p.name[0] != "."]:
         raise RunError(
@@ -71,7 +76,9 @@ def _files(shard: ShardData, row: int, entry: Entry | None) -> Iterator[tuple[st
         Image.fromarray(heatmap).save(buffer, "PNG")
         yield f"heatmap{k}.png", buffer.getvalue()
     if entry is not None:
-        suffix = Path(entry.id.rpartition("::")[2]).suffix.lower().lstrip(".") or "bin"
+        # An id need not be a name; but of a tar's member it is.
+        name = entry.uri if entry.offset is None else entry.id.rpartition("::")[2]
+        suffix = Path(name).suffix.lower().lstrip(".") or "bin"
         try:
             yield suffix, entry.read()
         except OSError:

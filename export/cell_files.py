@@ -16,16 +16,20 @@ from combicam.export import places, s2
 from combicam.export.cells import CellTable
 from combicam.export.classes import COLUMNS, ClassTable
 from combicam.export.safe_pickle import load_numbers
+from combicam.export.table_files import readable
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PICKLE_SUFFIXES = (".pkl", ".pickle")
-# Our name of a column, and what GeoEstimation calls it.
+# What GeoEstimation and the rows of a run call a column, and our name of it.
 _OTHER_NAMES = {
     "class_label": "class",
     "hex_id": "s2_token",
     "latitude_mean": "latitude",
     "longitude_mean": "longitude",
+    "lat": "latitude",
+    "lon": "longitude",
 }
+_OF_PLACES = {"latitude", "longitude", "s2_token"}
 _GREATEST_PREAMBLE = 100  # lines before the header
 
 
@@ -45,11 +49,11 @@ def read_classes(path: str | Path) -> ClassTable:
         ModelError: a pickle that holds anything but numbers.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"classes: expected a file, got {path}")
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return _from_pickle(path).to_classes()
-    rows = list(_parquet_rows(path) if path.suffix.lower() in PARQUET_SUFFIXES else _csv_rows(path))
+    read = _parquet_rows if path.suffix.lower() in PARQUET_SUFFIXES else _csv_rows
+    with readable(path, "classes"):
+        rows = list(read(path))
     rows.sort(key=lambda row: row.index)
     wrong = next((row for i, row in enumerate(rows) if row.index != i), None)
     if not rows or wrong is not None:
@@ -57,9 +61,9 @@ def read_classes(path: str | Path) -> ClassTable:
         raise ValueError(
             f"classes: expected {path} to have the classes 0..{len(rows) - 1}, each once, got {got}"
         )
-    if "s2_token" not in rows[0].values and "latitude" not in rows[0].values:
-        return ClassTable(names=_names(rows))
-    return _cells(rows).to_classes()
+    if rows[0].values.keys() & _OF_PLACES:
+        return _cells(rows).to_classes()
+    return ClassTable(names=_names(rows))
 
 
 def read_cells(path: str | Path) -> CellTable:
@@ -87,7 +91,7 @@ def write_cells(cells: CellTable, path: str | Path) -> None:
     }
     known = {name: column for name, column in columns.items() if len(column)}
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(known)
         writer.writerows(zip(*known.values(), strict=True))
 
@@ -110,57 +114,58 @@ class _Row:
             ) from error
 
     def cell(self) -> int:
-        token = self.values["s2_token"]
+        token = self.values["s2_token"] or ""
         try:
-            return s2.cell_id(token or "")
-        except (AttributeError, ValueError) as error:
-            text = first_line(error) if isinstance(error, ValueError) else (
-                f"expected an S2 token as text, got the number {token!r}: zeros at its start are "
-                "lost"
-            )  # fmt: skip
-            raise ValueError(f"classes: {self.where}: {text}") from error
+            if not isinstance(token, str):
+                raise ValueError(
+                    f"expected an S2 token as text, got {token!r}: zeros at the start of a number "
+                    "are lost"
+                )
+            return s2.cell_id(token)
+        except ValueError as error:
+            raise ValueError(f"classes: {self.where}: {error}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
     # utf-8-sig: spreadsheets begin with a mark; the csv module takes it for a part of the name.
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
-        try:
-            header = next(
-                (names for names, _ in zip(reader, range(_GREATEST_PREAMBLE), strict=False)
-                 if {"class", "class_label"} & set(names)),
-                None,
-            )  # fmt: skip
-            if header is None:
-                raise ValueError(
-                    f"classes: expected {path} to have the columns {','.join(COLUMNS)} and a row "
-                    "per class, got no header with class or class_label"
-                )
-            names = [_OTHER_NAMES.get(name, name) for name in header]
-            for values in reader:
-                if values:
-                    where = f"row {reader.line_num} of {path}"
-                    if len(values) != len(names):
-                        raise ValueError(
-                            f"classes: expected {len(names)} values in {where}, got {len(values)}"
-                        )
-                    yield _row(dict(zip(names, values, strict=True)), where)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"classes: expected {path} as CSV in UTF-8, got: {error}") from error
+        header = next(
+            (names for names, _ in zip(reader, range(_GREATEST_PREAMBLE), strict=False)
+             if {"class", "class_label"} & {name.strip() for name in names}),
+            [],
+        )  # fmt: skip
+        names = _columns(header, path)
+        for values in reader:
+            if values:
+                where = f"row {reader.line_num} of {path}"
+                if len(values) != len(names):
+                    raise ValueError(
+                        f"classes: expected {len(names)} values in {where}, got {len(values)}"
+                    )
+                yield _row(dict(zip(names, values, strict=True)), where)
 
 
 def _parquet_rows(path: Path) -> Iterator[_Row]:
     with pq.ParquetFile(path) as file:
         table = file.read()
-    table = table.rename_columns([_OTHER_NAMES.get(n, n) for n in table.column_names])
-    if "class" not in table.column_names:
-        raise ValueError(
-            f"classes: expected {path} to have the columns {','.join(COLUMNS)}, got "
-            f"{','.join(table.column_names)}"
-        )
+    table = table.rename_columns(_columns(table.column_names, path))
     known = [name for name in COLUMNS if name in table.column_names]
     for i, values in enumerate(table.select(known).to_pylist(), 1):
         yield _row(values, f"row {i} of {path}")
+
+
+def _columns(header: Sequence[str], path: Path) -> list[str]:
+    """Our names of a file's columns."""
+    names = [_OTHER_NAMES.get(name.strip(), name.strip()) for name in header]
+    known = [name for name in names if name in COLUMNS]
+    if "class" not in known or len(known) == 1 or len(set(known)) < len(known):
+        raise ValueError(
+            f"classes: expected {path} to have the columns {','.join(COLUMNS)}, class and at least "
+            "one more, each once, got "
+            f"{','.join(header) or 'no header with class or class_label'}"
+        )
+    return names
 
 
 def _row(values: dict[str, Any], where: str) -> _Row:
@@ -172,15 +177,16 @@ def _row(values: dict[str, Any], where: str) -> _Row:
 
 
 def _names(rows: Sequence[_Row]) -> tuple[str, ...]:
-    return tuple(row.values["name"] or "" for row in rows) if "name" in rows[0].values else ()
+    return tuple(str(row.values["name"] or "") for row in rows) if "name" in rows[0].values else ()
 
 
 def _cells(rows: Sequence[_Row]) -> CellTable:
     """Rows in the order of their classes as cells."""
     ids = np.empty(0, np.uint64)
-    if "s2_token" in rows[0].values and any(row.values["s2_token"] for row in rows):
+    has_places = bool(rows[0].values.keys() & {"latitude", "longitude"})
+    if not has_places or any(row.values.get("s2_token") for row in rows):
         ids = np.array([row.cell() for row in rows], np.uint64)
-    if "latitude" not in rows[0].values:
+    if not has_places:
         return CellTable(*s2.centers(ids), ids, _names(rows))
     lat = np.array([row.number("latitude") for row in rows])
     lon = np.array([row.number("longitude") for row in rows])

@@ -32,6 +32,12 @@ def check_places(latitudes: Any, longitudes: Any, operation: str) -> None:
         )
 
 
+def unit_vectors(latitudes: Any, longitudes: Any) -> NDArray[np.float64]:
+    """Places [n], degrees, as points of the unit sphere: float64 [n,3]."""
+    lat, lon = (np.radians(np.asarray(values, np.float64)) for values in (latitudes, longitudes))
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)
+
+
 def square_chords(
     latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
 ) -> NDArray[np.float64]:
@@ -41,7 +47,7 @@ def square_chords(
         latitudes, longitudes: [m], degrees.
         to_latitudes, to_longitudes: [n], degrees.
     """
-    here, there = _unit(latitudes, longitudes), _unit(to_latitudes, to_longitudes)
+    here, there = unit_vectors(latitudes, longitudes), unit_vectors(to_latitudes, to_longitudes)
     squares = np.zeros((len(here), len(there)))
     for axis in range(3):
         squares += (here[:, None, axis] - there[None, :, axis]) ** 2
@@ -58,7 +64,7 @@ def angles(
     latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
 ) -> NDArray[np.float64]:
     """Great-circle distances of n places from n others, radians."""
-    here, there = _unit(latitudes, longitudes), _unit(to_latitudes, to_longitudes)
+    here, there = unit_vectors(latitudes, longitudes), unit_vectors(to_latitudes, to_longitudes)
     half_chord = np.sqrt(((here - there) ** 2).sum(-1)) / 2
     return np.asarray(2 * np.arcsin(half_chord.clip(max=1.0)))
 
@@ -70,12 +76,6 @@ def nearest(
 
     Of two whose distances differ by less than some centimetres it may be either.
     """
-    here, there = _unit(latitudes, longitudes), _unit(to_latitudes, to_longitudes).T
+    here, there = unit_vectors(latitudes, longitudes), unit_vectors(to_latitudes, to_longitudes).T
     parts = [(here[i : i + _CHUNK] @ there).argmax(1) for i in range(0, len(here), _CHUNK)]
     return np.concatenate([np.empty(0, np.int64), *parts])
-
-
-def _unit(latitudes: Any, longitudes: Any) -> NDArray[np.float64]:
-    """Points of the unit sphere, [m,3]."""
-    lat, lon = np.radians(latitudes), np.radians(longitudes)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)

@@ -26,7 +26,7 @@ class Config:
     """
 
     run: Annotated[tyro.conf.Positional[Path], LOCATION]
-    truth: Path | None = None
+    truth: Annotated[Path | None, LOCATION] = None
     json: bool = False
 
 

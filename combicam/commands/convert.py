@@ -27,17 +27,19 @@ class Config:
         fiftyone: name of a new FiftyOne dataset.
         geoparquet: GeoParquet file of the predicted places.
         geojson: GeoJSON file of them.
+        cells: of GeoJSON, the S2 cells as polygons instead of points.
 
     Raises:
-        ValueError: none of these, or photos without tars.
+        ValueError: none of these, photos without tars, or cells without GeoJSON.
     """
 
     run: Annotated[tyro.conf.Positional[Path], LOCATION]
-    output: tyro.conf.Positional[Path | None] = None
+    output: Annotated[tyro.conf.Positional[Path | None], LOCATION] = None
     photos: bool = False
     fiftyone: str | None = None
-    geoparquet: Path | None = None
-    geojson: Path | None = None
+    geoparquet: Annotated[Path | None, LOCATION] = None
+    geojson: Annotated[Path | None, LOCATION] = None
+    cells: bool = False
 
     def __post_init__(self) -> None:
         others = (self.fiftyone, self.geoparquet, self.geojson)
@@ -46,6 +48,8 @@ class Config:
                 "convert: expected a folder for tars, --fiftyone NAME, --geoparquet FILE or "
                 "--geojson FILE, got none; --photos is for tars"
             )
+        if self.cells and self.geojson is None:
+            raise ValueError("convert: expected --geojson FILE with --cells, got none; name a file")
 
 
 def main(config: Config) -> None:
@@ -60,5 +64,5 @@ def main(config: Config) -> None:
         rows = write_geoparquet(config.run, config.geoparquet)
         print_table([("places", str(rows)), ("GeoParquet", str(config.geoparquet))])
     if config.geojson is not None:
-        rows = write_geojson(config.run, config.geojson)
+        rows = write_geojson(config.run, config.geojson, config.cells)
         print_table([("places", str(rows)), ("GeoJSON", str(config.geojson))])

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import tyro
 
 from combicam.commands.printing import Rows, print_table
 from combicam.engine.geo.influence import TOP_PIXELS
+from combicam.engine.geo.new_file import new_file
 from combicam.engine.geo.run_influence import run_influence
 from combicam.engine.location import LOCATION
 
@@ -29,7 +30,8 @@ class Config:
         run: run directory.
         masks: folder of label maps, PNG of one channel over the whole photo; of the photo a/b.jpg
             it is a/b.png or a/b.jpg.png.
-        names: CSV with the columns label and name; other labels are no concepts.
+        names: CSV with the columns label and name; several labels may have one name, others are no
+            concepts.
         k: how many of a heatmap's pixels count, at the size of the model's input.
         by: column of the run whose values are groups, such as class_name; or of ``groups``.
         groups: CSV with the columns id and the one that ``by`` names, such as country.
@@ -45,7 +47,7 @@ class Config:
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = TOP_PIXELS
     by: str | None = None
     groups: Path | None = None
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: Annotated[Path | None, LOCATION, tyro.conf.arg(aliases=["-o"])] = None
 
     def __post_init__(self) -> None:
         if self.output is not None and self.output.suffix not in (".csv", ".parquet"):
@@ -66,10 +68,9 @@ def main(config: Config) -> None:
         ]
     )
     if config.output is not None:
-        if config.output.suffix == ".csv":
-            pyarrow.csv.write_csv(found.rows, config.output)
-        else:
-            pyarrow.parquet.write_table(found.rows, config.output)
+        with new_file(config.output, "influence") as path:
+            write = pa_csv.write_csv if config.output.suffix == ".csv" else pq.write_table
+            write(found.rows, path)
         print_table([("table", str(config.output))])
 
 

@@ -32,6 +32,10 @@ class Config:
     watch: float | None = None
     metrics: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.watch is not None and not self.watch > 0:
+            raise ValueError(f"status: expected --watch > 0 seconds, got {self.watch}")
+
 
 def main(config: Config) -> None:
     """Print it, once or until the run ends."""

@@ -160,11 +160,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     output = config.output or (where if beside else Path("evaluation"))
     if run is not None:
         total = count_run_samples(run, config.images)
-        samples: Iterable[Sample] = run_samples(run, config.images, config.seed)
+        evaluator = _Evaluator(config, run)
+        preprocess = evaluator.explainer.preprocess
+        samples: Iterable[Sample] = run_samples(run, config.images, config.seed, preprocess)
     else:
         samples = input_samples(config.input, config.images, config.seed)
         total = len(samples)
-    evaluator = _Evaluator(config, run)
+        evaluator = _Evaluator(config, run)
     started = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(config.workers) as pool:

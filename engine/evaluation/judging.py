@@ -66,14 +66,14 @@ class MetricSettings:
                 raise ValueError(
                     f"evaluate: expected {name} in {choices}, got {getattr(self, name)!r}"
                 )
-        for name, fits in (
-            ("steps", self.steps >= 1),
-            ("tolerance", self.tolerance >= 0),
-            ("threshold", 0 < self.threshold <= 1),
-            ("radius_km", self.radius_km >= 0),
+        for name, fits, expected in (
+            ("steps", self.steps >= 1, ">= 1"),
+            ("tolerance", self.tolerance >= 0, ">= 0 pixels"),
+            ("threshold", 0 < self.threshold <= 1, "in (0, 1]"),
+            ("radius_km", self.radius_km >= 0, ">= 0"),
         ):
             if not fits:
-                raise ValueError(f"evaluate: got {name}={getattr(self, name)}, which cannot be")
+                raise ValueError(f"evaluate: expected {name} {expected}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

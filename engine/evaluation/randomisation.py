@@ -64,7 +64,7 @@ def randomisation_check(
     copy = snapshot(model)
     names = _layers_with_weights(copy, images[:1])[::-1]
     found, done = [], 0
-    for end in sorted({round(e) for e in np.linspace(0, len(names), steps + 1)[1:]}):
+    for end in sorted({max(1, round(e)) for e in np.linspace(0, len(names), steps + 1)[1:]}):
         for i, name in enumerate(names[done:end], done):
             _forget(copy.get_submodule(name), seed + i)
         done = end

@@ -55,10 +55,10 @@ class Evaluation:
                 lines.append(("  " + "  ".join(words)).rstrip())
             lines.append("")
         for step in self.summary["randomisation"]:
-            lines.append(
-                f"  {step['layers']} layers forgotten, down to {step['layer']}: rank correlation "
-                f"{step['correlation']:.2f}"
-            )
+            layers = "1 layer" if step["layers"] == 1 else f"{step['layers']} layers"
+            found = step["correlation"]
+            told = "none, the maps are flat" if found is None else f"{found:.2f}"
+            lines.append(f"  {layers} forgotten, down to {step['layer']}: rank correlation {told}")
         return lines
 
 

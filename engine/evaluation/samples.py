@@ -63,13 +63,18 @@ def count_run_samples(run: OpenRun, images: int | None) -> int:
     return min(explained, images or explained)
 
 
-def run_samples(run: OpenRun, images: int | None, seed: int) -> Iterator[Sample]:
+def run_samples(
+    run: OpenRun, images: int | None, seed: int, preprocess: Preprocess
+) -> Iterator[Sample]:
     """Explained rows of a run with their stored heatmaps of the first target, in their order.
+
+    Heatmaps are brought to the size at which the network saw the photo.
 
     Args:
         run: with committed shards.
         images: how many are drawn; None for all.
         seed: of the draw.
+        preprocess: of the run's network.
     """
     rows = np.flatnonzero([status == "ok" for status in _statuses(run)])
     wanted = rows[_drawn(len(rows), images, seed)]
@@ -82,9 +87,11 @@ def run_samples(run: OpenRun, images: int | None, seed: int) -> Iterator[Sample]
             if not len(here):
                 continue
             shard, entries = run.shard(index), manifest.shard(index)
+            photos = shard.table.select(["width", "height"]).to_pylist()
             for row in map(int, here):
                 target = int(shard.targets[row, 0])
-                yield Sample(entries[row], target, shard.heatmap(row)[0])
+                seen = preprocess.size_of(**photos[row])
+                yield Sample(entries[row], target, shard.heatmap(row, seen)[0])
 
 
 def _statuses(run: OpenRun) -> list[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from combicam.engine.geo.density import RADII_KM
 from combicam.engine.geo.distance import distance_km
-from combicam.engine.geo.truth import read_truth
+from combicam.engine.geo.truth import read_truth, refuse_strangers
 from combicam.engine.location import location
 from combicam.engine.reading import OpenRun, open_run
 from combicam.engine.row_status import OK
@@ -157,7 +157,7 @@ def accuracy(run: str | Path | OpenRun, truth: str | Path | None = None) -> Accu
 
     Raises:
         RunError: no run directory, or one without a committed shard.
-        ValueError: a run without places, or a file of places that is none.
+        ValueError: a run without places, or a file of places that is none, or is of other photos.
         FileNotFoundError: no such file.
     """
     opened = run if isinstance(run, OpenRun) else open_run(run)
@@ -171,8 +171,10 @@ def accuracy(run: str | Path | OpenRun, truth: str | Path | None = None) -> Accu
         return _known(opened) if "error_km" in names else None
     places = read_truth(location(truth))
     pairs: list[tuple[Any, ...]] = []
-    failed = 0
+    failed, first, is_known = 0, None, False
     for row in _rows(opened, ["id", "status", "lat", "lon"]):
+        first = row["id"] if first is None else first
+        is_known |= row["id"] in places
         place = places.get(row["id"], (None, None))
         if place[0] is None:
             continue
@@ -180,6 +182,8 @@ def accuracy(run: str | Path | OpenRun, truth: str | Path | None = None) -> Accu
             pairs.append((row["lat"], row["lon"], *place))
         else:
             failed += 1
+    if not is_known:
+        refuse_strangers(first, places)
     return measure(distance_km(*np.asarray(pairs, np.float64).reshape(-1, 4).T), failed)
 
 

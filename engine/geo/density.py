@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from combicam.export.places import EARTH_RADIUS_KM, check_places
+from combicam.export.places import EARTH_RADIUS_KM, check_places, unit_vectors
 
 RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street, city, region, country, continent
 _CACHE_ELEMENTS = 2**18  # of float64, on a CPU: what passes over the rows find in its cache
@@ -39,9 +39,10 @@ def prediction_density(
         ValueError: shapes that do not fit, places that are not on Earth, or a radius below 0.
     """
     latitudes, longitudes = (
-        torch.as_tensor(values, dtype=torch.float64) for values in (latitudes, longitudes)
+        torch.as_tensor(values, dtype=torch.float64).cpu().numpy()
+        for values in (latitudes, longitudes)
     )
-    check_places(latitudes.cpu().numpy(), longitudes.cpu().numpy(), "prediction_density")
+    check_places(latitudes, longitudes, "prediction_density")
     if (
         probabilities.ndim != 2
         or probabilities.shape[1] != len(latitudes)
@@ -51,16 +52,8 @@ def prediction_density(
             f"prediction_density: expected probabilities [B,{len(latitudes)}], a column per place, "
             f"and predicted [B], got {tuple(probabilities.shape)} and {tuple(predicted.shape)}"
         )
-    vectors = unit_vectors(latitudes, longitudes).to(probabilities.device)
+    vectors = torch.from_numpy(unit_vectors(latitudes, longitudes)).to(probabilities.device)
     return density_around(probabilities, vectors, predicted, cosines(radii_km))
-
-
-def unit_vectors(latitudes: Any, longitudes: Any) -> Tensor:
-    """Places [n], degrees, as points of the unit sphere: float64 [n,3]."""
-    lat, lon = (
-        torch.as_tensor(values, dtype=torch.float64).deg2rad() for values in (latitudes, longitudes)
-    )
-    return torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], -1)
 
 
 def cosines(radii_km: Sequence[float]) -> tuple[float, ...]:
@@ -86,7 +79,7 @@ def density_around(
 
     Args:
         probabilities: float [B,n].
-        vectors: float64 [n,3], of :func:`unit_vectors`.
+        vectors: float64 [n,3], of :func:`~combicam.export.places.unit_vectors`.
         predicted: int64 [B].
         limits: of :func:`cosines`.
     """

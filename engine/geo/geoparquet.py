@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from combicam.engine.atomic import commit, temporary_path
+from combicam.engine.geo.new_file import new_file
 from combicam.engine.geo.placed_rows import placed_rows, placed_schema
+from combicam.engine.location import location
 from combicam.engine.reading import OpenRun, open_run
 
 _GROUP_ROWS = 65_536
@@ -38,24 +39,24 @@ def write_geoparquet(run: str | Path, output: str | Path) -> int:
 
     Raises:
         RunError: no run directory, or one without a committed shard.
-        ValueError: a run without places.
+        ValueError: a run without places, or a folder as output.
 
     Source: GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0/
     """
-    opened, output = open_run(run), Path(output)
+    opened, output = open_run(run), location(output)
     geometry = pa.field("geometry", pa.binary(), nullable=False)
     schema = placed_schema(opened).append(geometry)
     metadata = {"geo": json.dumps(_metadata(opened))}
-    output.parent.mkdir(parents=True, exist_ok=True)
+    schema = schema.with_metadata(metadata)
     rows = 0
-    with pq.ParquetWriter(
-        temporary_path(output), schema.with_metadata(metadata), compression="zstd"
-    ) as writer:
+    with (
+        new_file(output, "convert") as path,
+        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+    ):
         for table in _groups(opened):
             points = wkb_points(*(table.column(name).to_numpy() for name in ("lon", "lat")))
             writer.write_table(table.append_column(geometry, points).replace_schema_metadata())
             rows += table.num_rows
-    commit(output)
     return rows
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from combicam.engine.entry import Entry
-from combicam.engine.geo.density import RADII_KM, cosines, density_around, unit_vectors
+from combicam.engine.geo.density import RADII_KM, cosines, density_around
 from combicam.engine.geo.distance import distance_km
 from combicam.errors import RunError
 from combicam.export.classes import ClassTable
+from combicam.export.places import unit_vectors
 
 TOP_PLACES = 5
 _PLACE = pa.struct(
@@ -53,7 +54,8 @@ class Placer:
         if count < 1:
             raise ValueError(f"run: expected top_places >= 1, got {count}")
         self._count = min(count, len(classes))
-        self._vectors = unit_vectors(classes.latitudes, classes.longitudes).to(device)
+        vectors = unit_vectors(classes.latitudes, classes.longitudes)
+        self._vectors = torch.from_numpy(vectors).to(device)
         self._limits = cosines(RADII_KM)
 
     def __call__(self, logits: Tensor, explained: Tensor) -> Placed:

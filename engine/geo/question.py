@@ -116,7 +116,7 @@ def located(photos: Iterable[Photo], needed: bool = True) -> Iterator[Photo]:
         if needed and (photo.true_lat is None or photo.true_lon is None):
             raise ValueError(
                 f"explain truth: expected every input to know where it was taken, got none for "
-                f"{photo.id!r}; give its latitude and longitude in the list"
+                f"{photo.id!r}; give its latitude and longitude in the list, or with --truth FILE"
             )
         yield photo
 

@@ -80,10 +80,10 @@ class Background:
         self._features = self._file[FEATURES]
         labels = np.asarray(self._file[LABELS][()], np.float64)
         shapes = self._features.shape, labels.shape
-        if len(shapes[0]) != 2 or shapes[1] != (shapes[0][0], 2):
+        if len(shapes[0]) != 2 or shapes[1] != (shapes[0][0], 2) or not shapes[0][0]:
             raise ValueError(
-                f"Background: expected {FEATURES} [N,D] and {LABELS} [N,2], got {shapes[0]} and "
-                f"{shapes[1]} in {self.path}"
+                f"Background: expected {FEATURES} [N,D] and {LABELS} [N,2] of N >= 1 photos, got "
+                f"{shapes[0]} and {shapes[1]} in {self.path}"
             )
         places.check_places(labels[:, 0], labels[:, 1], f"Background: {self.path}")
         self.labels = labels
@@ -148,7 +148,8 @@ class Background:
             radius_km: see above; great circles.
 
         Raises:
-            ValueError: a descriptor of another length, or one that is not finite.
+            ValueError: a descriptor of another length, or one that is not finite, also among those
+                of the cell.
         """
         wanted = np.asarray(descriptor, np.float32).reshape(-1)
         width = self._features.shape[1]
@@ -165,6 +166,12 @@ class Background:
             here = self._class_places[cell]
             return Refined(float(here[0]), float(here[1]), rows, np.empty(0, np.float32))
         similarities = _cosines(np.asarray(self._features[rows], np.float32), wanted / length)
+        if not np.isfinite(similarities).all():
+            bad = int(rows[np.flatnonzero(~np.isfinite(similarities))[0]])
+            raise ValueError(
+                f"refine: expected finite {FEATURES}, got NaN or infinity in row {bad} of "
+                f"{self.path}; make its descriptor again, or remove the row"
+            )
         best = np.argsort(-similarities, kind="stable")[:top]
         rows, similarities = rows[best], similarities[best]
         near = _largest_cluster(self.labels[rows], radius_km)
@@ -190,21 +197,16 @@ def _largest_cluster(labels: NDArray[np.float64], radius_km: float) -> NDArray[n
 
 def _mean_place(labels: NDArray[np.float64]) -> tuple[float, float]:
     """Of places [m,2] near each other, on both sides of the dateline or around a pole, too."""
-    x, y, z = _unit(labels).mean(0)
+    x, y, z = places.unit_vectors(*labels.T).mean(0)
     return float(np.degrees(np.arctan2(z, np.hypot(x, y)))), float(np.degrees(np.arctan2(y, x)))
 
 
 def _nearest(labels: NDArray[np.float64], to: NDArray[np.float64]) -> NDArray[np.int64]:
     """For each place [N,2] the nearest of others [n,2]; by straight lines, in the same order."""
-    tree = _library("sklearn.neighbors").KDTree(_unit(to))
-    found: NDArray[np.int64] = tree.query(_unit(labels), return_distance=False)[:, 0]
+    tree = _library("sklearn.neighbors").KDTree(places.unit_vectors(*to.T))
+    points = places.unit_vectors(*labels.T)
+    found: NDArray[np.int64] = tree.query(points, return_distance=False)[:, 0]
     return found
-
-
-def _unit(labels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points of the unit sphere, [m,3]."""
-    lat, lon = np.radians(labels).T
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)
 
 
 def _library(name: str) -> Any:

@@ -19,6 +19,7 @@ from combicam.engine.geo.influence import TOP_PIXELS, Box, check_labels, resized
 from combicam.engine.reading import OpenRun, open_run
 from combicam.engine.resizing import kept_box, scaled_size
 from combicam.export.preprocess import Preprocess
+from combicam.export.table_files import readable
 
 ALL, NO_GROUP = "all", "(none)"
 # Concept -> influence and share of the image, of all images that have it.
@@ -59,7 +60,8 @@ def run_influence(
         run: run directory.
         masks: folder of label maps, PNG with one channel, over the whole upright photo, at any
             size; of the photo ``a/b.jpg`` it is ``a/b.png`` or ``a/b.jpg.png``.
-        names: CSV with the columns label and name; other labels are no concepts.
+        names: CSV with the columns label and name; labels of one name are one concept, others are
+            none.
         k: how many of the heatmap's pixels count, at the size of the model's input.
         by: column of the run whose values are groups, such as ``class_name``; or, with
             ``groups``, column of that file. Default: one group, ``all``.
@@ -67,13 +69,13 @@ def run_influence(
 
     Raises:
         RunError: no run directory, or one without a committed shard.
-        ValueError: no mask at all, a mask that is no label map, no such column, or ``k`` larger
-            than a heatmap.
+        ValueError: no mask at all, none with a label that has a name, a mask that is no label map,
+            no such column, or ``k`` larger than a heatmap.
         FileNotFoundError: no such file.
     """
-    opened, concepts = open_run(run), _names(Path(names))
+    opened, concepts = open_run(run), _Concepts(_names(Path(names)))
     group_of = _groups(opened, by, groups)
-    labels = np.fromiter(concepts, np.int64)
+    numbers = np.arange(len(concepts.names))
     found: dict[str, _Found] = {}
     counts = {"images": 0, "without_mask": 0, "flat": 0}
     preprocess = _preprocess(opened)
@@ -84,8 +86,8 @@ def run_influence(
         if flat or path is None:
             continue
         size = (heatmap.shape[0], heatmap.shape[1])
-        mask = resized_labels(read_mask(path), size, _seen(row, preprocess))
-        influence, area = shares(heatmap, mask, k, labels)
+        mask = concepts.number(resized_labels(read_mask(path), size, _seen(row, preprocess)))
+        influence, area = shares(heatmap, mask, k, numbers)
         group = found.setdefault(group_of.get(row["id"], NO_GROUP), {})
         for i in map(int, np.flatnonzero(~np.isnan(influence))):
             influences, areas = group.setdefault(i, (array("d"), array("d")))
@@ -96,7 +98,25 @@ def run_influence(
             f"influence: expected masks named by the photos' ids in {masks}, got none of "
             f"{counts['without_mask']} photos, {counts['flat']} more have constant heatmaps"
         )
-    return ConceptTable(rows=_table(found, list(concepts.values())), **counts)
+    if not any(found.values()):
+        raise ValueError(
+            f"influence: expected masks with labels that {names} names, got none in those of "
+            f"{counts['images']} photos; give the labels of these masks"
+        )
+    return ConceptTable(rows=_table(found, concepts.names), **counts)
+
+
+class _Concepts:
+    """Labels of masks -> 0..C-1, the concepts by name, and C for labels without one."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self.names = list(dict.fromkeys(names.values()))
+        self._labels = np.array(sorted(names), np.int64)
+        self._numbers = np.array([self.names.index(names[i]) for i in self._labels.tolist()])
+
+    def number(self, mask: NDArray[Any]) -> NDArray[np.int64]:
+        at = np.searchsorted(self._labels, mask).clip(max=len(self._labels) - 1)
+        return np.where(self._labels[at] == mask, self._numbers[at], len(self.names))
 
 
 def read_mask(path: Path) -> NDArray[Any]:
@@ -153,20 +173,34 @@ def _preprocess(opened: OpenRun) -> Preprocess | None:
 
 
 def _names(path: Path) -> dict[int, str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"label", "name"} <= set(reader.fieldnames or ()):
-            raise ValueError(
-                f"influence: expected {path} to have the columns label and name, got "
-                f"{list(reader.fieldnames or ())}"
-            )
+    """label -> concept."""
+    columns, rows = _csv(path)
+    if not {"label", "name"} <= set(columns):
+        raise ValueError(
+            f"influence: expected {path} to have the columns label and name, got {columns}"
+        )
+    names: dict[int, str] = {}
+    for row in rows:
         try:
-            names = {int(row["label"]): row["name"] for row in reader}
+            label = int(row["label"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"influence: expected labels in {path}, got {error}") from error
-    if not names or min(names) < 0:
-        raise ValueError(f"influence: expected labels >= 0 in {path}, got {sorted(names)[:3]}")
+        if label < 0 or not row["name"] or label in names:
+            raise ValueError(
+                f"influence: expected labels >= 0 in {path}, each once and with a name, got "
+                f"{label} for {row['name']!r}" + (" again" if label in names else "")
+            )
+        names[label] = row["name"]
+    if not names:
+        raise ValueError(f"influence: expected labels in {path}, got no row")
     return names
+
+
+def _csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows."""
+    with readable(path, "influence"), path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or ()), list(reader)
 
 
 def _groups(opened: OpenRun, by: str | None, groups: str | Path | None) -> Mapping[str, str]:
@@ -176,10 +210,13 @@ def _groups(opened: OpenRun, by: str | None, groups: str | Path | None) -> Mappi
     if by is None and groups is None:
         return dict.fromkeys(opened.table(["id"]).column("id").to_pylist(), ALL)
     if groups is not None:
-        with Path(groups).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            known, rows = list(reader.fieldnames or ()), list(reader)
-    if by is None or not {"id", by} <= set(known):
+        known, rows = _csv(Path(groups))
+    if by is None:
+        raise ValueError(
+            f"influence: expected a column of {source} to group by, got none; name one of {known} "
+            "with --by"
+        )
+    if not {"id", by} <= set(known):
         raise ValueError(
             f"influence: expected {source} to have the columns id and {by}, got {known}; name one "
             "with --by"

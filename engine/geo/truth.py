@@ -12,6 +12,7 @@ from typing import Any
 
 from combicam.engine.entry import Entry
 from combicam.engine.location import open_parquet
+from combicam.export.table_files import readable
 
 # The first pair that a list has. A run's own rows come with the first and the last.
 PLACE_COLUMNS = (("true_lat", "true_lon"), ("latitude", "longitude"), ("lat", "lon"))
@@ -78,34 +79,38 @@ def read_truth(path: Path) -> dict[str, Place]:
     """Read a CSV or Parquet file with columns ``id`` and a pair of :data:`PLACE_COLUMNS`.
 
     Raises:
-        ValueError: no such columns, an id twice, or a place that is none.
+        ValueError: no such columns, no id, an id twice, or a place that is none.
+        RunError: a damaged Parquet file.
         FileNotFoundError: no such file.
     """
     truth: dict[str, Place] = {}
-    for number, (identity, latitude, longitude) in enumerate(_rows(path), 1):
-        if identity in truth:
-            raise ValueError(
-                f"true places: expected unique ids, got {identity!r} again in row {number} of "
-                f"{path}; remove one"
-            )
-        truth[identity] = read_place(latitude, longitude, f"row {number} of {path}")
+    with readable(path, "true places"):
+        for number, (identity, latitude, longitude) in enumerate(_rows(path), 1):
+            where = f"row {number} of {path}"
+            if identity in (None, ""):
+                raise ValueError(f"true places: expected an id in {where}, got none; remove it")
+            if str(identity) in truth:
+                raise ValueError(
+                    f"true places: expected unique ids, got {identity!r} again in {where}; "
+                    "remove one"
+                )
+            truth[str(identity)] = read_place(latitude, longitude, where)
     return truth
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any, Any]]:
+def _rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     if path.suffix.lower() in (".parquet", ".pq"):
         with open_parquet(path) as file:
             columns = _columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(columns=list(columns)):
-                values = [batch.column(name).to_pylist() for name in columns]
-                yield from ((str(i), lat, lon) for i, lat, lon in zip(*values, strict=True))
+                yield from zip(*(batch.column(n).to_pylist() for n in columns), strict=True)
         return
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = _columns(reader.fieldnames or (), path)
         for row in reader:
             identity, latitude, longitude = (row[name] for name in columns)
-            yield str(identity), latitude, longitude
+            yield identity, latitude, longitude
 
 
 def _columns(names: Iterable[str], path: Path) -> tuple[str, str, str]:
@@ -133,7 +138,21 @@ def with_truth(entries: Iterable[Entry], truth: Mapping[str, Place]) -> Iterator
             lat, lon = truth[entry.id]
             entry = replace(entry, true_lat=lat, true_lon=lon)
         yield entry
-    if first is not None and count == 0:
+    if count == 0:
+        refuse_strangers(first, truth)
+
+
+def refuse_strangers(first: str | None, truth: Mapping[str, Place]) -> None:
+    """Say that true places are of other photos.
+
+    Args:
+        first: id of the first photo; None where there is no photo.
+        truth: none of whose ids is a photo's.
+
+    Raises:
+        ValueError: always where there is a photo.
+    """
+    if first is not None:
         raise ValueError(
             f"true places: expected ids of the inputs, such as {first!r}, got none of them; the "
             f"file has {', '.join(map(repr, list(truth)[:3])) or 'no rows'}"

@@ -19,8 +19,9 @@ Map = NDArray[np.uint8]
 # Longest side of what is shipped, of K heatmaps and of all layers' maps: what a screen shows.
 _HEATMAP_SIDE = 160
 _LAYER_SIDE = 64
-# Bytes of an image's maps before compression; more than that, and layers become smaller.
-_BUDGET = 96 * 1024
+# Bytes of an image's heatmaps, and of its layers' maps, before compression; of more they become
+# smaller: 200 images stay below 25 MB, however many targets and layers there are.
+_BUDGET = 64 * 1024
 _SMALLEST_SIDE = 16
 
 
@@ -39,13 +40,8 @@ def pack_maps(row: Mapping[str, Any], maps: MapFormat) -> dict[str, Any]:
     size = (row["heatmap_height"], row["heatmap_width"]) if maps.varies else None
     corners = bool(maps.align_corners)
     layers = _layer_maps(row, maps)
-    heatmap = _shrunk(maps.heatmap(row["heatmap"], size), _HEATMAP_SIDE, corners)
-    side = _LAYER_SIDE
-    small = [_shrunk(m, side, corners) for m in layers]
-    while side > _SMALLEST_SIDE and sum(m.size for m in small) > _BUDGET:
-        side //= 2
-        small = [_shrunk(m, side, corners) for m in layers]
-    parts = [heatmap, *small]
+    heatmaps = maps.heatmap(row["heatmap"], size)
+    parts = _fitting([heatmaps], _HEATMAP_SIDE, corners) + _fitting(layers, _LAYER_SIDE, corners)
     packed: dict[str, Any] = {
         "grids": [list(m.shape[1:]) for m in parts],
         "data": _compressed(parts),
@@ -64,6 +60,15 @@ def _layer_maps(row: Mapping[str, Any], maps: MapFormat) -> list[Map]:
     highs = np.full(len(row["layer_highs"]), 255, np.float32)
     values = maps.layer_maps(row["layer_maps"], highs, sizes)
     return [np.rint(m).astype(np.uint8) for m in values.values()]
+
+
+def _fitting(maps: list[Map], side: int, corners: bool) -> list[Map]:
+    """Maps [K,h,w] as large as the budget and ``side`` allow."""
+    small = [_shrunk(m, side, corners) for m in maps]
+    while side > _SMALLEST_SIDE and sum(m.size for m in small) > _BUDGET:
+        side //= 2
+        small = [_shrunk(m, side, corners) for m in maps]
+    return small
 
 
 def _shrunk(maps: Map, side: int, corners: bool) -> Map:

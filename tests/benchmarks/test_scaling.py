@@ -33,6 +33,12 @@ def test_one_thing_changes_along_an_axis() -> None:
     assert len(points(ScalingConfig(("targets",), values=(2, 4)))) == 2
 
 
+def test_a_short_budget_reaches_every_axis() -> None:
+    seen = points(ScalingConfig())
+    assert [p.axis for p in seen[: 2 * len(AXES)]] == [*AXES, *AXES]
+    assert len(set(seen)) == len(seen)
+
+
 def test_points_are_measured_and_late_ones_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AXES, "layers", ("resnet18-tiny", 2, (2,)))
     config = ScalingConfig(("layers",), backends=("eager",), rounds=1)

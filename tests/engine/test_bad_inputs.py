@@ -148,3 +148,17 @@ def test_a_full_disk_and_one_that_is_read_only(
     assert run_images(config, fake()).images == 40
     for shard in (whole.output / "shards").glob("*.parquet"):
         assert (config.output / "shards" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_names_that_no_file_has_are_rows(tmp_path: Path, fake: Any) -> None:
+    (tmp_path / "a.jpg").write_bytes(corpus()["turned.jpg"][0])
+    (tmp_path / "list.txt").write_bytes(b"a\0b.jpg\n" + b"x" * 300 + b".jpg\na.jpg\n")
+    run_images(configured(tmp_path, "list.txt", "run"), fake())
+    found = list(rows(tmp_path / "run").values())
+    assert [row["status"] for row in found] == ["missing", "missing", "ok"]
+    assert "without a NUL" in found[0]["error"] and "name too long" in found[1]["error"]
+
+
+def test_an_input_that_cannot_be_listed_is_no_full_disk(tmp_path: Path, fake: Any) -> None:
+    with pytest.raises(RunError, match=r"list inputs: expected to read .*File name too long; make"):
+        run_images(configured(tmp_path, "x" * 300, "run"), fake())

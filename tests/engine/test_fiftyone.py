@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from combicam.cli import main
 from combicam.engine.config import RunConfig
-from combicam.engine.fiftyone import fiftyone_samples, over_photo
+from combicam.engine.fiftyone import _samples, fiftyone_samples, over_photo
 from combicam.engine.reading import open_run
 from combicam.engine.resizing import resize
 from combicam.engine.runner import run_images
@@ -50,6 +51,21 @@ def test_heatmaps_lie_where_the_crop_was(photo: tuple[int, int]) -> None:
     assert grid.sum() == 64 and grid.size > 64
     squashed = Preprocess((64, 64), resize="squash")
     assert over_photo(seen[:, :, 0], photo, squashed).shape == (64, 64)
+
+
+def test_names_are_of_the_class_that_has_them(tmp_path: Path, photos: Any, fake: Any) -> None:
+    run = made(tmp_path, photos, fake)
+    opened = open_run(run)
+    shard = opened.shard(0)
+    shard.targets[0] = shard.targets[0][::-1].copy()  # as if another class had been asked for
+    stand_in: Any = SimpleNamespace(
+        **dict.fromkeys(("Classification", "Heatmap", "GeoLocation", "Sample"), SimpleNamespace)
+    )
+    best, *others = _samples(stand_in, SimpleNamespace(path=run, shards=[0], shard=lambda _: shard))
+    row = shard.table.slice(0, 1).to_pylist()[0]
+    assert best.prediction0.label == str(shard.targets[0, 0])
+    assert best.prediction1.label == row["class_name"] == "abcde"[shard.targets[0, 1]]
+    assert others[0].prediction0.label in "abcde" and others[0].prediction1.label in "01234"
 
 
 def made(tmp_path: Path, photos: Any, fake: Any) -> Path:

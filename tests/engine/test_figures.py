@@ -116,9 +116,11 @@ def test_figure_shows_input_layers_and_targets() -> None:
     assert (picture.min(0) < 250).mean() > 0.9 and (picture.min(1) < 250).mean() > 0.9
 
 
-def test_figure_refuses_captions_that_do_not_fit() -> None:
+def test_figure_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="expected 1 captions, one per photo, got 2"):
         explanation(corner()).figure(grey(16, 16), captions=["a", "b"])
+    with pytest.raises(ValueError, match="expected layers >= 0, got -1"):
+        explanation(corner()).figure(grey(16, 16), layers=-1)
 
 
 def test_figure_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

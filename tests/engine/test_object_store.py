@@ -126,6 +126,12 @@ def test_the_same_bytes_as_on_a_disk(tmp_path: Path, bucket: Any, photos: Any, f
     assert not list(temporary_path(bucket / "x").parent.glob("*parquet"))
 
 
+def test_a_key_longer_than_a_file_name(tmp_path: Path, bucket: Any, photos: Any, fake: Any) -> None:
+    photos(tmp_path / "in", 2)
+    run_images(configured(tmp_path / "in", str(bucket / "/".join(["deep"] * 80))), fake())
+    assert open_run(str(bucket / "/".join(["deep"] * 80))).shard(0).ok.all()
+
+
 def test_everything_from_the_store(tmp_path: Path, bucket: Any, photos: Any, fake: Any) -> None:
     files = photos(tmp_path / "in" / "a", 6)
     photos(tmp_path / "in" / "b", 3)

@@ -15,9 +15,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from combicam import cli
-from combicam.engine.config import RunConfig
+from combicam.engine.config import ComputeConfig, RunConfig
 from combicam.engine.processes import named_devices, portable
 from combicam.engine.runner import run, run_images
 from combicam.engine.shard_worker import WorkerTask
@@ -182,6 +183,16 @@ def test_all_devices_are_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ValueError, match="expected a GPU for devices 'all'"):
         named_devices(["all"])
+
+
+def test_devices_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
+    for device, message in (("bogus", "'cpu', 'cuda', .* got 'bogus'"), ("meta", "has and .*meta")):
+        with pytest.raises(ValueError, match=f"device: expected .*{message}"):
+            run(configured(tmp_path, compute=ComputeConfig(device=device), model="demo"))
+    with pytest.raises(ValueError, match=r"device: expected .* got 'bogus'"):
+        run(configured(tmp_path, devices=["cpu", "bogus"], model="demo"))
 
 
 def test_errors_that_cannot_travel_keep_their_message() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,7 +187,9 @@ def test_too_many_failures_end_the_run(
         assert run_images(config, fake()).failures == {"decode_error": 4}
         return
     for _ in range(2):  # those of the first invocation count in the second
-        with pytest.raises(RunError, match=r"at most 3 failed images \(max_failures\), got 4"):
+        with pytest.raises(
+            RunError, match=r"at most 3 failed images .* got 4 \(the last: p019\.jpg, decode: "
+        ):
             run_images(config, fake())
         assert not list((tmp_path / "run" / "shards").glob(".*"))
     assert len(files(tmp_path / "run")) >= 2
@@ -222,3 +226,42 @@ def test_signals_stop_the_command_with_their_exit_code(
     left = [p.name for p in (tmp_path / "run" / "shards").iterdir()]
     assert left and not [name for name in left if name.startswith(".")]
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("left", [0, -1])
+def test_a_shard_that_a_disk_has_cut_off_is_done_again(
+    left: int, tmp_path: Path, photos: Any, fake: Any
+) -> None:
+    photos(tmp_path / "in", 20)
+    run_images(configured(tmp_path), fake())
+    whole = files(tmp_path / "run")
+    (tmp_path / "run/shards/00001.parquet").write_bytes(whole["00001.parquet"][:left])
+    assert run_images(configured(tmp_path), fake()).new_images == 8
+    assert files(tmp_path / "run") == whole
+
+
+def test_inputs_that_changed_since_the_run_began_are_told(
+    tmp_path: Path, photos: Any, fake: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = photos(tmp_path / "in", 4)
+    run_images(configured(tmp_path), fake())
+    before = files(tmp_path / "run")
+    run_images(configured(tmp_path), fake())
+    caplog.set_level(logging.WARNING, "combicam.run")
+    caplog.clear()
+    run_images(configured(tmp_path), fake())
+    assert caplog.messages == []
+    later = tmp_path / "in" / "later.jpg"
+    later.write_bytes(paths[0].read_bytes())
+    paths[0].unlink()
+    assert run_images(configured(tmp_path), fake()).images == 4
+    (message,) = caplog.messages
+    assert "4 then, 4 now, the first that differs is later.jpg)" in message
+    later.rename(paths[0])
+    (tmp_path / "in" / "z.jpg").write_bytes(paths[0].read_bytes())
+    run_images(configured(tmp_path), fake())
+    assert "4 then, 5 now, the first that differs is z.jpg)" in caplog.messages[1]
+    shutil.rmtree(tmp_path / "in")
+    run_images(configured(tmp_path), fake())
+    assert "no such" in caplog.messages[2]
+    assert files(tmp_path / "run") == before

@@ -89,6 +89,58 @@ def test_webdataset(tmp_path: Path, photos: Any, fake: Any, capsys: Any) -> None
         combicam.write_webdataset(run, tmp_path / "other")
 
 
+def test_tables_of_many_shards_and_of_columns(tmp_path: Path, photos: Any, fake: Any) -> None:
+    path = made(tmp_path, photos, fake)
+    for number, name in ((1, "10001"), (2, "100000")):
+        (path / f"shards/{number:05d}.parquet").rename(path / f"shards/{name}.parquet")
+    run = combicam.open_run(path)
+    assert run.shards == (0, 10001, 100000)
+    assert run.table(["id"])["id"].to_pylist() == [f"p{i:03d}.jpg" for i in range(20)]
+    for wrong in ("id", ["id", "label"]):
+        with pytest.raises(ValueError, match=r"list of columns, of \['id', .*, got .*; take some"):
+            run.table(wrong)
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path, photos: Any, fake: Any) -> None:
+    run = made(tmp_path, photos, fake)
+    path = run / "shards/00001.parquet"
+    data = path.read_bytes()
+    for damaged in (b"", data[:-100], data[:200] + bytes(400) + data[600:]):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"00001\.parquet to be a whole .*delete the shard"):
+            combicam.open_run(run).shard(1)
+
+
+def test_a_run_whose_name_looks_like_a_url(
+    tmp_path: Path, photos: Any, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path / "in", 2)
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig("in", Path("run-2026-01-31T10:00"), "fake", progress=False)  # type: ignore[arg-type]
+    run_images(config, fake())
+    run = combicam.open_run("run-2026-01-31T10:00")
+    assert run.table(["id"])["id"].to_pylist() == ["p000.jpg", "p001.jpg"]
+    assert run.shard(0).ok.all()
+    assert combicam.run_status("run-2026-01-31T10:00").state == "finished"
+
+
+def test_tars_of_photos_with_ids_of_their_own(tmp_path: Path, photos: Any, fake: Any) -> None:
+    photos(tmp_path / "in", 1)
+    (tmp_path / "list.csv").write_text("id,path\nv1.7,in/p000.jpg\n")
+    config = RunConfig(str(tmp_path / "list.csv"), tmp_path / "run", "fake", progress=False)  # type: ignore[arg-type]
+    run_images(config, fake())
+    combicam.write_webdataset(tmp_path / "run", tmp_path / "tars", photos=True)
+    with tarfile.open(tmp_path / "tars/00000.tar") as tar:
+        assert [name.partition(".")[2] for name in tar.getnames()] == [
+            "json",
+            "heatmap0.png",
+            "jpg",
+        ]
+    for folder in (tmp_path / "list.csv", "s3://bucket/tars"):
+        with pytest.raises(RunError, match=r"a folder of this machine, got .*(csv|tars); choose"):
+            combicam.write_webdataset(tmp_path / "run", folder)
+
+
 def test_examples_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     for i in range(6):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,31 @@ def test_manifest_is_final_once_the_run_started(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"a\.b: \[1, 2\] there, 3 now; c: null there, 4 now"):
             run.prepare({"a": {"b": 3}, "c": 4}, calls.append)
     assert calls == [tmp_path / "manifest.parquet"]
+
+
+def test_somebody_elses_manifest_is_left_alone(tmp_path: Path) -> None:
+    """A folder that a run has locked is a run's; a list of the same name may be the input."""
+    (tmp_path / "manifest.parquet").write_text("a list")
+    with pytest.raises(RunError, match=r"got manifest\.parquet in it"):
+        RunDirectory(tmp_path)
+    (tmp_path / ".lock").touch()
+    with RunDirectory(tmp_path):
+        pass
+    assert (tmp_path / "manifest.parquet").read_text() == "a list"
+
+
+def test_names_that_parquet_cannot_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"whose name is UTF-8, got .*run\\xff"):
+        RunDirectory(tmp_path / os.fsdecode(b"run\xff"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_not_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("combicam.engine.locks.fcntl.flock", flock)
+    with pytest.raises(OSError, match=r"No locks available .*\.lock"):
+        RunDirectory(tmp_path)

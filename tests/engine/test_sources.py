@@ -210,3 +210,24 @@ def test_listing_is_deterministic(tmp_path: Path, photos: Callable[..., list[Pat
     photos(tmp_path / "b", 3)
     photos(tmp_path / "a", 3)
     assert ids(tmp_path) == ids(tmp_path) == sorted(ids(tmp_path))
+
+
+def test_a_list_of_windows_starts_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n")
+    assert ids(tmp_path / "list.txt") == ["a.jpg", "b.jpg"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "open/a.jpg", "shut/b.jpg")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="shut"):
+        ids(tmp_path)

@@ -15,10 +15,11 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from combicam.cli import main
+from combicam.commands.status import Config
 from combicam.engine.config import RunConfig
 from combicam.engine.distribution import Died, Distribution, Ready
 from combicam.engine.metrics import write_metrics
-from combicam.engine.progress import PROGRESS
+from combicam.engine.progress import PROGRESS, Progress
 from combicam.engine.run_log import LOG, event, read_log, run_log
 from combicam.engine.runner import run_images
 from combicam.engine.shard_work import ShardWork
@@ -197,3 +198,27 @@ def test_owner_of_workers_logs_their_commits(tmp_path: Path) -> None:
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"without a manifest\.parquet"):
         run_status(tmp_path)
+    with pytest.raises(ValueError, match="--watch > 0 seconds, got 0"):
+        Config(tmp_path, watch=0)
+
+
+def test_a_heartbeat_that_a_power_failure_emptied(tmp_path: Path, photos: Any, fake: Any) -> None:
+    photos(tmp_path / "in", 4)
+    run_images(configured(tmp_path), fake())
+    (tmp_path / "run" / PROGRESS).write_bytes(b"")
+    status = run_status(tmp_path / "run")
+    assert (status.state, status.committed_images) == ("not begun", 4)
+    assert [i.end for i in status.invocations] == ["finished"]
+
+
+def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Progress(tmp_path, 10, 0, show=False, fields={}) as progress:
+        now = time.time() - 3600
+        monkeypatch.setattr("combicam.engine.progress.heartbeat_s", lambda run: 0.01)
+        monkeypatch.setattr("combicam.engine.progress.time.time", lambda: now)
+        time.sleep(0.02)
+        progress.update(5, None)
+        beat = json.loads((tmp_path / PROGRESS).read_text())
+    assert beat["done"] == 5 and beat["updated"] == now
+    assert 0 < beat["images_per_s"] <= 250 and 0 < beat["recent_images_per_s"] <= 250
+    assert 0 < events(tmp_path)[-1]["seconds"] < 60

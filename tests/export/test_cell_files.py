@@ -87,7 +87,7 @@ def test_our_own_columns(tmp_path: Path) -> None:
     assert read_cells(tmp_path / "cells.parquet").to_classes() == cells.to_classes()
     columns["s2_token"] = [89, 8744, 9]
     pq.write_table(pa.table(columns), tmp_path / "cells.parquet")
-    with pytest.raises(ValueError, match=r"row 3 of .*got the number 9: zeros"):
+    with pytest.raises(ValueError, match=r"row 3 of .*got 9: zeros at the start"):
         read_classes(tmp_path / "cells.parquet")
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "cells.parquet")
     with pytest.raises(ValueError, match=r"columns class,name.*got name"):
@@ -173,3 +173,41 @@ def test_models_take_every_format(tmp_path: Path) -> None:
         assert classes is not None and len(classes.s2_tokens) == tokens and len(classes) == 5
     with pytest.raises(FileNotFoundError, match="classes: expected a file"):
         read_classes(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("class\n0\n", "class and at least one more, each once, got class$"),
+        ("class,lat,latitude,longitude\n0,1,2,3\n", "each once, got class,lat,latitude,longitude"),
+        ("class,name,longitude\n0,a,1\n", "a number as latitude in row 2 of .*got None"),
+        ("class,name,s2_token\n0,a,\n", r"row 2 of \S+: expected an S2 token, got ''"),
+        ("class,name\n0,\udce4\n", r"classes: expected \S+cells.csv as CSV in UTF-8"),
+    ],
+)
+def test_columns_that_say_no_more_than_a_number(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "cells.csv"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError, match=words):
+        read_classes(path)
+
+
+def test_names_of_columns_that_are_meant(tmp_path: Path) -> None:
+    path = tmp_path / "cells.csv"
+    path.write_text("class, name, lat, lon\n0, a, 1, 2\n")
+    assert read_classes(path) == ClassTable((" a",), (1.0,), (2.0,))
+
+
+def test_parquet_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "cells.parquet"
+    path.write_text("no table")
+    with pytest.raises(ValueError, match=r"classes: expected \S+cells.parquet as CSV in UTF-8 or"):
+        read_classes(path)
+    pq.write_table(pa.table({"class": [0], "class_label": [0], "name": ["a"]}), path)
+    with pytest.raises(ValueError, match="each once, got class,class_label,name"):
+        read_classes(path)
+    pq.write_table(pa.table({"class": [0], "name": [2024]}), path)
+    assert read_classes(path).names == ("2024",)
+    pq.write_table(pa.table({"class": [0], "s2_token": [b"89c25"]}), path)
+    with pytest.raises(ValueError, match="an S2 token as text, got b'89c25'"):
+        read_classes(path)

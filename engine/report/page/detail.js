@@ -12,12 +12,11 @@ function targetName(target, k) {
 }
 
 function targetList(card) {
-  const most = Math.max(...card.scores, 1e-9);
   return el('ol', { class: 'targets' }, ...card.targets.map((target, k) => el('li', {},
     el('button', { type: 'button', class: 'row', 'data-name': 'k', 'data-value': String(k), disabled: card.targets.length < 2,
       onclick: () => change({ k: String(k) }) },
     el('span', { class: 'name', text: targetName(target, k), title: targetName(target, k) }),
-    el('span', { class: 'track', '--part': card.scores[k] / most }),
+    el('span', { class: 'track', '--part': card.scores[k] || 0 }),
     el('span', { class: 'amount', text: percent(card.scores[k]) })))));
 }
 

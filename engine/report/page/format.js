@@ -23,6 +23,7 @@ const svg = (tag, attributes, ...children) =>
 
 const NUMBER = new Intl.NumberFormat('en');
 const number = (value) => NUMBER.format(value);
+const images = (count) => `${number(count)} ${count === 1 ? 'image' : 'images'}`;
 function percent(p) {
   if (p === null || p === undefined) return '–';
   if (p > 0 && p < 0.001) return p.toExponential(1).replace('e-', '·10⁻').replace(/⁻(\d+)$/,

@@ -43,6 +43,7 @@ const lookControls = () => [
 function filterControls() {
   const cards = DATA.cards, classes = [...new Set(cards.map(answer).filter(Boolean))].sort();
   const statuses = [...new Set(cards.map((card) => card.status))].sort();
+  const hasScores = cards.some((card) => card.scores);
   const hasErrors = cards.some((card) => card.error_km !== undefined);
   const orders = Object.entries(ORDERS).filter(([name]) => hasErrors || !name.startsWith('error'));
   return [
@@ -50,20 +51,20 @@ function filterControls() {
       oninput: (event) => change({ q: event.target.value }) })),
     classes.length > 1 ? select('klass', 'Class', [['', `all ${classes.length}`], ...classes.map((c) => [c, c])]) : null,
     statuses.length > 1 ? select('status', 'Status', [['', 'all'], ...statuses.map((s) => [s, words(s)])]) : null,
-    bounds('Score', 'low', 'high', '%'),
+    hasScores ? bounds('Score', 'low', 'high', '%') : null,
     hasErrors ? bounds('Error', 'near', 'far', 'km') : null,
     select('sort', 'Order', orders.map(([name, [text]]) => [name, text])),
   ].filter(Boolean);
 }
 
 function drawBar() {
-  $('bar').append(
+  set($('bar'), {}, [
     el('div', { class: 'controls' }, ...filterControls()),
-    el('div', { class: 'controls look' }, ...lookControls()),
+    DATA.cards.some((card) => card.box) ? el('div', { class: 'controls look' }, ...lookControls()) : null,
     el('div', { class: 'count' }, el('span', { id: 'count' }),
       el('button', { type: 'button', id: 'reset', text: 'clear filters',
         onclick: () => change(Object.fromEntries(FILTERS.map((name) => [name, NEUTRAL[name]]))) }),
-      el('button', { type: 'button', class: 'keys', text: 'keys ?', onclick: () => showHelp() })));
+      el('button', { type: 'button', class: 'keys', text: 'keys ?', onclick: () => showHelp() }))]);
 }
 
 // Controls show the state, wherever they are (the bar, the open picture).
@@ -161,7 +162,7 @@ function drawGrid() {
   $('empty').hidden = shown.length > 0;
   const all = DATA.cards.length, of = FACTS.matching > all ? `, drawn from ${number(FACTS.matching)} rows` : '';
   const place = state.place === '' ? '' : ` at ${FACTS.places?.points[Number(state.place)]?.[3] || 'one place'}`;
-  $('count').textContent = `${number(shown.length)} of ${number(all)} images${place}${of}`;
+  $('count').textContent = `${number(shown.length)} of ${images(all)}${place}${of}`;
   $('reset').hidden = FILTERS.every((name) => state[name] === NEUTRAL[name]);
 }
 

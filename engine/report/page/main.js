@@ -46,9 +46,9 @@ function drawHead() {
   const share = FACTS.images ? ` ${Math.floor((100 * FACTS.committed) / FACTS.images)} %` : '';
   $('state').textContent = shownState === 'finished' ? 'finished' : `${shownState}${share}`;
   $('state').dataset.state = shownState;
-  $('foot').textContent = [`${number(DATA.cards.length)} images shown`, DATA.where ? `where ${DATA.where}` : '',
+  $('foot').textContent = [`${images(DATA.cards.length)} shown`, DATA.where ? `where ${DATA.where}` : '',
     DATA.sort ? `sorted by ${DATA.sort}` : '', 'heatmaps say what the score is sensitive to, not what is true',
-    'outlines: Natural Earth'].filter(Boolean).join(' · ');
+    world ? 'outlines: Natural Earth' : ''].filter(Boolean).join(' · ');
 }
 
 // Asks for a newer page as often as pages are written, and never while someone looks closely.
@@ -63,7 +63,7 @@ function age() {
 }
 
 readState();
-const world = FACTS.places
+const world = FACTS.places?.points.length
   ? new World(FACTS.places.points, DATA.cards, (place) => {
     change({ place: String(place) });
     document.querySelector('.pictures').scrollIntoView({ behavior: 'smooth' });

@@ -49,10 +49,8 @@ function scorePanel() {
     chart.append(svg('rect', { x: i * 10 + 0.6, width: 8.8, y: 60 - height, height },
       svg('title', { text: `${i * 5} to ${i * 5 + 5} %: ${number(count)}` })));
   });
-  if (median !== null) {
-    chart.append(svg('line', { x1: median * 200, x2: median * 200, y1: 0, y2: 60 }));
-  }
-  return panel('Scores', median === null ? '' : `median ${percent(median)}`, chart,
+  chart.append(svg('line', { x1: median * 200, x2: median * 200, y1: 0, y2: 60 }));
+  return panel('Scores', `median ${percent(median)}`, chart,
     el('div', { class: 'axis' }, ...['0', '50 %', '100 %'].map((text) => el('span', { text }))));
 }
 
@@ -72,7 +70,8 @@ function failurePanel(filter) {
 function stagePanel() {
   const stages = Object.entries(FACTS.speed.stages);
   if (!stages.length) return null;
-  return panel('Stages', `busy / waiting, ${duration(FACTS.speed.wall_s)} in all`,
+  const wall = FACTS.speed.wall_s;
+  return panel('Stages', `busy / waiting, ${wall < 10 ? `${wall.toFixed(1)} s` : duration(wall)} in all`,
     bars(stages.map(([name, [busy, waiting]]) => ({ label: name, value: busy, rest: waiting,
       text: `${busy.toFixed(1)} / ${waiting.toFixed(1)} s` })),
     Math.max(...stages.map(([, [busy, waiting]]) => busy + waiting))));
@@ -109,7 +108,7 @@ function mapPanel(world) {
 
 // Beside the map what tells of answers, under it what tells of the run.
 function drawOverview(world, filter) {
-  const answers = [accuracyPanel(), scorePanel(), FACTS.answers.length ? answerPanel(filter) : null, failurePanel(filter)];
+  const answers = [accuracyPanel(), FACTS.scores.median === null ? null : scorePanel(), FACTS.answers.length ? answerPanel(filter) : null, failurePanel(filter)];
   const ofRun = [stagePanel(), madePanel()];
   const column = (kind, panels) => el('div', { class: kind }, ...panels.filter(Boolean));
   $('overview').append(...(world

@@ -1,7 +1,7 @@
 // The map of the world: Equal Earth (Savric, Patterson, Jenny 2018), so that areas compare.
 
 const UNIT = 1000 / 5.4133; // the equator is 1000 wide
-const FLAT = 0.46; // height of the view by its width: the world without most of Antarctica
+const FLAT = 0.487; // height of the view by its width: that of the whole world
 
 function project(lon, lat) {
   const t = Math.asin((Math.sqrt(3) / 2) * Math.sin((lat * Math.PI) / 180));
@@ -114,7 +114,7 @@ class World {
     const [cx, cy] = project(lon, lat), shown = this.cards[index].length;
     const circle = svg('circle', { cx, cy, class: shown ? 'place' : 'place bare' });
     this.dots.push([circle, 3 + 8 * Math.sqrt(rows / most)]);
-    const label = `${name || position(lat, lon)}: ${number(rows)} ${rows === 1 ? 'image' : 'images'}`;
+    const label = `${name || position(lat, lon)}: ${images(rows)}`;
     const over = () => showTip(circle, label, this.cards[index]);
     const attributes = { 'aria-label': label, onpointerenter: over, onpointerleave: hideTip };
     if (!shown) return svg('g', attributes, circle);
@@ -131,6 +131,7 @@ class World {
       Math.min(...ys) - 40, Math.max(...ys) + 40];
     if (!points.length || x1 - x0 > 450 || y1 - y0 > 240) [x0, x1, y0, y1] = [0, 1000, 0, 1000 * FLAT];
     const width = Math.max(x1 - x0, 100, (y1 - y0) / FLAT);
+    this.whole = width;
     this.view = { x: (x0 + x1 - width) / 2, y: (y0 + y1 - width * FLAT) / 2, w: width };
     this.scale();
   }
@@ -143,16 +144,17 @@ class World {
   }
 
   drag(down) {
-    if (down.pointerType === 'touch') return; // a finger scrolls the page
+    if (down.pointerType === 'touch' && this.view.w >= this.whole) return; // a finger scrolls the page
     const unit = this.view.w / this.svg.clientWidth, { x, y } = this.view;
     const move = (event) => {
       this.view.x = x - (event.clientX - down.clientX) * unit;
       this.view.y = y - (event.clientY - down.clientY) * unit;
       this.scale();
     };
-    const up = () => { removeEventListener('pointermove', move); removeEventListener('pointerup', up); };
+    const up = () => { for (const [name, heard] of [['pointermove', move], ['pointerup', up], ['pointercancel', up]]) removeEventListener(name, heard); };
     addEventListener('pointermove', move);
     addEventListener('pointerup', up);
+    addEventListener('pointercancel', up);
   }
 
   // Dots keep their size on the screen.
@@ -160,6 +162,7 @@ class World {
     const { x, y, w } = this.view, width = this.svg.clientWidth || 800;
     const unit = (w / width) * Math.min(1, 0.4 + width / 1200);
     this.svg.setAttribute('viewBox', `${x} ${y} ${w} ${w * FLAT}`);
+    this.svg.style.touchAction = w < this.whole ? 'none' : ''; // of a part, a finger moves the map
     for (const [circle, r] of this.dots) circle.setAttribute('r', r * unit);
   }
 }

@@ -211,6 +211,28 @@ def test_settings_that_cannot_be_are_refused(values: dict[str, object]) -> None:
         MetricSettings(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("store", "off"), [("full", 0.01), ("grid", 0.05)])
+def test_photos_of_several_shapes_are_measured(
+    planet: Path, tmp_path: Path, store: str, off: float
+) -> None:
+    """Also where heatmaps are stored on the grid of a layer, and so smaller than the input."""
+    photos, run = tmp_path / "photos", str(tmp_path / "run")
+    photos.mkdir()
+    for i, size in enumerate(((96, 80), (80, 96), (96, 80))):
+        coarse = Image.open(planet / "photos" / f"p{i % 2}.png")
+        coarse.resize(size).save(photos / f"{i}.png")
+    network = ["-m", MODEL, "--resize", "short-side", "--side-step", "16", "--no-progress"]
+    cli.main(["run", str(photos), "-o", run, *network, "--layers", "1", "3", "--store", store])
+    # The stored maps, and the same computed again, agree as well as they are stored.
+    again = ["--methods", "gradcam", "--layers", "1,3", "--steps", "4", "--baseline", "mean"]
+    cli.main(["evaluate", run, *network, *again])
+    rows = pq.read_table(Path(run) / "evaluation.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    for row in rows:
+        for metric in ("drop", "insertion"):
+            assert row[f"stored_{metric}"] == pytest.approx(row[f"gradcam_1_3_{metric}"], abs=off)
+
+
 def test_an_exported_file_has_one_computation() -> None:
     config = EvaluateConfig("photos", ModelConfig("model.onnx"), methods=("gradcam",))
     with pytest.raises(ValueError, match="which holds one computation"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from combicam.engine.evaluation.randomisation import randomisation_check
+from combicam.engine.evaluation.results import Evaluation
 from combicam.engine.explanation import Explanation
 
 
@@ -92,3 +94,21 @@ def test_a_drawing_of_the_picture_is_found_out() -> None:
         torch.testing.assert_close(step.correlations, torch.ones(2))
     with pytest.raises(ValueError, match="steps >= 1, got 0"):
         randomisation_check(small_network(), torch.randn(2, 3, 16, 16), draw, steps=0)
+
+
+def test_flat_maps_have_no_correlation_and_are_told() -> None:
+    steps = [{"layer": "8", "layers": 1, "correlation": None, "images": 0}]
+    steps += [{"layer": "4", "layers": 2, "correlation": 0.5, "images": 3}]
+    nowhere = Path("evaluation.parquet")
+    lines = Evaluation(nowhere, nowhere, {"maps": {}, "randomisation": steps}).lines()
+    assert lines == [
+        "  1 layer forgotten, down to 8: rank correlation none, the maps are flat",
+        "  2 layers forgotten, down to 4: rank correlation 0.50",
+    ]
+
+
+def test_no_step_is_without_a_forgotten_layer() -> None:
+    """More steps than layers: every layer is a step, and nothing else is."""
+    model, images = small_network().requires_grad_(False), torch.randn(2, 3, 16, 16)
+    steps = randomisation_check(model, images, cam, steps=12)
+    assert [step.layers for step in steps] == [1, 2, 3, 4, 5]

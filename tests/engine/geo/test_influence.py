@@ -155,11 +155,16 @@ def test_masks_lie_on_the_part_that_the_network_saw(
         ("label,title\n1,a\n", None, "columns label and name, got"),
         ("label,name\nsky,1\n", None, "expected labels in"),
         ("label,name\n-1,a\n", None, "labels >= 0"),
+        ("label,name\n1,a\n1,b\n", None, "each once and with a name, got 1 for 'b' again"),
+        ("label,name\n1\n", None, "with a name, got 1 for None"),
+        ("label,name\n", None, "got no row"),
+        ("label,name\n1,\udce4\n", None, r"influence: expected \S+names.csv as CSV in UTF-8"),
+        ("label,name\n9,never\n", None, r"labels that \S+names.csv names, got none in .* 5 photos"),
         ("label,name\n1,a\n", "country", "columns id and country, got"),
     ],
 )
 def test_tables_that_do_not_fit(names: str, by: str | None, message: str, explained: Path) -> None:
-    (explained / "names.csv").write_text(names)
+    (explained / "names.csv").write_text(names, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         run_influence(explained / "run", explained / "masks", explained / "names.csv", 100, by)
 
@@ -184,7 +189,38 @@ def test_groups_are_columns_of_the_run(explained: Path) -> None:
     rows = run_influence(*arguments, by="width").rows.to_pylist()
     assert {row["group"] for row in rows} == {"40"}
     (explained / "g.csv").write_text("id,country\np001.jpg,X\np002.jpg,\n")
+    with pytest.raises(
+        ValueError, match=r"a column of \S+g.csv to group by.*'country'\] with --by"
+    ):
+        run_influence(*arguments, groups=explained / "g.csv")
+    with pytest.raises(FileNotFoundError, match=r"influence: expected a file, got \S+none.csv"):
+        run_influence(*arguments, by="country", groups=explained / "none.csv")
     rows = run_influence(*arguments, by="country", groups=explained / "g.csv").rows.to_pylist()
     assert {(r["group"], r["concept"]): r["images"] for r in rows} == {
         ("(none)", "right"): 3, ("(none)", "left"): 3, ("X", "right"): 1, ("X", "left"): 1
     }  # fmt: skip
+
+
+def test_labels_of_one_name_are_one_concept(explained: Path) -> None:
+    """Whatever numbers a concept has, its influence is that of one label on the same pixels."""
+    names, masks = explained / "names.csv", explained / "masks"
+    arguments = (explained / "run", masks, names, 100)
+    names.write_text("label,name\n200,right\n0,left\n")
+    one = run_influence(*arguments).rows
+    for path in masks.iterdir():
+        labels = np.asarray(Image.open(path)).copy()
+        labels[::2][labels[::2] == 200] = 7
+        Image.fromarray(labels).save(path)
+    names.write_text(f"label,name\n7,right\n0,left\n200,right\n{2**40},far\n")
+    assert run_influence(*arguments).rows.equals(one)
+
+
+def test_tables_appear_in_new_folders(explained: Path) -> None:
+    words = ["influence", *(str(explained / n) for n in ("run", "masks")), "--names"]
+    words += [str(explained / "names.csv"), "-k", "100", "-o"]
+    main([*words, str(explained / "new" / "t.csv")])
+    assert [p.name for p in (explained / "new").iterdir()] == ["t.csv"]
+    assert (explained / "new" / "t.csv").read_text().startswith('"group","concept","images"')
+    (explained / "new" / "x.csv").mkdir()
+    with pytest.raises(SystemExit, match=r"name of a file, got the folder \S+x.csv"):
+        main([*words, str(explained / "new" / "x.csv")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from PIL import Image
 
 import combicam
 from combicam.cli import main
+from combicam.commands.convert import Config as Convert
 from combicam.demo.planet import CELLS as PLANET
 from combicam.demo.planet import postcard
 from combicam.engine.config import RunConfig
+from combicam.engine.geo.cell_outlines import cell_outline
 from combicam.engine.geo.density import RADII_KM, prediction_density
 from combicam.engine.geo.distance import distance_km
 from combicam.engine.geo.geojson import write_geojson
@@ -156,6 +159,9 @@ def test_a_file_of_truth(tmp_path: Path, photos: Any, fake: Any, capsys: Any) ->
     assert json.loads(capsys.readouterr().out)["images"] == 2
     with pytest.raises(SystemExit, match=r"expected true places of photos in .*plain, got none"):
         main(["accuracy", str(tmp_path / "plain")])
+    (tmp_path / "other.csv").write_text("id,lat,lon\nelse.jpg,0,0\n")
+    with pytest.raises(SystemExit, match=r"such as 'p000.jpg', got none of them.* 'else.jpg'"):
+        main(["accuracy", str(tmp_path / "plain"), "--truth", str(tmp_path / "other.csv")])
     truth.write_text("id,lat,lon\np000.jpg,1,2.5\n")
     with pytest.raises(RunError, match="truth"):
         run_images(config, fake(classes=CELLS))
@@ -165,6 +171,10 @@ def test_runs_without_places_stay_as_they_are(tmp_path: Path, photos: Any, fake:
     source, named = listed(tmp_path, photos), fake(classes=ClassTable(tuple("abcde")))
     run_images(configured(tmp_path, "in", "folder"), named)
     summary = run_images(configured(tmp_path, source.name), named)
+    told = configured(tmp_path, "in", "told", truth=tmp_path / "list.csv")
+    for explainer in (named, fake()):
+        with pytest.raises(ValueError, match=r"classes with places for truth=.*leave out --truth"):
+            run_images(told, explainer)
     schemas = [open_run(tmp_path / name).dataset.schema for name in ("folder", "run")]
     assert schemas[0].equals(schemas[1], check_metadata=True)
     assert schemas[0].names[-1] == "class_name" and summary.accuracy is None
@@ -222,6 +232,10 @@ def test_geoparquet(tmp_path: Path, photos: Any, fake: Any, monkeypatch: Any) ->
     assert first["id"] == "p000.jpg" and first["photo"] == (tmp_path / "in/p000.jpg").as_uri()
     assert first["error_km"] == placed[0]["error_km"] and first["places"] == placed[0]["places"]
     assert [p.name for p in output.parent.iterdir()] == ["places.parquet"]
+    for form in ("--geoparquet", "--geojson"):
+        with pytest.raises(SystemExit, match=r"expected the name of a file, got the folder \S+new"):
+            main(["convert", str(tmp_path / "run"), form, str(output.parent)])
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
 
 
 def test_geojson(tmp_path: Path, photos: Any, fake: Any) -> None:
@@ -243,3 +257,24 @@ def test_geojson(tmp_path: Path, photos: Any, fake: Any) -> None:
             assert properties[name] == row[name]
         assert not properties.keys() & {"heatmap", "lat", "lon", "id", "status", "low"}
         assert math.isclose(properties["density_2500km"], row["density_2500km"])
+
+
+def test_geojson_of_cells(tmp_path: Path, photos: Any, fake: Any) -> None:
+    listed(tmp_path, photos)
+    run_images(configured(tmp_path, "list.csv"), fake(classes=CELLS))
+    run, output = str(tmp_path / "run"), tmp_path / "cells.geojson"
+    main(["convert", run, "--geojson", str(output), "--cells"])
+    features = json.loads(output.read_text(encoding="utf-8"))["features"]
+    placed = [row for row in rows(tmp_path / "run") if row["lat"] is not None]
+    assert len(features) == len(placed) == 19
+    for feature, row in zip(features, placed, strict=True):
+        expected = json.loads(json.dumps(cell_outline(row["s2_token"])))
+        assert feature["geometry"] == expected and feature["id"] == row["id"]
+        assert feature["properties"]["lat"] == row["lat"]
+    with pytest.raises(ValueError, match="--geojson FILE with --cells"):
+        Convert(tmp_path / "run", tmp_path / "tars", cells=True)
+    points = replace(CELLS, s2_tokens=())
+    run_images(configured(tmp_path, "list.csv", "points"), fake(classes=points))
+    with pytest.raises(ValueError, match=r"have S2 cells, got \S+points without; write points"):
+        write_geojson(tmp_path / "points", tmp_path / "none.geojson", cells=True)
+    assert not (tmp_path / "none.geojson").exists()

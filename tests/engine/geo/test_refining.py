@@ -140,7 +140,14 @@ def test_what_cannot_be(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "text.h5").write_text("no numbers")
     with pytest.raises(ValueError, match="as HDF5"):
         Background(tmp_path / "text.h5", *CLASSES)
+    damaged = np.array([[1.0, 0], [np.nan, 0], [0, 1]], np.float32)
+    path = write(tmp_path / "nan.h5", damaged, [(10.0, 20.0), (10.0, 20.1), (10.0, 21.0)])
+    with Background(path, *CLASSES) as background:
+        assert background.refine([1.0, 0.0], 1).photos.tolist() == [2]
+        with pytest.raises(ValueError, match="NaN or infinity in row 1 of"):
+            background.refine([1.0, 0.0], 0)
     for name, features, labels, more, message in (
+        ("none", np.ones((0, 2)), np.ones((0, 2)), {}, "of N >= 1 photos"),
         ("short", np.ones((2, 2)), np.ones((3, 2)), {}, r"\(2, 2\) and \(3, 2\)"),
         ("far", np.ones((1, 2)), [(91.0, 0.0)], {}, r"91\.0"),
         ("cells", np.ones((1, 2)), [(9.0, 0.0)], {"cells": [3]}, "classes below 3"),

@@ -12,6 +12,7 @@ from combicam.engine.entry import Entry
 from combicam.engine.geo.truth import place_columns, read_truth, truth_digest, with_truth
 from combicam.engine.manifest import Manifest, write_manifest
 from combicam.engine.sources import list_inputs
+from combicam.errors import RunError
 
 
 def written(path: Path, text: str) -> str:
@@ -93,3 +94,16 @@ def test_files_of_truth_that_do_not_fit(tmp_path: Path) -> None:
         read_truth(Path(written(tmp_path / "b.csv", "id,lat,lon\na,1,2\nb,1,2\na,1,2\n")))
     with pytest.raises(ValueError, match=r"such as 'x/a.jpg', got none of them; the file has 'a'"):
         list(with_truth([Entry("x/a.jpg", "/a")], {"a": (1, 2)}))
+    with pytest.raises(ValueError, match=r"an id in row 2 of .*got none"):
+        read_truth(Path(written(tmp_path / "c.csv", "lat,id,lon\n1,a,2\n3,,4\n")))
+    with pytest.raises(ValueError, match=r"an id in row 2 of .*got none"):
+        read_truth(Path(written(tmp_path / "d.csv", "lat,lon,id\n1,2,a\n3,4\n")))
+    (tmp_path / "e.csv").write_bytes(b"id,lat,lon\n\xe4,1,2\n")
+    (tmp_path / "e.parquet").write_text("no table")
+    with pytest.raises(ValueError, match=r"true places: expected \S+e.csv as CSV in UTF-8"):
+        read_truth(tmp_path / "e.csv")
+    with pytest.raises(RunError, match=r"expected \S+e.parquet to be a whole Parquet file"):
+        read_truth(tmp_path / "e.parquet")
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(FileNotFoundError, match="true places: expected a file"):
+            read_truth(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,6 +264,64 @@ def test_a_phone(opened: Callable[..., Any], scheme: str, tmp_path: Path) -> Non
     page.screenshot(path=shots / f"phone-{scheme}-open.png")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 19, 21)"
     assert dark == (scheme == "dark")
+
+
+def test_nothing_is_drawn_of_nothing(browser: Any, layers_run: Path, tmp_path: Path) -> None:
+    """Of failures alone: neither an empty map of the world nor controls without a use."""
+    path = write_report(layers_run, tmp_path / "failed.html", where="status <> 'ok'")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_selector(".card.failed")
+    assert "1 of 1 image" in page.inner_text("#count") and "images" not in page.inner_text("#count")
+    assert page.locator(".world").count() == page.locator(".histogram").count() == 0
+    assert (
+        page.locator("input[name=opacity]").count() == page.locator("input[name=low]").count() == 0
+    )
+    page.close()
+
+
+def test_a_finger_moves_the_map_once_it_shows_a_part(opened: Callable[..., Any]) -> None:
+    page = opened("", viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    world = page.locator(".world")
+    drag = """(map) => [['pointerdown', 200], ['pointermove', 160], ['pointerup', 160]].forEach(
+      ([kind, clientX]) => map.dispatchEvent(new PointerEvent(kind,
+        { bubbles: true, pointerType: 'touch', clientX, clientY: 300 })))"""
+    for zoomed in (False, True):
+        if zoomed:
+            page.tap("[aria-label=closer]")
+        before = world.get_attribute("viewBox")
+        world.evaluate(drag)
+        assert (world.get_attribute("viewBox") != before) == zoomed
+        action = world.evaluate("(map) => getComputedStyle(map).touchAction")
+        assert action == ("none" if zoomed else "pan-y")
+
+
+def test_the_map_stays_in_sight_of_its_sliders(opened: Callable[..., Any]) -> None:
+    page = opened("", viewport={"width": 360, "height": 640}, is_mobile=True, has_touch=True)
+    page.locator(".card").first.tap()
+    page.wait_for_selector("#detail[open]")
+    page.evaluate("document.getElementById('detail').scrollTop = 10_000")
+    assert page.evaluate("document.getElementById('detail').scrollTop") > 100
+    assert page.locator("#detail .stage").bounding_box()["y"] == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("state", ["finished", "running", "failed"])
+def test_the_state_can_be_read(opened: Callable[..., Any], scheme: str, state: str) -> None:
+    """Contrast of text as WCAG AA wants it."""
+    page = opened("", color_scheme=scheme)
+    page.evaluate(f"document.getElementById('state').dataset.state = '{state}'")
+    style = "getComputedStyle(document.getElementById('state'))"
+    found = page.evaluate(f"[{style}.color, {style}.backgroundColor]")
+    light, dark = sorted((luminance(colour) for colour in found), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(r, g, b)``, by WCAG 2."""
+    parts = np.array([int(part) for part in re.findall(r"\d+", colour)[:3]]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def test_a_page_of_a_run_that_goes_on_follows_it(

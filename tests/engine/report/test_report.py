@@ -22,9 +22,11 @@ from PIL import Image
 import combicam
 from combicam.cli import main
 from combicam.engine.config import RunConfig
+from combicam.engine.map_format import MapFormat
 from combicam.engine.reading import open_run
 from combicam.engine.report.cards import Cards
 from combicam.engine.report.choosing import _drawn, choose_rows
+from combicam.engine.report.packing import pack_maps
 from combicam.engine.report.pictures import run_facts
 from combicam.engine.report.writing import write_report
 from combicam.engine.runner import run_images
@@ -279,6 +281,14 @@ def test_true_places_and_densities(layers_run: Path, tmp_path: Path) -> None:
         assert [p["class"] for p in card["places"]] == [p["class"] for p in row["places"]]
         assert card["places"][0]["lat"] == card["lat"]
         assert data["facts"]["names"][str(card["places"][0]["class"])] == card["class_name"]
+
+
+@pytest.mark.parametrize(("targets", "side"), [(1, 160), (2, 160), (10, 80), (40, 40)])
+def test_many_targets_take_no_more_room(targets: int, side: int) -> None:
+    heat = np.random.default_rng(0).integers(0, 256, targets * 160 * 160, np.uint8)
+    packed = pack_maps({"heatmap": heat.tobytes()}, MapFormat(targets, (160, 160)))
+    assert packed["grids"] == [[side, side]]
+    assert len(packed["data"]) < 90_000
 
 
 def test_photos_of_several_sizes(tmp_path: Path, photos: Any, fake: Any) -> None:

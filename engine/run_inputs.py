@@ -1,0 +1,50 @@
+"""What a run's inputs are, and whether they are still those that it was started with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from combicam.engine.config import RunConfig
+from combicam.engine.entry import Entry
+from combicam.engine.geo.truth import read_truth, with_truth
+from combicam.engine.location import names_store
+from combicam.engine.manifest import Manifest
+from combicam.engine.run_log import log
+from combicam.engine.sources import list_inputs
+from combicam.errors import RunError, first_line
+
+
+def run_inputs(config: RunConfig) -> Iterator[Entry]:
+    """Every input of a run in a fixed order, with where it was taken if that is known.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`~combicam.engine.sources.list_inputs`.
+        RunError: something that cannot be listed.
+    """
+    try:
+        entries = list_inputs(config.input)
+        if config.truth is not None:
+            entries = with_truth(entries, read_truth(config.truth))
+        yield from entries
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"list inputs: expected to read {error.filename or config.input}, got "
+            f"{error.strerror or repr(error)}; make it readable, or leave it out"
+        ) from error
+
+
+def warn_of_other_inputs(config: RunConfig, manifest: Manifest) -> None:
+    """Photos that came or went since the run began; listing tars and stores again takes long."""
+    if names_store(config.input) or manifest.shard(0)[0].offset is not None:
+        return
+    try:
+        difference = manifest.difference(run_inputs(config))
+    except (ValueError, OSError, RunError) as error:  # they may be gone: what is done is kept
+        difference = first_line(error)
+    if difference is not None:
+        log.warning(
+            f"run: expected the inputs that {config.output} was started with, got others "
+            f"({difference}); photos that are new are not in this run, use another output for them"
+        )
