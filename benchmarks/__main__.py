@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "pipeline": (PipelineConfig, run_pipeline),
     "geo": (GeoBenchmark, run_geo),
     "claim": (ClaimConfig, run_claim),
+    "faithfulness": (ClaimConfig, run_claim),
     "peers": (PeersConfig, run_peers),
     "scaling": (ScalingConfig, run_scaling),
     "tables": (TablesConfig, tables),
@@ -44,7 +45,9 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 }
 
 # What has a speed and one record.
-COMPARED = tuple(name for name in COMMANDS if name not in ("all", "tables", "claim"))
+COMPARED = tuple(
+    name for name in COMMANDS if name not in ("all", "tables", "claim", "faithfulness")
+)
 
 
 def run_compare(case: str, arguments: list[str]) -> None:

@@ -71,18 +71,22 @@ def _samples(fo: Any, opened: OpenRun) -> Iterator[Any]:
         for i in map(int, np.flatnonzero(shard.ok)):
             row, fields = rows[i], {}
             photo = (row["width"], row["height"])
-            # What is explained may be another class than the most likely one, which has the name.
-            best = row["places"][0]["class"] if row.get("places") else shard.targets[i, 0]
             for k, heatmap in enumerate(shard.heatmaps[i]):
-                name = row.get("class_name") if shard.targets[i, k] == best else None
                 fields[f"prediction{k}"] = fo.Classification(
-                    label=name or str(shard.targets[i, k]), confidence=float(shard.scores[i, k])
+                    label=_label(opened, int(shard.targets[i, k])),
+                    confidence=float(shard.scores[i, k]),
                 )
                 whole = over_photo(heatmap, photo, preprocess)
                 fields[f"heatmap{k}"] = fo.Heatmap(map=whole, range=[0, 255])
             if row.get("lat") is not None:
                 fields["location"] = fo.GeoLocation(point=[row["lon"], row["lat"]])
             yield fo.Sample(filepath=str(uri_path(row["uri"])), run_id=row["id"], **fields)
+
+
+def _label(run: OpenRun, target: int) -> str:
+    """The class's name, or its number; a region has none."""
+    named = run.classes is not None and target >= 0
+    return run.classes.name(target) if named else str(target)
 
 
 def over_photo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pyarrow.dataset as ds
 
 from combicam.engine.location import arrow_file, location, open_parquet, read_parquet
 from combicam.engine.map_format import MapFormat
+from combicam.engine.run_directory import CLASSES
 from combicam.engine.shards import ShardData, read_shard
 from combicam.errors import RunError
+from combicam.export.classes import ClassTable
 from combicam.export.spec import CamSpec
 
 
@@ -41,6 +44,14 @@ class OpenRun:
         names = [arrow_file(file)[0] for file in files]
         system = arrow_file(files[0])[1]
         self.dataset: Any = ds.dataset(names, schema=schema, filesystem=system)
+
+    @cached_property
+    def classes(self) -> ClassTable | None:
+        """Names and places of all classes; None where the network has none."""
+        path = self.path / CLASSES
+        if not path.exists():
+            return None
+        return ClassTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def __len__(self) -> int:
         """How many rows are committed."""

@@ -15,8 +15,10 @@ from combicam.engine.location import is_remote, read_parquet, read_texts
 from combicam.engine.locks import LOCK, Lock, lock
 from combicam.engine.shards import shard_path
 from combicam.errors import RunError
+from combicam.export.classes import ClassTable
 
 _PARQUET_END = b"PAR1"
+CLASSES = "classes.json"
 
 
 class RunDirectory:
@@ -45,8 +47,9 @@ class RunDirectory:
                 f"run: expected {path} to be a directory, got a file; use another output"
             )
         names = [p.name for p in path.iterdir()] if path.exists() else []
-        # A run that was killed early leaves hidden files, among them its lock, and its manifest.
-        ours = {self.manifest.name} if any(name.startswith(LOCK) for name in names) else set()
+        # A run that was killed early leaves hidden files, its lock among them, and these.
+        early = {self.manifest.name, CLASSES}
+        ours = early if any(name.startswith(LOCK) for name in names) else set()
         foreign = [name for name in names if name[0] != "." and name not in ours]
         if foreign and self._fingerprint.name not in names:
             raise RunError(
@@ -97,12 +100,18 @@ class RunDirectory:
     def _fingerprint(self) -> Path:
         return self.path / "run.json"
 
-    def prepare(self, fingerprint: dict[str, Any], write_manifest: Callable[[Path], None]) -> bool:
+    def prepare(
+        self,
+        fingerprint: dict[str, Any],
+        write_manifest: Callable[[Path], None],
+        classes: ClassTable | None = None,
+    ) -> bool:
         """Start the run, or make sure that it is this one that is continued.
 
         Args:
             fingerprint: JSON-ready; everything that decides what rows hold.
             write_manifest: called for a new run only; from then on the manifest is final.
+            classes: written into a new run, so that who reads it has all names.
 
         Returns:
             Whether it is a new one.
@@ -113,6 +122,8 @@ class RunDirectory:
         is_new = not self._fingerprint.exists()
         if is_new:
             write_manifest(self.manifest)
+            if classes is not None:
+                write_json(self.path / CLASSES, classes.to_dict())
             write_json(self._fingerprint, fingerprint)
         else:
             self._check(fingerprint)

@@ -13,6 +13,8 @@ from combicam.engine.run_log import log
 from combicam.engine.sources import list_inputs
 from combicam.errors import RunError, first_line
 
+_LISTED_AGAIN = 200_000  # images at most: more take long to list
+
 
 def run_inputs(config: RunConfig) -> Iterator[Entry]:
     """Every input of a run in a fixed order, with where it was taken if that is known.
@@ -36,8 +38,9 @@ def run_inputs(config: RunConfig) -> Iterator[Entry]:
 
 
 def warn_of_other_inputs(config: RunConfig, manifest: Manifest) -> None:
-    """Photos that came or went since the run began; listing tars and stores again takes long."""
-    if names_store(config.input) or manifest.shard(0)[0].offset is not None:
+    """Photos that came or went since the run began, where they are listed fast: files, not tars."""
+    is_slow = names_store(config.input) or manifest.shard(0)[0].offset is not None
+    if is_slow or manifest.images > _LISTED_AGAIN:
         return
     try:
         difference = manifest.difference(run_inputs(config))

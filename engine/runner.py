@@ -116,6 +116,7 @@ def _locked_run(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
             lambda path: write_manifest(
                 path, located(run_inputs(config), needs_truth), config.shard_size
             ),
+            explainer.classes,
         )
         with Manifest(run.manifest) as manifest:
             if not is_new:

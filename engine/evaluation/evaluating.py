@@ -36,7 +36,7 @@ from combicam.engine.location import is_remote, location
 from combicam.engine.reading import OpenRun, open_run
 from combicam.engine.row_status import NON_FINITE
 from combicam.engine.sessions import ModelSession
-from combicam.errors import DecodeError
+from combicam.errors import DecodeError, RunError
 
 NO_CLASS = "no_class"
 CHANGED = "changed"
@@ -151,6 +151,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
         ValueError: no photos, or arguments that do not fit.
+        RunError: no image that can be measured; the files say why of each.
         CombicamError, FileNotFoundError: see :func:`~combicam.make_explainer`; a run of another
             network.
     """
@@ -173,9 +174,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         for batch in _batches(_images(config, evaluator, samples, pool, rows, total), config):
             evaluator.batch(batch)
     seconds = time.perf_counter() - started
-    return write_results(
+    evaluation = write_results(
         config, output, rows, evaluator.names, evaluator.explainer, evaluator.randomised, seconds
     )
+    if not evaluation.summary["images"]:
+        first = next((row["error"] for row in rows), "none is explained")
+        raise RunError(
+            f"evaluate: expected an image that can be measured, got {len(rows)} that cannot "
+            f"(the first: {first}); see {evaluation.rows}"
+        )
+    return evaluation
 
 
 def _images(

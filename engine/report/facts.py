@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ _RADII_KM = (1, 25, 200, 750, 2500)
 _SPEC = ("method", "layers", "score", "fuse", "normalize", "align_corners", "targets")
 
 
-def tell(run: OpenRun, status: RunStatus, facts: RunFacts, chosen: Chosen) -> dict[str, Any]:
+def tell(
+    run: OpenRun,
+    status: RunStatus,
+    facts: RunFacts,
+    chosen: Chosen,
+    cards: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
     """JSON-ready.
 
     Args:
@@ -34,6 +41,7 @@ def tell(run: OpenRun, status: RunStatus, facts: RunFacts, chosen: Chosen) -> di
         status: of the run.
         facts: its run.json.
         chosen: the rows that match.
+        cards: of the rows that are shown.
     """
     table = chosen.matching
     ok = table.filter(pc.equal(table.column("status"), OK))
@@ -48,7 +56,7 @@ def tell(run: OpenRun, status: RunStatus, facts: RunFacts, chosen: Chosen) -> di
         "made": _made(run, facts),
         "scores": _histogram(ok.column("score")),
         "answers": _answers(ok),
-        "names": _names(ok),
+        "names": _names(run, ok, cards),
         "spec": run.spec.to_dict() | {"targets": run.maps.targets},
         "asked": facts.values.get("explain") or [],
     }
@@ -125,12 +133,15 @@ def _answers(ok: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _names(ok: Any) -> dict[str, str]:
-    """Names of the classes that are the answer of some row: a run keeps no others."""
-    if "class_name" not in ok.column_names:
+def _names(run: OpenRun, ok: Any, cards: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Names of the classes that the page tells of."""
+    if run.classes is None or not run.classes.names:
         return {}
-    pairs = ok.group_by(["answer", "class_name"]).aggregate([]).to_pylist()
-    return {str(row["answer"]): row["class_name"] for row in pairs if row["class_name"]}
+    told = set(ok.column("answer").unique().to_pylist())
+    for card in cards:
+        told.update(card.get("targets", ()))
+        told.update(place["class"] for place in card.get("places", ()))
+    return {str(index): run.classes.name(index) for index in sorted(told) if index >= 0}
 
 
 def _places(ok: Any) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def write_report(
     chosen = choose_rows(opened, sample, where, sort)
     facts = run_facts(opened.path)
     made = cards if cards is not None else Cards()
+    shown = made.of(opened, facts, chosen.rows)
     name = _name(opened.path)
     data: dict[str, Any] = {
         "name": name,
@@ -74,9 +75,9 @@ def write_report(
         "colormaps": {name: _hex(name) for name in COLORMAPS},
         "where": where,
         "sort": sort,
-        "facts": tell(opened, status, facts, chosen),
+        "facts": tell(opened, status, facts, chosen, shown),
         "maps": {"corners": opened.maps.align_corners, "layers": list(opened.maps.layers)},
-        "cards": made.of(opened, facts, chosen.rows),
+        "cards": shown,
     }
     temporary_path(path).write_text(page(f"{name} · combicam", data), encoding="utf-8")
     commit(path)

@@ -61,11 +61,12 @@ def test_names_are_of_the_class_that_has_them(tmp_path: Path, photos: Any, fake:
     stand_in: Any = SimpleNamespace(
         **dict.fromkeys(("Classification", "Heatmap", "GeoLocation", "Sample"), SimpleNamespace)
     )
-    best, *others = _samples(stand_in, SimpleNamespace(path=run, shards=[0], shard=lambda _: shard))
-    row = shard.table.slice(0, 1).to_pylist()[0]
-    assert best.prediction0.label == str(shard.targets[0, 0])
-    assert best.prediction1.label == row["class_name"] == "abcde"[shard.targets[0, 1]]
-    assert others[0].prediction0.label in "abcde" and others[0].prediction1.label in "01234"
+    run_of_one = SimpleNamespace(
+        path=run, shards=[0], shard=lambda _: shard, classes=opened.classes
+    )
+    for row, sample in zip(np.flatnonzero(shard.ok), _samples(stand_in, run_of_one), strict=True):
+        labels = [sample.prediction0.label, sample.prediction1.label]
+        assert labels == ["abcde"[target] for target in shard.targets[row]]
 
 
 def made(tmp_path: Path, photos: Any, fake: Any) -> Path:

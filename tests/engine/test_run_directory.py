@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from combicam import ClassTable, RunConfig, open_run
 from combicam.engine.run_directory import RunDirectory
+from combicam.engine.runner import run_images
 from combicam.errors import RunError
 
 
@@ -71,3 +74,11 @@ def test_a_file_system_without_locks_is_not_another_run(
     monkeypatch.setattr("combicam.engine.locks.fcntl.flock", flock)
     with pytest.raises(OSError, match=r"No locks available .*\.lock"):
         RunDirectory(tmp_path)
+
+
+def test_a_run_keeps_what_its_classes_are_called(tmp_path: Path, photos: Any, fake: Any) -> None:
+    photos(tmp_path / "in", 2)
+    for output, classes in (("named", ClassTable(tuple("abcde"))), ("plain", None)):
+        config = RunConfig(str(tmp_path / "in"), tmp_path / output, "fake", progress=False)
+        run_images(config, fake(classes=classes))
+        assert open_run(tmp_path / output).classes == classes

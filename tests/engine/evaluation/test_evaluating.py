@@ -14,6 +14,7 @@ from PIL import Image
 
 from combicam import EvaluateConfig, MetricSettings, ModelConfig, cli, open_run
 from combicam.engine.evaluation.contestants import check_network, contestants
+from combicam.engine.evaluation.evaluating import evaluate
 from combicam.engine.evaluation.judging import METRICS
 from combicam.engine.evaluation.masks import mask_path, read_mask
 from combicam.engine.evaluation.samples import input_samples
@@ -151,6 +152,16 @@ def test_a_run_of_another_network_is_refused(planet: Path) -> None:
     for change in ("weights", "preprocess"):
         with pytest.raises(RunError, match=rf"the network that made .*got other {change};"):
             check_network(run, Known(**{change: "another"}))  # type: ignore[arg-type]
+
+
+def test_a_run_that_explained_regions_cannot_be_measured_and_says_so(planet: Path) -> None:
+    photos, run = str(planet / "photos"), str(planet / "regions")
+    asked = ["--explain", "within:1000km@0,0", "--layers", "1", "3", "--no-progress"]
+    cli.main(["run", photos, "-o", run, "-m", MODEL, *asked])
+    with pytest.raises(RunError, match=r"got 5 that cannot \(the first: .*a region, no class"):
+        evaluate(EvaluateConfig(run, ModelConfig(MODEL), progress=False))
+    rows = pq.read_table(planet / "regions" / "evaluation.parquet")
+    assert rows.column("status").to_pylist() == ["no_class"] * 5
 
 
 def test_a_draw_is_the_same_again(planet: Path) -> None:

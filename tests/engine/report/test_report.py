@@ -280,7 +280,9 @@ def test_true_places_and_densities(layers_run: Path, tmp_path: Path) -> None:
         assert card["more"]["density_25km"] == pytest.approx(row["density_25km"], rel=1e-5)
         assert [p["class"] for p in card["places"]] == [p["class"] for p in row["places"]]
         assert card["places"][0]["lat"] == card["lat"]
-        assert data["facts"]["names"][str(card["places"][0]["class"])] == card["class_name"]
+        names = data["facts"]["names"]
+        assert names[str(card["places"][0]["class"])] == card["class_name"]
+        assert all(names[str(p["class"])] for p in card["places"]) and len(card["places"]) > 1
 
 
 @pytest.mark.parametrize(("targets", "side"), [(1, 160), (2, 160), (10, 80), (40, 40)])
