@@ -85,8 +85,9 @@ def _samples(fo: Any, opened: OpenRun) -> Iterator[Any]:
 
 def _label(run: OpenRun, target: int) -> str:
     """The class's name, or its number; a region has none."""
-    named = run.classes is not None and target >= 0
-    return run.classes.name(target) if named else str(target)
+    if run.classes is None or target < 0:
+        return str(target)
+    return run.classes.name(target)
 
 
 def over_photo(
