@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from combicam.export.layers import select_layers
 from combicam.export.probe import probe
 
 EAGER = "forward, torch eager"
+LATE = "all"  # contenders of a point that was not begun
 # The network of every axis, its images per call where that is not the axis, and the values.
 AXES: dict[str, tuple[str, int, tuple[int, ...]]] = {
     "batch": ("resnet50", 0, (1, 2, 4, 8, 16, 32, 64, 128, 256)),
@@ -47,6 +49,7 @@ class ScalingConfig:
         authors: also one forward and backward per layer, on the axis of layers, one image a call.
         rounds: how often everything is timed at each point, in turn; medians are reported.
         budget: seconds after which no further point is begun; it is a row without a speed.
+        resume: keep the points that the record has, measure the others.
         output: where the JSON goes, default scaling-DEVICE.json; decoding is in no figure.
     """
 
@@ -58,6 +61,7 @@ class ScalingConfig:
     authors: bool = True
     rounds: int = 3
     budget: float = 1500.0
+    resume: bool = False
     output: Path | None = None
 
     def __post_init__(self) -> None:
@@ -137,11 +141,14 @@ def points(config: ScalingConfig) -> list[Point]:
 def scaling(config: ScalingConfig, say: Say) -> list[Result]:
     """Time every point's contenders in turn; memory is that of the first call."""
     end = time.monotonic() + config.budget
-    rows: list[Result] = []
+    rows = _recorded(config.record) if config.resume else []
+    known = {(row.params["axis"], row.params["value"]) for row in rows}
     for point in points(config):
+        if (point.axis, point.value) in known:
+            continue
         if time.monotonic() > end:
             late = f"not begun: budget {config.budget:.0f} s"
-            rows.append(Result("all", point.params, error=late))
+            rows.append(Result(LATE, point.params, error=late))
             continue
         say(f"{point.axis} {point.value}")
         peaks: dict[str, float] = {}
@@ -150,6 +157,14 @@ def scaling(config: ScalingConfig, say: Say) -> list[Result]:
             row.params = row.params | {"peak_mib": peaks.get(row.name)}
         rows += found
     return rows
+
+
+def _recorded(path: Path) -> list[Result]:
+    """The rows of points that were begun."""
+    if not path.exists():
+        return []
+    rows = [Result(**case) for case in json.loads(path.read_text(encoding="utf-8"))["cases"]]
+    return [row for row in rows if row.name != LATE]
 
 
 def _contenders(

@@ -11,7 +11,7 @@ from benchmarks.graph import BASELINE
 from benchmarks.harness import Result
 from benchmarks.libraries import AUTHORS
 from benchmarks.networks import NAMES
-from benchmarks.scaling import AXES, EAGER
+from benchmarks.scaling import AXES, EAGER, LATE
 
 _TITLES = {
     "batch": "images per call",
@@ -44,7 +44,7 @@ def _axis_table(axis: str, rows: list[Result]) -> str:
     lines = [f"| {_TITLES[axis]} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for value in dict.fromkeys(row.params["value"] for row in rows):
         here = {row.name: row for row in rows if row.params["value"] == value}
-        cells = [_cell(here.get(name, here.get("all"))) for name in names]
+        cells = [_cell(here.get(name, here.get(LATE))) for name in names]
         lines.append(f"| {value} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks import scaling as module
-from benchmarks.harness import Result
+from benchmarks.harness import Result, write
 from benchmarks.libraries import AUTHORS
 from benchmarks.memory import peak_mib_of
 from benchmarks.scaling import AXES, EAGER, Point, ScalingConfig, points, scaling
@@ -39,7 +39,9 @@ def test_a_short_budget_reaches_every_axis() -> None:
     assert len(set(seen)) == len(seen)
 
 
-def test_points_are_measured_and_late_ones_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_measured_and_late_ones_are_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(AXES, "layers", ("resnet18-tiny", 2, (2,)))
     config = ScalingConfig(("layers",), backends=("eager",), rounds=1)
     rows = scaling(config, lambda line: None)
@@ -48,7 +50,11 @@ def test_points_are_measured_and_late_ones_are_rows(monkeypatch: pytest.MonkeyPa
     assert [r.name for r in rows] == names
     assert all(r.params["peak_mib"] >= 0 and r.images_per_s > 0 for r in rows)  # type: ignore[operator]
     assert [line.count("|") for line in scaling_table(rows).splitlines()] == [6] * 3
+    record = tmp_path / "r.json"
+    write(record, [*rows, Result("all", Point.on("layers", 4).params, error="not begun")])
     monkeypatch.setattr(module, "_contenders", lambda *_: pytest.fail("begun"))
+    again = ScalingConfig(("layers",), resume=True, output=record)
+    assert [r.name for r in scaling(again, lambda line: None)] == names
     late = scaling(ScalingConfig(("layers",), budget=-1.0), lambda line: None)
     assert [r.error for r in late] == ["not begun: budget -1 s"]
 
