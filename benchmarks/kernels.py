@@ -194,7 +194,7 @@ def run_kernels(config: KernelsConfig) -> None:
             rows.append(Result("all", params, error=f"not begun: budget {config.budget:.0f} s"))
             continue
         head = CASES[name]
-        moved, count = read_bytes(head, int(batch), dtype), 0
+        moved = read_bytes(head, int(batch), dtype)
         count = inputs_per_call(moved, device)
         say(f"{case}: {params}")
         found = measure(
