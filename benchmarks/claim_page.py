@@ -27,20 +27,22 @@ def claim_table(record: dict[str, Any]) -> str:
     settings, metrics = record["settings"], record["metrics"]
     images = {name: _images(maps[name]) for name in (*methods, *layers)}
     fewer = "; ".join(f"{n}: {images[n][0]}" for n in methods if images[n][0] < record["images"])
+    removed = images[COMBI][1]
     caption = (
-        f"{record['images']:,} postcards, seeds from {settings['seed']:,} on; of these "
-        f"{images[COMBI][1]} for deletion and insertion "
-        f"({metrics['steps']} steps, baseline {metrics['baseline']}, {metrics['rule']} rule)"
-        f"{'; ' + fewer if fewer else ''}. Pointing tolerance {metrics['tolerance']:g} px of 160. "
-        f"The planted evidence covers {record['evidence']:.1%} of a postcard on average. The "
-        f"network names {record['network']['accuracy']:.1%} of the postcards rightly. After each "
-        "mean its 95 % bootstrap interval; **bold**: better than Combi-CAM of all blocks, "
+        f"{record['images']:,} postcards, seeds from {settings['seed']:,} on; "
+        f"{'all' if removed == record['images'] else f'of these {removed:,}'} "
+        f"for deletion and insertion ({metrics['steps']} steps, baseline "
+        f"{metrics['baseline']}, {metrics['rule']} rule){'; ' + fewer if fewer else ''}. "
+        f"Pointing tolerance {metrics['tolerance']:g} px of 160. The planted evidence covers "
+        f"{record['evidence']:.1%} of a postcard on average. The network names "
+        f"{record['network']['accuracy']:.1%} of the postcards rightly. After each mean its 95 % "
+        "bootstrap interval; **bold**: better than Combi-CAM of all blocks, "
         "*slanted*: worse, by a paired interval without 0."
     )
     parts = [caption, _table("map", methods, maps), _table("control", CONTROLS, maps)]
     if layers:
         parts += [
-            f"Layers, deletion and insertion on {images[layers[0]][1]} postcards:",
+            f"Layers, deletion and insertion on {images[layers[0]][1]:,} postcards:",
             _table("Grad-CAM", layers, maps),
         ]
     return "\n\n".join(parts)
