@@ -17,12 +17,12 @@ from torch import Tensor
 from benchmarks.environment import environment
 from combicam.demo.model import load
 from combicam.demo.planet import CELLS, postcard
+from combicam.engine.evaluation.baseline_maps import edge_control, random_control
 from combicam.engine.evaluation.bootstrap import intervals
-from combicam.engine.evaluation.controls import edge_control, random_control
-from combicam.engine.evaluation.judging import Judge, MetricSettings
-from combicam.engine.evaluation.network import score_network
-from combicam.engine.explainer import Explainer
-from combicam.engine.explanation import Explanation
+from combicam.engine.evaluation.metrics import Judge, MetricSettings
+from combicam.engine.evaluation.score_network import score_network
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.explanation import Explanation
 from combicam.kernels.combine import combine_reference
 
 COMBI = "Combi-CAM (all blocks)"

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from combicam import Explainer, export
-from combicam.engine.exporting import natural_noise
+from combicam.engine.explain.artifact_export import natural_noise
 from combicam.errors import first_line
-from combicam.export.layers import select_layers
-from combicam.export.probe import LayerInfo, probe
-from combicam.export.snapshot import snapshot
+from combicam.export.trace.layers import select_layers
+from combicam.export.trace.probe import LayerInfo, probe
+from combicam.export.trace.snapshot import snapshot
 
 CLASSES = 12
 IMAGES = 5  # neither the batch of the trace nor the one of the export

@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.harness import Contender, Result, measure
 from combicam import Preprocess
 from combicam.demo.planet import CELLS, postcard
-from combicam.engine.decode import DecodeConfig, decode_image
+from combicam.engine.images.decode import DecodeConfig, decode_image
 
 Pixels = NDArray[np.uint8]
 BASELINE = "decode, Pillow"

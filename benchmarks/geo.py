@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Contender, Result, measure
 from combicam import Explainer
-from combicam.engine.exporting import natural_noise
+from combicam.engine.explain.artifact_export import natural_noise
 from combicam.engine.geo.density import RADII_KM, prediction_density
-from combicam.export.adapters.certh import Certh
-from combicam.export.adapters.efficientnet import EfficientNet
-from combicam.export.places import EARTH_RADIUS_KM
+from combicam.export.classes.places import EARTH_RADIUS_KM
+from combicam.export.models.adapters.certh import Certh
+from combicam.export.models.adapters.efficientnet import EfficientNet
 
 NARROW = "joint graph, 2 cells"
 DENSITY = "prediction density"

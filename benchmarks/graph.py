@@ -30,7 +30,7 @@ from benchmarks.ladder import FORWARD, Setting, ladder, under_autocast
 from benchmarks.libraries import AUTHORS, TOLERANCE, counterpart, library, typical_error
 from benchmarks.networks import CASES, Case, network
 from combicam import Explainer, export
-from combicam.engine.exporting import natural_noise
+from combicam.engine.explain.artifact_export import natural_noise
 
 BASELINE = "forward, ONNX Runtime"
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Contender
 from combicam import Explainer
-from combicam.engine.sessions import ModelSession
-from combicam.export.trace import JointGraph
+from combicam.engine.explain.sessions import ModelSession
+from combicam.export.trace.trace import JointGraph
 
 FORWARD = "forward, compiled"
 

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from combicam.engine.exporting import natural_noise
+from combicam.engine.explain.artifact_export import natural_noise
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from benchmarks.libraries import (
 from benchmarks.memory import peak_mib_of
 from benchmarks.networks import CASES, Case, network
 from combicam import Explainer
-from combicam.engine.exporting import natural_noise
-from combicam.export.probe import LayerInfo
+from combicam.engine.explain.artifact_export import natural_noise
+from combicam.export.trace.probe import LayerInfo
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BACKENDS = ("eager", "torchscript", "onnxruntime", "compile", "aoti")

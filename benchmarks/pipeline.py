@@ -20,18 +20,18 @@ from torch import nn
 from benchmarks.harness import Result
 from combicam import LoadedModel, ModelConfig, Preprocess, RunConfig
 from combicam.demo.planet import CELLS, postcard
-from combicam.engine.batch_explainer import BatchExplainer
-from combicam.engine.batching import Batch, batches
-from combicam.engine.channel import Channel
-from combicam.engine.committing import write_shards
-from combicam.engine.explaining import ExplainedBatch, ExplainStage
-from combicam.engine.loading import Loaded, load
-from combicam.engine.making import make_run_explainer
-from combicam.engine.manifest import Manifest
-from combicam.engine.map_format import map_format
-from combicam.engine.run_directory import RunDirectory
+from combicam.engine.explain.factory import make_run_explainer
+from combicam.engine.explain.protocol import BatchExplainer
+from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.pipeline.batch import Batch, batches
+from combicam.engine.pipeline.channel import Channel
+from combicam.engine.pipeline.commit import write_shards
+from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
+from combicam.engine.pipeline.load import Loaded, load
+from combicam.engine.run.directory import RunDirectory
 from combicam.engine.runner import run_images
-from combicam.engine.shard_format import ShardFormat
+from combicam.engine.shards.map_format import map_format
+from combicam.engine.shards.row_format import ShardFormat
 
 DISTINCT = 500
 LIBRARIES = ("timm:", "torchvision:")

@@ -20,9 +20,9 @@ from benchmarks.libraries import AUTHORS, library
 from benchmarks.memory import peak_mib_of
 from benchmarks.networks import CASES, Case, network
 from combicam import Explainer
-from combicam.engine.exporting import natural_noise
-from combicam.export.layers import select_layers
-from combicam.export.probe import probe
+from combicam.engine.explain.artifact_export import natural_noise
+from combicam.export.trace.layers import select_layers
+from combicam.export.trace.probe import probe
 
 EAGER = "forward, torch eager"
 LATE = "all"  # contenders of a point that was not begun

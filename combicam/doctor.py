@@ -19,9 +19,9 @@ from PIL import Image
 
 from combicam.demo.model import load
 from combicam.demo.planet import postcard
-from combicam.engine.decode import DecodeConfig, decode_image
-from combicam.engine.explainer import Explainer
-from combicam.engine.explanation import Explanation
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.images.decode import DecodeConfig, decode_image
 from combicam.errors import first_line
 from combicam.export.preprocess import Preprocess
 from combicam.version import __version__

@@ -10,28 +10,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from combicam.engine.batch_explainer import BatchExplainer, has_places
-from combicam.engine.config import RunConfig
-from combicam.engine.distribution import Crew, Distribution
-from combicam.engine.geo.accuracy import accuracy
-from combicam.engine.geo.question import located, read_question
-from combicam.engine.geo.truth import truth_digest
-from combicam.engine.location import is_client_error, names_store
-from combicam.engine.making import make_run_explainer
-from combicam.engine.manifest import Manifest, write_manifest
-from combicam.engine.map_format import map_format
-from combicam.engine.overlays import draw_overlays
-from combicam.engine.pipeline import Pipeline
-from combicam.engine.processes import ProcessCrew, named_devices
-from combicam.engine.progress import Progress
-from combicam.engine.ray_crew import RayCrew
-from combicam.engine.row_status import OK
-from combicam.engine.run_directory import RunDirectory
-from combicam.engine.run_inputs import run_inputs, warn_of_other_inputs
-from combicam.engine.shard_format import ShardFormat
-from combicam.engine.shard_work import ShardWork, work_left
-from combicam.engine.shard_worker import WorkerTask
-from combicam.engine.summary import RunSummary
+from combicam.engine.distribution.executor import Crew, Distribution
+from combicam.engine.distribution.process_backend import ProcessCrew, named_devices
+from combicam.engine.distribution.ray_backend import RayCrew
+from combicam.engine.distribution.worker import WorkerTask
+from combicam.engine.explain.factory import make_run_explainer
+from combicam.engine.explain.protocol import BatchExplainer, has_places
+from combicam.engine.geo.location_target import located, read_question
+from combicam.engine.inputs.ground_truth import truth_digest
+from combicam.engine.inputs.manifest import Manifest, write_manifest
+from combicam.engine.outputs.accuracy import accuracy
+from combicam.engine.outputs.run_overlays import draw_overlays
+from combicam.engine.pipeline.pipeline import Pipeline
+from combicam.engine.run.config import RunConfig
+from combicam.engine.run.directory import RunDirectory
+from combicam.engine.run.inputs import run_inputs, warn_of_other_inputs
+from combicam.engine.run.progress import Progress
+from combicam.engine.run.summary import RunSummary
+from combicam.engine.run.work import ShardWork, work_left
+from combicam.engine.shards.map_format import map_format
+from combicam.engine.shards.row_format import ShardFormat
+from combicam.engine.shards.status import OK
+from combicam.engine.storage.paths import is_client_error, names_store
 from combicam.errors import RunError, first_line
 from combicam.version import __version__
 
@@ -44,7 +44,7 @@ def run(config: RunConfig, explainer: BatchExplainer | None = None) -> RunSummar
 
     Args:
         config: inputs, output, model, spec and resources.
-        explainer: what :func:`~combicam.engine.making.make_run_explainer` made of the
+        explainer: what :func:`~combicam.engine.explain.factory.make_run_explainer` made of the
             configuration; default: it is made now.
 
     Returns:
@@ -52,7 +52,7 @@ def run(config: RunConfig, explainer: BatchExplainer | None = None) -> RunSummar
 
     Raises:
         CombicamError, ValueError, FileNotFoundError: see :func:`run_images` and
-            :func:`~combicam.engine.making.make_run_explainer`.
+            :func:`~combicam.engine.explain.factory.make_run_explainer`.
         RunError: also, workers that die again and again of the same shard.
     """
     return _run(config, explainer or make_run_explainer(config))

@@ -93,7 +93,7 @@ class CamSpec:
         method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise`` or
             ``layercam`` (formulas at ``combicam.kernels.weigh_reference``); or ``scorecam``, which
             takes one forward pass per channel instead of gradients
-            (:class:`combicam.engine.scorecam.ScoreCam`).
+            (:class:`combicam.engine.explain.scorecam.ScoreCam`).
         score: ``logit``, ``prob`` or ``logprob`` of the target class.
         targets: K, how many of the best classes are explained when a call names none.
         fuse: ``sum``, ``mean``, ``max``, ``product``; ``none`` keeps one map per layer.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl
-from combicam.kernels.layers import SLOTS, Layer, slots
+from combicam.kernels.layout import SLOTS, Layer, slots
 
 POOLED = ("gradcam", "gradcam++", "xgradcam")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl
-from combicam.kernels.layers import SLOTS, Layer, addressable, layer_of, slots
+from combicam.kernels.layout import SLOTS, Layer, addressable, layer_of, slots
 from combicam.kernels.pool import (
     POOLED,
     PoolTile,

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from combicam.demo.model import load
 from combicam.demo.planet import CELLS, postcard
-from combicam.export.models import LoadedModel
+from combicam.export.models.models import LoadedModel
 
-sys.path.insert(0, str(Path(__file__).parent))  # for cam_oracle
+sys.path.insert(0, str(Path(__file__).parent))  # for cam_oracle, fakes, spawned
+
+from fakes import FakeExplainer, save_photos
+
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
@@ -61,3 +64,13 @@ def postcards() -> Callable[[int, int], Tensor]:
         return torch.from_numpy(np.stack([np.asarray(p) for p in pixels]))
 
     return draw
+
+
+@pytest.fixture
+def fake() -> type[FakeExplainer]:
+    return FakeExplainer
+
+
+@pytest.fixture
+def photos() -> Callable[..., list[Path]]:
+    return save_photos

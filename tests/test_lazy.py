@@ -93,7 +93,7 @@ def test_type_checkers_and_python_see_the_same_names(package: object) -> None:
     assert seen == vars(package)["_lazy_names"]
     for name in package.__all__:
         assert getattr(package, name) is not None
-    assert combicam.export.__module__ == "combicam.engine.exporting"
+    assert combicam.export.__module__ == "combicam.engine.explain.artifact_export"
 
 
 def test_looking_at_a_run_does_not_import_torch(tmp_path: Path) -> None:

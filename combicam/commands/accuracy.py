@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from combicam.commands.printing import print_table
-from combicam.engine.geo.accuracy import accuracy
-from combicam.engine.location import LOCATION
+from combicam.engine.outputs.accuracy import accuracy
+from combicam.engine.storage.paths import LOCATION
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Annotated
 import tyro
 
 from combicam.commands.printing import print_table
-from combicam.engine.fiftyone import write_fiftyone
-from combicam.engine.geo.geojson import write_geojson
-from combicam.engine.geo.geoparquet import write_geoparquet
-from combicam.engine.location import LOCATION
-from combicam.engine.webdataset import write_webdataset
+from combicam.engine.outputs.fiftyone_samples import write_fiftyone
+from combicam.engine.outputs.geojson import write_geojson
+from combicam.engine.outputs.geoparquet import write_geoparquet
+from combicam.engine.outputs.webdataset import write_webdataset
+from combicam.engine.storage.paths import LOCATION
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from combicam.commands.printing import print_table
 from combicam.engine.evaluation.config import EvaluateConfig
-from combicam.engine.evaluation.evaluating import evaluate
+from combicam.engine.evaluation.evaluate import evaluate
 
 Config = EvaluateConfig
 

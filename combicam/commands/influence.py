@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import tyro
 
 from combicam.commands.printing import Rows, print_table
-from combicam.engine.geo.influence import TOP_PIXELS
-from combicam.engine.geo.new_file import new_file
-from combicam.engine.geo.run_influence import run_influence
-from combicam.engine.location import LOCATION
+from combicam.engine.outputs.concept_influence import TOP_PIXELS
+from combicam.engine.outputs.run_concept_influence import run_influence
+from combicam.engine.storage.new_file import new_file
+from combicam.engine.storage.paths import LOCATION
 
 _SHOWN = 20
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from combicam.errors import LayerError
-from combicam.export.layers import select_layers
-from combicam.export.models import LoadedModel, ModelConfig, load_model
-from combicam.export.probe import LayerInfo, probe
-from combicam.export.snapshot import snapshot
+from combicam.export.models.models import LoadedModel, ModelConfig, load_model
+from combicam.export.trace.layers import select_layers
+from combicam.export.trace.probe import LayerInfo, probe
+from combicam.export.trace.snapshot import snapshot
 
 
 @dataclass(frozen=True)

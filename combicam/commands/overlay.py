@@ -11,14 +11,14 @@ from typing import Annotated
 import tyro
 
 from combicam.commands.printing import print_table
-from combicam.engine.colormaps import DEFAULT_COLORMAP, colormap
-from combicam.engine.config import ComputeConfig
-from combicam.engine.explainer import Explainer
-from combicam.engine.geo.question import read_question
-from combicam.engine.making import make_explainer
-from combicam.engine.photo_pictures import FIGURE_FORMATS, PhotoPictures
+from combicam.engine.drawing.colormaps import DEFAULT_COLORMAP, colormap
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.factory import make_explainer
+from combicam.engine.geo.location_target import read_question
+from combicam.engine.outputs.photo_overlay import FIGURE_FORMATS, PhotoPictures
+from combicam.engine.run.config import ComputeConfig
 from combicam.errors import DecodeError
-from combicam.export.models import ModelConfig
+from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
 
 

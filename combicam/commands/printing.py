@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from combicam.engine.summary import RunSummary
+    from combicam.engine.run.summary import RunSummary
 
 Rows = list[tuple[str, str]]
 

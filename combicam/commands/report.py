@@ -10,11 +10,11 @@ from typing import Annotated
 import tyro
 
 from combicam.commands.printing import print_table
-from combicam.engine.colormaps import DEFAULT_COLORMAP
-from combicam.engine.location import LOCATION
+from combicam.engine.drawing.colormaps import DEFAULT_COLORMAP
 from combicam.engine.report.cards import Cards
-from combicam.engine.report.writing import write_report
-from combicam.engine.status import run_status
+from combicam.engine.report.report import write_report
+from combicam.engine.run.status import run_status
+from combicam.engine.storage.paths import LOCATION
 
 
 @dataclass(frozen=True)

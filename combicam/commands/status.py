@@ -11,9 +11,9 @@ from typing import Annotated
 import tyro
 
 from combicam.commands.printing import print_table
-from combicam.engine.location import LOCATION
-from combicam.engine.metrics import write_metrics
-from combicam.engine.status import run_status, status_lines
+from combicam.engine.run.prometheus import write_metrics
+from combicam.engine.run.status import run_status, status_lines
+from combicam.engine.storage.paths import LOCATION
 
 
 @dataclass(frozen=True)

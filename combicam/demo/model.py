@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from combicam.demo.network import INPUT_SIZE, MEAN, STD, build
 from combicam.demo.planet import CELLS
-from combicam.export.classes import ClassTable
-from combicam.export.models import LoadedModel
+from combicam.export.classes.classes import ClassTable
+from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from combicam.demo.model import load
 from combicam.demo.planet import CELLS, Postcard, postcard
 from combicam.engine import Explainer, RunConfig, RunSummary, blend, panel, read_shard, run_images
-from combicam.export.models import ModelConfig
+from combicam.export.models.models import ModelConfig
 
 JPEG_QUALITY = 92
 # The usual slack of the pointing game, as a share of the image's side (15 px of 300).

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from combicam.engine.config import ComputeConfig
-from combicam.engine.evaluation.judging import MetricSettings
-from combicam.export.models import ModelConfig
+from combicam.engine.evaluation.metrics import MetricSettings
+from combicam.engine.run.config import ComputeConfig
+from combicam.export.models.models import ModelConfig
 from combicam.export.spec import FORWARD_METHODS, SCORES
 from combicam.kernels.combine import FUSES
 from combicam.kernels.weigh import METHODS

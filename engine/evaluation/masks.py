@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from combicam.engine.resizing import resize
+from combicam.engine.images.resize import resize
 from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
 

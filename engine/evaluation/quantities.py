@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from combicam.engine.evaluation.removal import Quantity
+from combicam.engine.evaluation.deletion_insertion import Quantity
 from combicam.engine.geo.distance import distance_km
-from combicam.export.classes import ClassTable
+from combicam.export.classes.classes import ClassTable
 
 DENSITY_KM = 25.0
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from combicam.engine.evaluation.rank_correlation import rank_correlation
-from combicam.engine.explanation import Explanation
-from combicam.export.snapshot import snapshot
+from combicam.engine.explain.explanation import Explanation
+from combicam.export.trace.snapshot import snapshot
 
 # A network -> how its images are explained.
 Explain = Callable[[nn.Module], Callable[..., Explanation]]

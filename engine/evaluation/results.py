@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from combicam.engine.atomic import commit, temporary_path, write_json
 from combicam.engine.evaluation.bootstrap import Interval, intervals
 from combicam.engine.evaluation.config import EvaluateConfig
-from combicam.engine.evaluation.judging import METRICS
+from combicam.engine.evaluation.metrics import METRICS
 from combicam.engine.evaluation.randomisation import RandomisedStep
-from combicam.engine.explainer import Explainer
-from combicam.engine.row_status import OK
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.shards.status import OK
+from combicam.engine.storage.atomic import commit, temporary_path, write_json
 from combicam.version import __version__
 
 EDGES = "edges"

@@ -10,11 +10,11 @@ from itertools import tee
 import numpy as np
 from numpy.typing import NDArray
 
-from combicam.engine.entry import Entry
-from combicam.engine.loading import Loaded, load_in_order
-from combicam.engine.manifest import Manifest
-from combicam.engine.reading import OpenRun
-from combicam.engine.sources import list_inputs
+from combicam.engine.inputs.entry import Entry
+from combicam.engine.inputs.listing import list_inputs
+from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.pipeline.load import Loaded, load_in_order
+from combicam.engine.run.open_run import OpenRun
 from combicam.errors import RunError
 from combicam.export.preprocess import Preprocess
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from combicam.export.places import EARTH_RADIUS_KM, check_places, unit_vectors
+from combicam.export.classes.places import EARTH_RADIUS_KM, check_places, unit_vectors
 
 RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street, city, region, country, continent
 _CACHE_ELEMENTS = 2**18  # of float64, on a CPU: what passes over the rows find in its cache
@@ -79,7 +79,7 @@ def density_around(
 
     Args:
         probabilities: float [B,n].
-        vectors: float64 [n,3], of :func:`~combicam.export.places.unit_vectors`.
+        vectors: float64 [n,3], of :func:`~combicam.export.classes.places.unit_vectors`.
         predicted: int64 [B].
         limits: of :func:`cosines`.
     """

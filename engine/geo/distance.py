@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from combicam.export.places import EARTH_RADIUS_KM
+from combicam.export.classes.places import EARTH_RADIUS_KM
 
 
 def distance_km(

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from combicam.engine.explainer import Explainer
-from combicam.engine.explanation import Explanation
-from combicam.engine.resizing import resize, scaled_size
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.images.resize import resize, scaled_size
 
 COMBINES = ("max", "mean")
 

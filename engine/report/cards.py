@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from combicam.engine.entry import Entry
-from combicam.engine.manifest import Manifest
-from combicam.engine.reading import OpenRun
-from combicam.engine.report.packing import pack_maps
-from combicam.engine.report.pictures import RunFacts, picture, seen_box
-from combicam.engine.row_status import OK
+from combicam.engine.inputs.entry import Entry
+from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.report.packed_maps import pack_maps
+from combicam.engine.report.thumbnails import RunFacts, picture, seen_box
+from combicam.engine.run.open_run import OpenRun
+from combicam.engine.shards.status import OK
 
 _DIGITS = 6
 # Shown by name; columns beside these that hold one value are listed as they are.

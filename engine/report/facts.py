@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from combicam.engine.reading import OpenRun
-from combicam.engine.report.choosing import Chosen
-from combicam.engine.report.pictures import RunFacts
-from combicam.engine.row_status import OK
-from combicam.engine.status import RunStatus
+from combicam.engine.report.selection import Chosen
+from combicam.engine.report.thumbnails import RunFacts
+from combicam.engine.run.open_run import OpenRun
+from combicam.engine.run.status import RunStatus
+from combicam.engine.shards.status import OK
 
 _BINS = 20
 _ANSWERS = 12

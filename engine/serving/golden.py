@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from combicam.engine.exporting import natural_noise
+from combicam.engine.explain.artifact_export import natural_noise
 from combicam.engine.serving.client import golden_errors
 from combicam.errors import ArtifactError
-from combicam.export.reference import eager_reference
-from combicam.export.trace import JointGraph
+from combicam.export.trace.reference import eager_reference
+from combicam.export.trace.trace import JointGraph
 from combicam.version import __version__
 
 IMAGES = 3

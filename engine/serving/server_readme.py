@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from combicam.engine.serving.model_config import TensorInfo
-from combicam.export.artifact import Description
-from combicam.export.trace import JointGraph
+from combicam.export.formats.artifact import Description
+from combicam.export.trace.trace import JointGraph
 
 _TEXT = """\
 # {name}

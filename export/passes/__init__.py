@@ -13,13 +13,13 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase
 
 from combicam.export.passes.affine_scalars import AffineScalars
-from combicam.export.passes.drop_aliases import DropAliases
+from combicam.export.passes.common_subexpression_elimination import MergeCommon
 from combicam.export.passes.fold_batch_norm import FoldBatchNorm
 from combicam.export.passes.fold_constants import FoldConstants
 from combicam.export.passes.fold_scale import FoldScale
 from combicam.export.passes.gate_by_sign import GateBySign
+from combicam.export.passes.identity_elimination import DropAliases
 from combicam.export.passes.lower_head import LowerHead
-from combicam.export.passes.merge_common import MergeCommon
 from combicam.export.passes.pad_channels import PadChannels
 from combicam.export.passes.pool_means import PoolMeans
 from combicam.export.passes.sink_expand import SinkExpand

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from combicam.export import onnx_ops as onnx_ops  # defines torch.ops.combicam
+from combicam.export.passes import onnx_ops as onnx_ops  # defines torch.ops.combicam
 
 aten, ours = torch.ops.aten, torch.ops.combicam
 BLOCK = 16  # channels; 8 without AVX-512, which divides it

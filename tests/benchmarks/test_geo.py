@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.geo import DENSITY, NARROW, GeoBenchmark, geo, geo_table, head_share
 from benchmarks.harness import Result
-from combicam.export.adapters.efficientnet import EfficientNet, Stage
+from combicam.export.models.adapters.efficientnet import EfficientNet, Stage
 
 
 def test_one_round() -> None:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.harness import measure
 from benchmarks.heads import CASES, read_bytes
 from benchmarks.kernels import COPY, head_contenders, head_table
-from combicam.export.layers import select_layers
-from combicam.export.probe import probe
+from combicam.export.trace.layers import select_layers
+from combicam.export.trace.probe import probe
 
 
 @pytest.mark.parametrize(

@@ -17,18 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
-from combicam.engine.config import RunConfig
-from combicam.engine.decode import decode_image
+from combicam.engine.images.decode import decode_image
+from combicam.engine.run.config import RunConfig
+from combicam.engine.run.summary import RunSummary
 from combicam.engine.runner import run_images
-from combicam.engine.shards import read_shard
-from combicam.engine.summary import RunSummary
+from combicam.engine.shards.files import read_shard
 from combicam.errors import RunError
 
 SCRIPT = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
 sys.path.insert(0, {tests!r})
-from conftest import FakeExplainer
+from fakes import FakeExplainer
 from combicam.engine import RunConfig, run_images
 
 class Slow(FakeExplainer):
@@ -209,7 +209,9 @@ def test_summary_adds_up(tmp_path: Path, photos: Any, fake: Any) -> None:
 
 def started(tmp_path: Path) -> subprocess.Popen[bytes]:
     script = SCRIPT.format(
-        tests=str(Path(__file__).parent), source=str(tmp_path / "in"), output=str(tmp_path / "run")
+        tests=str(Path(__file__).parents[1]),
+        source=str(tmp_path / "in"),
+        output=str(tmp_path / "run"),
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -353,7 +355,7 @@ def test_full_disk_leaves_no_half_shard(
     photos(tmp_path / "in", 12)
     config = configured(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("combicam.engine.shards.commit", full)
+        patch.setattr("combicam.engine.shards.files.commit", full)
         with pytest.raises(RunError, match=r"No space left on device; free space .* run again"):
             run_images(config, fake())
     assert list((config.output / "shards").iterdir()) == []

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import combicam
 from combicam import CamSpec, Explainer, LayerError, TokenGrid, export, tokens
-from combicam.export.layers import select_layers
-from combicam.export.probe import LayerInfo, probe
-from combicam.export.snapshot import snapshot
 from combicam.export.tokens import Place, as_grid, find_places
+from combicam.export.trace.layers import select_layers
+from combicam.export.trace.probe import LayerInfo, probe
+from combicam.export.trace.snapshot import snapshot
 
 timm = pytest.importorskip("timm")
 SIZE = (32, 48)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from combicam.kernels import METHODS, weigh_reference
-from combicam.kernels.layers import SLOTS
+from combicam.kernels.layout import SLOTS
 from combicam.kernels.weigh import launch_weigh
 
 SCALE_FREE = ("gradcam", "xgradcam", "hirescam", "elementwise", "layercam")

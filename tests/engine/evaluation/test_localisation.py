@@ -7,7 +7,7 @@ import torch
 
 from combicam.engine.evaluation.energy import energy_inside
 from combicam.engine.evaluation.overlap import best_iou, iou
-from combicam.engine.evaluation.pointing import pointing_game
+from combicam.engine.evaluation.pointing_game import pointing_game
 
 
 def dot(row: int, column: int, size: int = 9) -> torch.Tensor:

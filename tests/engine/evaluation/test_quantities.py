@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from combicam.engine.evaluation.quantities import place_quantities, probability
-from combicam.export.classes import ClassTable
+from combicam.export.classes.classes import ClassTable
 
 # One degree along the equator is 111.195 km on the sphere.
 CLASSES = ClassTable(latitudes=(0.0, 0.0, 0.0, 0.0), longitudes=(179.95, -179.95, -178.95, 0.0))

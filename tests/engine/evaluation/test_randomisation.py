@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from combicam.engine.evaluation.randomisation import randomisation_check
 from combicam.engine.evaluation.results import Evaluation
-from combicam.engine.explanation import Explanation
+from combicam.engine.explain.explanation import Explanation
 
 
 class Scaled(nn.Module):

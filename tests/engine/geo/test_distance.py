@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from combicam.engine.geo.distance import distance_km
-from combicam.export.places import EARTH_RADIUS_KM
+from combicam.export.classes.places import EARTH_RADIUS_KM
 
 HALF = math.pi * EARTH_RADIUS_KM
 AIRPORTS = {  # latitude, longitude

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from combicam.engine.config import RunConfig
-from combicam.engine.explainer import Explainer
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run_images
-from combicam.export.classes import ClassTable
-from combicam.export.models import ModelConfig
+from combicam.export.classes.classes import ClassTable
+from combicam.export.models.models import ModelConfig
 from combicam.export.preprocess import IMAGENET_MEAN, Preprocess
 
 # File names that would be markup, or end the page's script, if they were not escaped.

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from combicam.engine.colormaps import colormap
-from combicam.engine.reading import open_run
-from combicam.engine.report.writing import write_report
+from combicam.engine.drawing.colormaps import colormap
+from combicam.engine.report.report import write_report
+from combicam.engine.run.open_run import open_run
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -21,15 +21,15 @@ from PIL import Image
 
 import combicam
 from combicam.cli import main
-from combicam.engine.config import RunConfig
-from combicam.engine.map_format import MapFormat
-from combicam.engine.reading import open_run
 from combicam.engine.report.cards import Cards
-from combicam.engine.report.choosing import _drawn, choose_rows
-from combicam.engine.report.packing import pack_maps
-from combicam.engine.report.pictures import run_facts
-from combicam.engine.report.writing import write_report
+from combicam.engine.report.packed_maps import pack_maps
+from combicam.engine.report.report import write_report
+from combicam.engine.report.selection import _drawn, choose_rows
+from combicam.engine.report.thumbnails import run_facts
+from combicam.engine.run.config import RunConfig
+from combicam.engine.run.open_run import open_run
 from combicam.engine.runner import run_images
+from combicam.engine.shards.map_format import MapFormat
 from combicam.export.preprocess import Preprocess
 
 TRAPS = ("<img src=x onerror=window.hacked=1>.jpg", "</script><script>window.hacked=1;<!--.jpg")

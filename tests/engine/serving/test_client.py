@@ -21,7 +21,7 @@ from torch import Tensor
 from triton_stand_in import read_config, served
 
 from combicam import Explainer, LoadedModel, Preprocess, ServedModel
-from combicam.engine.decode import decode_image
+from combicam.engine.images.decode import decode_image
 from combicam.engine.serving import client
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from combicam.export.decompositions import decompositions
 from combicam.export.passes import (
     AffineScalars,
     FoldConstants,
@@ -22,6 +21,7 @@ from combicam.export.passes import (
     SpreadGates,
     UnpoolMaxima,
 )
+from combicam.export.trace.decompositions import decompositions
 
 aten = torch.ops.aten
 X = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from combicam.export.decompositions import decompositions
 from combicam.export.passes import (
     DropAliases,
     FoldBatchNorm,
@@ -19,6 +18,7 @@ from combicam.export.passes import (
     MergeCommon,
     clean,
 )
+from combicam.export.trace.decompositions import decompositions
 
 aten = torch.ops.aten
 X = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(0))

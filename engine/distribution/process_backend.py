@@ -1,0 +1,206 @@
+"""``ProcessCrew``: one process for each device of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from threading import Lock, Thread
+from typing import Any
+
+import torch
+
+from combicam.engine.distribution.executor import Died, Ready, shards_ahead
+from combicam.engine.distribution.worker import ShardReport, ShardWorker, WorkerTask
+from combicam.engine.explain.arguments import known_device
+from combicam.engine.run.work import ShardWork
+from combicam.errors import RunError, first_line
+
+_STOP_S = 10.0
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def named_devices(devices: Sequence[str]) -> tuple[str, ...]:
+    """The devices that ``--devices`` names; ``all`` is every GPU.
+
+    Raises:
+        ValueError: ``all`` without a GPU.
+    """
+    if tuple(devices) != ("all",):
+        return tuple(devices)
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ValueError(
+            "run: expected a GPU for devices 'all', got none; name them, for example 'cpu cpu'"
+        )
+    return tuple(f"cuda:{i}" for i in range(count))
+
+
+@dataclass(frozen=True)
+class _Child:
+    process: SpawnProcess
+    connection: Connection
+
+
+class ProcessCrew:
+    """Spawned processes; each has its device, its explainer and a pipe to this one.
+
+    They end when the pipe does, so none outlives this process, however it dies.
+
+    Args:
+        task: what all of them do; its ``workers`` and the CPU's cores are shared among them.
+        devices: of the processes; one may be named twice.
+    """
+
+    def __init__(self, task: WorkerTask, devices: Sequence[str]) -> None:
+        workers = max(1, task.config.workers // len(devices))
+        on_cpu = sum(known_device(device).type == "cpu" for device in devices)
+        self.config = replace(task.config, workers=workers, devices=())
+        self._tasks = [
+            replace(
+                task,
+                config=replace(self.config, compute=replace(self.config.compute, device=device)),
+                threads=max(1, torch.get_num_threads() // max(1, on_cpu)),
+            )
+            for device in devices
+        ]
+        self._children: dict[int, _Child] = {}
+        self._ready: set[int] = set()
+
+    @property
+    def seats(self) -> int:
+        """One per device."""
+        return len(self._tasks)
+
+    def start(self, seat: int) -> None:
+        """Spawn a process."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        name = f"combicam-{seat}"
+        process = context.Process(
+            target=_serve, args=(theirs, self._tasks[seat]), name=name, daemon=True
+        )
+        with _signals_wait():
+            process.start()
+        theirs.close()  # or its death would not end the pipe
+        self._children[seat] = _Child(process, ours)
+        self._ready.discard(seat)
+
+    def hand(self, seat: int, work: ShardWork) -> None:
+        """Send a shard."""
+        try:
+            self._children[seat].connection.send(work)
+        except OSError:
+            return  # it just died: the end of its pipe is the next event
+
+    def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | Died]]:
+        """What the processes sent, and which of them died.
+
+        Raises:
+            Exception: what a process raised.
+        """
+        by_connection = {child.connection: seat for seat, child in self._children.items()}
+        for connection in wait(list(by_connection), timeout_s):
+            assert isinstance(connection, Connection)
+            seat = by_connection[connection]
+            try:
+                message = connection.recv()
+            except (EOFError, OSError, pickle.UnpicklingError):
+                yield seat, Died(self._buried(seat))
+                continue
+            if isinstance(message, BaseException):
+                raise message
+            if isinstance(message, Ready):
+                self._ready.add(seat)
+            yield seat, message
+
+    def _buried(self, seat: int) -> str:
+        """Make sure that it is dead, so that nobody else writes its shards; says how it died."""
+        child = self._children.pop(seat)
+        child.connection.close()
+        child.process.join(_STOP_S)
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
+        code = child.process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"process {child.process.pid}, {how}"
+
+    def stop(self) -> None:
+        """Close the pipes; who does not end soon is killed, who has not begun at once."""
+        for seat, child in self._children.items():
+            child.connection.close()
+            if seat not in self._ready:
+                child.process.kill()
+        for seat in list(self._children):
+            self._buried(seat)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A process that is started here has them blocked while it imports what it needs."""
+    resource_tracker.ensure_running()  # which would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(connection: Connection, task: WorkerTask) -> None:
+    """A process's life: from its pipe to its pipe, until the other end closes."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches all; the owner decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    lock = Lock()
+
+    def send(message: Any) -> None:
+        with lock:
+            connection.send(message)
+
+    worker = ShardWorker(task)
+    Thread(target=_start, args=(worker, send), daemon=True).start()
+    pool = ThreadPoolExecutor(shards_ahead(task.config), "combicam-shard")
+    try:
+        while True:
+            work = connection.recv()
+            pool.submit(worker.process_shard, work).add_done_callback(partial(_answer, send))
+    except (EOFError, OSError):
+        worker.stop()
+        # Not through the interpreter's exit: threads may still be inside of torch.
+        os._exit(0)
+
+
+def _start(worker: ShardWorker, send: Any) -> None:
+    try:
+        worker.start()
+    except BaseException as error:
+        send(portable(error))
+    else:
+        send(Ready())
+
+
+def _answer(send: Any, done: Future[ShardReport]) -> None:
+    error = done.exception()
+    try:
+        send(done.result() if error is None else portable(error))
+    except OSError:
+        return  # the owner is gone, and this process is on its way out
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error, or what is left of it if it cannot travel."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RunError(f"run: a worker failed: {first_line(error)}")
+    return error

@@ -1,0 +1,171 @@
+"""``RayCrew``: a run's workers as actors of a Ray cluster.
+
+Every machine of the cluster sees the run directory, the inputs and the network's files under the
+same names: on a file system that they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from combicam.engine.distribution.executor import Died, Ready, shards_ahead
+from combicam.engine.distribution.worker import ShardReport, ShardWorker, WorkerTask
+from combicam.engine.run.work import ShardWork
+from combicam.errors import MissingExtra, RunError, first_line
+
+LOCAL = "local"
+_CPUS = 4
+_STOP_S = 10.0
+
+
+class RayCrew:
+    """One actor for each GPU of a cluster, or for some CPUs where there is none.
+
+    Actors that die, alone or with their machine, are replaced wherever there is room. The number
+    of actors is that of the cluster at the start.
+
+    Args:
+        task: what all of them do.
+        address: of the cluster; ``local`` starts one that ends with the run. A cluster that the
+            program is connected to already is used as it is.
+        cpus: of an actor, and its threads that read and decode; None for a share of the machine.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        RunError: no such cluster, or one without room for an actor.
+    """
+
+    def __init__(self, task: WorkerTask, address: str, cpus: int | None = None) -> None:
+        self._ray = _import_ray()
+        self._is_ours = not self._ray.is_initialized()
+        if self._is_ours:
+            self._connect(address)
+        device = task.config.compute.device
+        on_gpus = device is None or torch.device(device).type == "cuda"
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        try:
+            room = fitted(machines, on_gpus, cpus)
+        except RunError:
+            self._leave()
+            raise
+        self.seats = room.actors
+        self.config = replace(task.config, workers=room.cpus, ray=None, ray_cpus=None)
+        self._task = replace(task, config=self.config, threads=room.cpus)
+        self._actor = self._ray.remote(ShardWorker).options(
+            num_cpus=room.cpus,
+            num_gpus=room.gpus,
+            max_concurrency=shards_ahead(self.config) + 2,  # and start and stop
+        )
+        self._actors: dict[int, Any] = {}
+        self._answers: dict[Any, int] = {}
+
+    def _connect(self, address: str) -> None:
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+        if address == LOCAL:
+            settings["include_dashboard"] = False
+        try:
+            self._ray.init(address=address, **settings)
+        except ConnectionError as error:
+            raise RunError(
+                f"run: expected a Ray cluster at {address}, got none ({first_line(error)}); start "
+                "one with 'ray start --head', or leave the address out for one on this machine"
+            ) from error
+
+    def start(self, seat: int) -> None:
+        """Create an actor; it waits in Ray's queue until there is room."""
+        actor = self._actor.remote(self._task)
+        self._actors[seat] = actor
+        self._answers[actor.start.remote()] = seat
+
+    def hand(self, seat: int, work: ShardWork) -> None:
+        """Call an actor with a shard."""
+        self._answers[self._actors[seat].process_shard.remote(work)] = seat
+
+    def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | Died]]:
+        """What the actors answered, and which of them died.
+
+        Raises:
+            Exception: what an actor raised.
+        """
+        answered, _ = self._ray.wait(list(self._answers), timeout=timeout_s)
+        for answer in answered:
+            seat = self._answers.pop(answer)
+            try:
+                yield seat, self._ray.get(answer) or Ready()
+            except self._ray.exceptions.RayTaskError as error:
+                cause = error.cause or RunError(f"run: a worker failed: {first_line(error)}")
+                raise cause from error
+            except self._ray.exceptions.RayError as error:
+                self._bury(seat)
+                yield seat, Died(first_line(error))
+
+    def _bury(self, seat: int) -> None:
+        """Nobody else may write its shards while it can."""
+        self._ray.kill(self._actors.pop(seat))
+        self._answers = {answer: s for answer, s in self._answers.items() if s != seat}
+
+    def stop(self) -> None:
+        """Let actors clean up, then end them; a cluster that was started here ends, too."""
+        stopped = [actor.stop.remote() for actor in self._actors.values()]
+        if stopped:
+            self._ray.wait(stopped, num_returns=len(stopped), timeout=_STOP_S)
+        for seat in list(self._actors):
+            self._bury(seat)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._is_ours:
+            self._ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many actors a cluster has room for, and what each takes."""
+
+    actors: int
+    cpus: int
+    gpus: int
+
+
+def fitted(machines: list[dict[str, float]], on_gpus: bool, cpus: int | None) -> Room:
+    """One actor for each GPU; for each ``cpus`` CPUs where there is none, or none is wanted.
+
+    Args:
+        machines: Ray's resources of each.
+        on_gpus: whether GPUs are wanted.
+        cpus: of an actor; None for the CPUs of a GPU, or for at most 4.
+
+    Raises:
+        RunError: no room.
+    """
+    with_gpus = [m for m in machines if on_gpus and m.get("GPU", 0) >= 1 and m.get("CPU", 0) >= 1]
+    gpus = 1 if with_gpus else 0
+    used = with_gpus or [m for m in machines if m.get("CPU", 0) >= 1]
+    if cpus is None and used:
+        shares = [m["CPU"] // m["GPU"] if gpus else min(_CPUS, m["CPU"]) for m in used]
+        cpus = max(1, int(min(shares)))
+    actors = 0
+    for machine in used:
+        by_cpus = int(machine["CPU"] // (cpus or 1))
+        actors += min(by_cpus, int(machine["GPU"])) if gpus else by_cpus
+    if actors == 0:
+        raise RunError(
+            f"run: expected a Ray cluster with room for an actor of {cpus or 1} CPUs, got "
+            f"{[{k: m.get(k, 0) for k in ('CPU', 'GPU')} for m in machines]}; take a smaller "
+            "ray_cpus, or another cluster"
+        )
+    return Room(actors, cpus or 1, gpus)
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtra(
+            f"run: expected Ray to be installed, got {error}; run: pip install 'combicam[ray]'"
+        ) from error
+    return ray

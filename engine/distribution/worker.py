@@ -1,0 +1,207 @@
+"""``ShardWorker``: what a process or an actor does with the shards that it is handed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import torch
+
+from combicam.engine.explain.factory import make_run_explainer
+from combicam.engine.explain.protocol import BatchExplainer
+from combicam.engine.geo.location_target import read_question
+from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.pipeline.pipeline import Pipeline
+from combicam.engine.run.config import RunConfig
+from combicam.engine.run.directory import RunDirectory
+from combicam.engine.run.work import ShardWork
+from combicam.engine.shards.map_format import map_format
+from combicam.engine.shards.row_format import ShardFormat
+from combicam.engine.shards.status import OK
+from combicam.errors import RunError
+
+_STOPPED = "run: the worker was stopped; run it again to do what is missing"
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """Everything that a worker is told; it travels to other processes and machines.
+
+    Attributes:
+        config: of the run, with the worker's own device and number of threads.
+        run: the run directory, which its owner has locked and prepared.
+        fingerprint: of the owner's explainer; the worker's must be the same.
+        folder: where relative paths start.
+        threads: that torch computes with; None for its own choice.
+        make: from the configuration to an explainer.
+    """
+
+    config: RunConfig
+    run: Path
+    fingerprint: dict[str, Any]
+    folder: str = field(default_factory=os.getcwd)
+    threads: int | None = None
+    make: Callable[[RunConfig], BatchExplainer] = make_run_explainer
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """A shard that is committed: all that travels back.
+
+    Attributes:
+        shard: its index.
+        images: rows that were done now.
+        failures: how many of them are not ok.
+        seconds: stage -> busy seconds.
+        batch_limit: images that fit into the worker's memory, where that is less than asked for.
+        halvings: how often its memory was not enough so far.
+    """
+
+    shard: int
+    images: int
+    failures: int
+    seconds: dict[str, float]
+    batch_limit: int | None
+    halvings: int
+
+
+class ShardWorker:
+    """An explainer and a pipeline that commit shards in a run that somebody else owns.
+
+    ``process_shard`` may be called by several threads: their shards share the pipeline, so that
+    the next one is read while the last one is written.
+
+    Args:
+        task: what to do.
+    """
+
+    def __init__(self, task: WorkerTask) -> None:
+        self._task = task
+        self._inbox: SimpleQueue[tuple[ShardWork, Future[ShardReport]] | None] = SimpleQueue()
+        self._begun: dict[int, tuple[ShardWork, Future[ShardReport]]] = {}
+        self._stopping = Event()
+        self._open = ExitStack()
+        self._thread: Thread | None = None
+        self._pipeline: Pipeline
+
+    def start(self) -> None:
+        """Make the explainer, and be ready.
+
+        Raises:
+            RunError: another explainer than the owner's.
+            CombicamError, ValueError, FileNotFoundError: see
+                :func:`~combicam.engine.explain.factory.make_run_explainer`.
+        """
+        task, config = self._task, self._task.config
+        if Path(task.folder).is_dir():  # on another machine it may not be there
+            os.chdir(task.folder)
+        if task.threads is not None:
+            torch.set_num_threads(task.threads)
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what it warns of is a row, or harmless
+        explainer = task.make(config)
+        _check_same(explainer.fingerprint(), task.fingerprint)
+        run = _WorkersRun(task.run, self._committed)
+        manifest = self._open.enter_context(Manifest(run.manifest))
+        maps = map_format(explainer, config.store, config.heatmap_size)
+        shard_format = ShardFormat(
+            explainer.spec, maps, explainer.classes, manifest.has_truth, config.explain
+        )
+        question = read_question(config.explain, explainer)
+        self._pipeline = Pipeline(config, explainer, run, manifest, shard_format, question)
+        self._thread = Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def process_shard(self, work: ShardWork) -> ShardReport:
+        """Explain and commit a shard.
+
+        Args:
+            work: no other worker has it.
+
+        Raises:
+            RunError: the explainer failed, or the worker was stopped; whatever else a stage raises.
+        """
+        done: Future[ShardReport] = Future()
+        if self._stopping.is_set():
+            raise RunError(_STOPPED)
+        self._inbox.put((work, done))
+        return done.result()
+
+    def stop(self) -> None:
+        """Drop what is not committed; half-written files are removed."""
+        self._stopping.set()
+        self._inbox.put(None)
+        if self._thread is not None:
+            self._thread.join()
+        self._open.close()
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set() and (first := self._inbox.get()) is not None:
+            try:
+                self._pipeline.process(self._shards(first), self._tick)
+            except BaseException as error:
+                begun, self._begun = self._begun, {}
+                for _, done in begun.values():
+                    done.set_exception(error)
+        while not self._inbox.empty():
+            if (item := self._inbox.get()) is not None:
+                item[1].set_exception(RunError(_STOPPED))
+
+    def _shards(self, first: tuple[ShardWork, Future[ShardReport]]) -> Iterator[ShardWork]:
+        """What is there now: the pipeline ends, and so hands over its last rows, without more."""
+        item: tuple[ShardWork, Future[ShardReport]] | None = first
+        while item is not None:
+            self._begun[item[0].index] = item
+            yield item[0]
+            try:
+                item = self._inbox.get_nowait()
+            except Empty:
+                return
+        self._inbox.put(None)  # for the loop of threads
+
+    def _tick(self) -> None:
+        if self._stopping.is_set():
+            raise RunError(_STOPPED)
+
+    def _committed(self, record: dict[str, Any]) -> None:
+        work, done = self._begun.pop(record["shard"])
+        stage = self._pipeline.explain_stage
+        done.set_result(
+            ShardReport(
+                shard=work.index,
+                images=record["images"] if work.rows is None else len(work.rows),
+                failures=record["images"] - record["statuses"].get(OK, 0),
+                seconds=record["seconds"],
+                batch_limit=stage.limit,
+                halvings=stage.halvings,
+            )
+        )
+
+
+class _WorkersRun(RunDirectory):
+    """A run directory whose lock its owner holds; tells of every shard that is committed."""
+
+    def __init__(self, path: Path, committed: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(path, is_owner=False)
+        self._committed = committed
+
+    def write_record(self, index: int, record: dict[str, Any]) -> None:
+        super().write_record(index, record)
+        self._committed(record)
+
+
+def _check_same(here: dict[str, Any], there: dict[str, Any]) -> None:
+    different = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
+    if different:
+        raise RunError(
+            f"run: expected every worker to make the same explainer, got another "
+            f"{', '.join(different)}; seed what is random in the model, and give all workers the "
+            "same files"
+        )

@@ -1,0 +1,245 @@
+"""``evaluate``: explain or read back, measure, and hold against the controls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from combicam.engine.evaluation.baseline_maps import edge_control, random_control
+from combicam.engine.evaluation.config import EvaluateConfig
+from combicam.engine.evaluation.masks import mask_path, read_mask
+from combicam.engine.evaluation.methods import STORED, another, contestants
+from combicam.engine.evaluation.metrics import Judge, seeds_of
+from combicam.engine.evaluation.randomisation import RandomisedStep, randomisation_check
+from combicam.engine.evaluation.results import EDGES, Evaluation, write_results
+from combicam.engine.evaluation.samples import (
+    Sample,
+    count_run_samples,
+    input_samples,
+    loaded_samples,
+    run_samples,
+)
+from combicam.engine.evaluation.score_network import score_network
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.sessions import ModelSession
+from combicam.engine.pipeline.load import Loaded
+from combicam.engine.run.open_run import OpenRun, open_run
+from combicam.engine.shards.status import NON_FINITE
+from combicam.engine.storage.paths import is_remote, location
+from combicam.errors import DecodeError, RunError
+
+NO_CLASS = "no_class"
+CHANGED = "changed"
+
+
+@dataclass
+class _Image:
+    """A decoded image, where its row is, and its evidence."""
+
+    row: dict[str, Any]
+    sample: Sample
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None
+
+
+class _Evaluator:
+    """Measures batches; rows of images are filled in place."""
+
+    def __init__(self, config: EvaluateConfig, run: OpenRun | None) -> None:
+        self.config = config
+        self.explainer, self.made = contestants(config, run)
+        self.names = [*([STORED] if run is not None else []), *self.made]
+        self.judge = Judge(
+            score_network(self.explainer),
+            self.explainer.preprocess,
+            config.metrics,
+            self.explainer.classes,
+            config.batch_size,
+        )
+        self.randomised: list[RandomisedStep] = []
+        self._is_checked = config.randomisation == 0
+
+    def batch(self, images: list[_Image]) -> None:
+        """Explain and measure images of one size."""
+        explainer = self.explainer
+        pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
+        x = explainer.preprocess.normalize(pixels.to(explainer.device)).float()
+        maps, targets = self._maps(x, images)
+        if not self._is_checked:
+            self._is_checked = True
+            self.randomised = self._randomised(x)
+        masks, has_mask = self._masks(images, x)
+        subject = self.judge.subject(x, targets, masks, has_mask)
+        identities = [image.sample.entry.id for image in images]
+        seeds = seeds_of(identities, self.config.seed)
+        found: dict[str, Tensor] = {"probability": subject.probability}
+        entrants = {name: heatmaps for name, heatmaps in maps.items()}
+        entrants |= {f"{n}_random": random_control(h, seeds) for n, h in maps.items()}
+        entrants[EDGES] = edge_control(x)
+        finite = torch.ones(len(images), dtype=torch.bool, device=x.device)
+        for name, heatmaps in entrants.items():
+            finite &= heatmaps.isfinite().flatten(1).all(1)
+            for metric, values in self.judge.measure(subject, heatmaps.nan_to_num()).items():
+                found[f"{name}_{metric}"] = values
+        for name, heatmaps in maps.items():
+            found[f"{name}_flat"] = heatmaps.amax((1, 2)) == heatmaps.amin((1, 2))
+        columns = {name: values.cpu().tolist() for name, values in found.items()}
+        for i, (image, good) in enumerate(zip(images, finite.tolist(), strict=True)):
+            image.row["target"] = int(targets[i])
+            if good:
+                image.row |= {name: column[i] for name, column in columns.items()}
+            else:
+                image.row |= {"status": NON_FINITE, "error": "explain: maps are not finite"}
+
+    def _maps(self, x: Tensor, images: list[_Image]) -> tuple[dict[str, Tensor], Tensor]:
+        """Name -> heatmaps [B,H,W], and the class that all of them explain, [B]."""
+        maps: dict[str, Tensor] = {}
+        targets: Tensor | None = None
+        if STORED in self.names:
+            stored = np.stack([np.asarray(image.sample.heatmap) for image in images])
+            maps[STORED] = torch.from_numpy(stored).to(x.device)
+            targets = torch.tensor([image.sample.target for image in images], device=x.device)
+        for name, explainer in self.made.items():
+            explained = explainer(x, None if targets is None else targets[:, None])
+            targets = explained.targets[:, 0]
+            maps[name] = explained.heatmaps[:, 0]
+        assert targets is not None  # there is a stored map or a computed one
+        return maps, targets
+
+    def _masks(self, images: list[_Image], x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.config.masks is None:
+            return None, None
+        empty = np.zeros(tuple(x.shape[2:]), bool)
+        masks = np.stack([empty if image.mask is None else image.mask for image in images])
+        has_mask = torch.tensor([image.mask is not None for image in images], device=x.device)
+        return torch.from_numpy(masks).to(x.device), has_mask
+
+    def _randomised(self, x: Tensor) -> list[RandomisedStep]:
+        first = next(iter(self.made.values()), self.explainer)
+
+        def explain(module: torch.nn.Module) -> Explainer:
+            return another(first, first.spec, module)
+
+        session = first.session
+        if not isinstance(session, ModelSession):
+            raise ValueError(
+                "evaluate: expected a network for randomisation, got an exported file, whose "
+                "weights are fixed; give the network itself"
+            )
+        steps, seed = self.config.randomisation, self.config.seed
+        return randomisation_check(session.module, x, explain, steps, seed)
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Measure the heatmaps of a run, or of methods on photos.
+
+    Every image has a row in ``evaluation.parquet``, failures included; means with bootstrap
+    intervals are in ``evaluation.json``.
+
+    Args:
+        config: what and how.
+
+    Raises:
+        ValueError: no photos, or arguments that do not fit.
+        RunError: no image that can be measured; the files say why of each.
+        CombicamError, FileNotFoundError: see :func:`~combicam.make_explainer`; a run of another
+            network.
+    """
+    where = location(config.input)
+    run = open_run(where) if (where / "run.json").exists() else None
+    beside = run is not None and not is_remote(where)
+    output = config.output or (where if beside else Path("evaluation"))
+    if run is not None:
+        total = count_run_samples(run, config.images)
+        evaluator = _Evaluator(config, run)
+        preprocess = evaluator.explainer.preprocess
+        samples: Iterable[Sample] = run_samples(run, config.images, config.seed, preprocess)
+    else:
+        samples = input_samples(config.input, config.images, config.seed)
+        total = len(samples)
+        evaluator = _Evaluator(config, run)
+    started = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(config.workers) as pool:
+        for batch in _batches(_images(config, evaluator, samples, pool, rows, total), config):
+            evaluator.batch(batch)
+    seconds = time.perf_counter() - started
+    evaluation = write_results(
+        config, output, rows, evaluator.names, evaluator.explainer, evaluator.randomised, seconds
+    )
+    if not evaluation.summary["images"]:
+        first = next((row["error"] for row in rows), "none is explained")
+        raise RunError(
+            f"evaluate: expected an image that can be measured, got {len(rows)} that cannot "
+            f"(the first: {first}); see {evaluation.rows}"
+        )
+    return evaluation
+
+
+def _images(
+    config: EvaluateConfig,
+    evaluator: _Evaluator,
+    samples: Iterable[Sample],
+    pool: ThreadPoolExecutor,
+    rows: list[dict[str, Any]],
+    total: int,
+) -> Iterator[_Image]:
+    """Images that can be measured; every sample gets a row."""
+    preprocess = evaluator.explainer.preprocess
+    loaded = loaded_samples(samples, pool, 2 * config.workers, preprocess, config.max_pixels)
+    for sample, item in tqdm(loaded, total=total, unit="image", disable=not config.progress):
+        record = item.record
+        row = {"id": sample.entry.id, "uri": sample.entry.uri, "status": record.status}
+        row["error"] = record.error
+        rows.append(row)
+        if item.pixels is None:
+            continue
+        if sample.target is not None and sample.target < 0:
+            row |= {"status": NO_CLASS, "error": "evaluate: the run explained a region, no class"}
+            continue
+        if sample.heatmap is not None and sample.heatmap.shape != item.pixels.shape[:2]:
+            row |= {"status": CHANGED, "error": "evaluate: the photo's size is another now"}
+            continue
+        yield _Image(row, sample, item.pixels, _mask(config, sample, item, row, evaluator))
+
+
+def _mask(
+    config: EvaluateConfig,
+    sample: Sample,
+    item: Loaded,
+    row: dict[str, Any],
+    evaluator: _Evaluator,
+) -> NDArray[np.bool_] | None:
+    """The evidence; a mask that cannot be read is noted, and the rest is measured."""
+    if config.masks is None:
+        return None
+    photo = (item.record.width or 0, item.record.height or 0)
+    try:
+        path = mask_path(config.masks, sample.entry.id)
+        mask = read_mask(path, photo, evaluator.explainer.preprocess)
+    except DecodeError as error:
+        row["error"] = str(error)
+        return None
+    row["mask"] = mask is not None
+    return mask
+
+
+def _batches(images: Iterable[_Image], config: EvaluateConfig) -> Iterator[list[_Image]]:
+    """Lists of images of one size."""
+    waiting: dict[tuple[int, ...], list[_Image]] = {}
+    for image in images:
+        batch = waiting.setdefault(image.pixels.shape, [])
+        batch.append(image)
+        if len(batch) == config.batch_size:
+            yield waiting.pop(image.pixels.shape)
+    yield from waiting.values()

@@ -1,0 +1,118 @@
+"""The maps that are compared: explainers of one network, and what a run has stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from combicam.engine.evaluation.config import EvaluateConfig
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.factory import make_explainer
+from combicam.engine.explain.sessions import ModelSession
+from combicam.engine.run.open_run import OpenRun
+from combicam.errors import RunError
+from combicam.export.spec import FORWARD_METHODS, LAYER_RULES, CamSpec
+
+STORED = "stored"
+
+
+def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer, dict[str, Any]]:
+    """An explainer for its network, and name -> explainer of every map that is computed.
+
+    Args:
+        config: methods, layers, normalize, model and compute are used.
+        run: whose stored maps are measured too; its network must be the one of ``config``.
+
+    Raises:
+        ValueError: methods for an exported file, which has one of its own.
+        RunError: a run of another network.
+        CombicamError, FileNotFoundError: see :func:`~combicam.make_explainer`.
+    """
+    if config.model.is_artifact:
+        if config.methods:
+            raise ValueError(
+                f"evaluate: expected no methods with {config.model.model}, which holds one "
+                f"computation, got {config.methods}; give the network itself"
+            )
+        first = make_explainer(config.model, None, config.compute)
+        made = {} if run else {_name(first.spec, with_normalize=False): first}
+    else:
+        specs = _specs(config, with_default=run is None)
+        lead = next(iter(specs.values())) if specs else replace(_of_run(run), targets=1)
+        first = make_explainer(config.model, lead, _fitting(config, lead))
+        made = {
+            name: first if i == 0 else another(first, spec)
+            for i, (name, spec) in enumerate(specs.items())
+        }
+    if run is not None:
+        check_network(run, first)
+    return first, made
+
+
+def another(explainer: Explainer, spec: CamSpec, module: Any = None) -> Explainer:
+    """An explainer of the same network, or of ``module``, by another spec."""
+    session = explainer.session
+    if not isinstance(session, ModelSession):
+        raise ValueError(
+            "evaluate: expected a network, got an exported file, which holds one computation and "
+            "fixed weights; give the network itself"
+        )
+    return Explainer(
+        session.module if module is None else module,
+        backend=session.backend,
+        chunk=session.chunk if spec.method in FORWARD_METHODS else None,
+        preprocess=explainer.preprocess,
+        classes=explainer.classes,
+        **spec.to_dict(),
+    )
+
+
+def _specs(config: EvaluateConfig, with_default: bool) -> dict[str, CamSpec]:
+    methods = config.methods or (("gradcam",) if with_default else ())
+    specs: dict[str, CamSpec] = {}
+    for method, layers, normalize in product(methods, config.layers, config.normalize):
+        chosen = layers if layers in LAYER_RULES else tuple(layers.split(","))
+        spec = CamSpec(chosen, method, config.score, fuse=config.fuse, normalize=normalize)
+        specs[_name(spec, with_normalize=len(config.normalize) > 1)] = spec
+    if len(specs) < len(methods) * len(config.layers) * len(config.normalize):
+        raise ValueError(f"evaluate: expected layers that can be told apart, got {config.layers}")
+    return specs
+
+
+def _name(spec: CamSpec, with_normalize: bool) -> str:
+    """``gradcam_blocks``: part of a column's name, so letters, digits and underscores."""
+    layers = spec.layers if isinstance(spec.layers, str) else "_".join(spec.layers)
+    words = [spec.method.replace("+", "p"), layers.replace("*", "all")]
+    words += [spec.normalize] if with_normalize else []
+    return re.sub(r"\W+", "_", "_".join(words))
+
+
+def _of_run(run: OpenRun | None) -> CamSpec:
+    assert run is not None  # without a run there is a default method
+    return run.spec
+
+
+def _fitting(config: EvaluateConfig, spec: CamSpec) -> Any:
+    if spec.method in FORWARD_METHODS:
+        return config.compute
+    return replace(config.compute, chunk=None)
+
+
+def check_network(run: OpenRun, explainer: Explainer) -> None:
+    """A run's maps say nothing about another network, nor about photos that it saw otherwise.
+
+    Raises:
+        RunError: its weights or its preprocessing are others.
+    """
+    earlier = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["explainer"]
+    now = json.loads(json.dumps(explainer.fingerprint()))
+    other = [key for key in ("weights", "preprocess") if earlier.get(key) != now[key]]
+    if other:
+        raise RunError(
+            f"evaluate: expected the network that made {run.path}, got other "
+            f"{' and '.join(other)}; give the run's --model, --checkpoint, --img-size, --resize "
+            "and --amp-dtype"
+        )

@@ -1,0 +1,38 @@
+"""What removed pixels are replaced with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from combicam.engine.evaluation.blur import gaussian_blur
+from combicam.export.preprocess import Preprocess
+
+BASELINES = ("blur", "mean", "black")
+# Of the blur, as a share of the shorter side: 11 px of 224. It leaves colours, and no objects.
+BLUR = 0.05
+
+
+def baseline_images(images: Tensor, kind: str, preprocess: Preprocess) -> Tensor:
+    """The images without what they show, in the network's normalised space.
+
+    Args:
+        images: float [B,3,H,W], normalised.
+        kind: ``blur``, a Gaussian of 5 % of the shorter side; ``mean``, the mean colour that
+            preprocessing subtracts (zeros after it); ``black``.
+        preprocess: of the network; its mean and deviation say what black is.
+
+    Returns:
+        float [B,3,H,W].
+
+    Raises:
+        ValueError: no such kind.
+    """
+    if kind == "blur":
+        return gaussian_blur(images, BLUR * min(images.shape[2:]))
+    if kind == "mean":
+        return torch.zeros_like(images)
+    if kind == "black":
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+        return (-mean / std).expand_as(images)
+    raise ValueError(f"baseline: expected one of {BASELINES}, got {kind!r}")

@@ -1,0 +1,136 @@
+"""What an explainer checks and makes of its arguments before anything is traced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from combicam.engine.explain.backends import BACKENDS
+from combicam.errors import first_line
+from combicam.export.formats.aoti_file import aoti_device
+from combicam.export.formats.artifact import Description
+from combicam.export.models.models import LoadedModel
+from combicam.export.preprocess import Preprocess
+from combicam.export.spec import FORWARD_METHODS
+from combicam.export.trace.snapshot import check_finite, snapshot
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"Explainer: expected backend in {list(BACKENDS)}, got {backend!r}")
+
+
+def check_chunk(chunk: int | None, method: str) -> None:
+    if chunk is None:
+        return
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"Explainer: expected chunk as an int >= 1 or None, got {chunk!r}")
+    if method not in FORWARD_METHODS:
+        raise ValueError(
+            f"Explainer: expected chunk with method in {list(FORWARD_METHODS)}, got {method!r}, "
+            "which masks no images; leave it out"
+        )
+
+
+def prepared(
+    model: object, device: torch.device | str | None, dtype: torch.dtype | str | None
+) -> nn.Module:
+    """The private copy, moved and cast as asked."""
+    name = str(dtype).removeprefix("torch.") if dtype is not None else None
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"Explainer: expected dtype in {list(DTYPES)}, got {dtype!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"Explainer: expected a torch.nn.Module, got {type(model).__name__}; for a file use "
+            "Explainer.load(path)"
+        )
+    module = snapshot(model)
+    check_finite(module)
+    with torch.inference_mode(False), torch.no_grad():
+        if device is not None:
+            module = module.to(named_device(device))
+        if name is not None:
+            module = module.to(DTYPES[name])
+            check_finite(module)  # float16 may overflow
+        if next((p.is_cuda for p in module.parameters()), False):
+            module = module.to(memory_format=torch.channels_last)
+    return module
+
+
+def known_device(name: torch.device | str) -> torch.device:
+    """A device for its name.
+
+    Raises:
+        ValueError: torch knows none of that name.
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device: expected 'cpu', 'cuda', 'cuda:1' or the like, got {str(name)!r}"
+        ) from error
+
+
+def named_device(name: torch.device | str) -> torch.device:
+    """A device that can be used.
+
+    Raises:
+        ValueError: there is none of that name on this machine.
+    """
+    device = known_device(name)
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # of a torch without CUDA: AssertionError
+        raise ValueError(
+            f"device: expected one that this machine has and torch can use, got {str(name)!r} "
+            f"({first_line(error)}); see combicam doctor"
+        ) from error
+    return device
+
+
+def chosen_preprocess(
+    given: Preprocess | None, loaded: LoadedModel | None, input_size: tuple[int, int] | None
+) -> Preprocess:
+    known = given or (loaded.preprocess if loaded else None)
+    if known is None:
+        if input_size is None:
+            raise ValueError(
+                "Explainer: expected input_size=(H, W) in pixels, got None; a bare module does "
+                "not say which size it was trained with"
+            )
+        return Preprocess(input_size)
+    return known if input_size is None else known.resized(input_size)
+
+
+def check_score(loaded: LoadedModel | None, score: str) -> None:
+    wanted = loaded.score if loaded else None
+    if loaded is not None and wanted is not None and score != wanted:
+        raise ValueError(
+            f"Explainer: expected score={wanted!r} for {loaded.name}, got {score!r}: its logits "
+            f"are no logarithms of probabilities; pass score={wanted!r} (--score {wanted})"
+        )
+
+
+def check_classes(description: Description) -> None:
+    table, n = description.classes, description.signature.classes
+    if table is not None and len(table) != n:
+        raise ValueError(
+            f"Explainer: expected a class table with {n} classes (the logits), got {len(table)}"
+        )
+
+
+def best_device(path: Path) -> torch.device:
+    if path.suffix == ".pt2":
+        return aoti_device(path)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if path.suffix == ".onnx":
+        import onnxruntime as ort
+
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,126 @@
+"""``combicam.export``: an explainer becomes a file that other people's servers run."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from combicam.engine.explain.artifact_verify import TOLERANCES, Verification, verify_artifact
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.sessions import ModelSession, Request
+from combicam.errors import ArtifactError
+from combicam.export.formats.artifact import artifact_suffix, check_dtype, write_artifact
+
+VERIFY_IMAGES = 8
+
+
+def export(
+    explainer: Explainer,
+    path: str | Path,
+    *,
+    target_input: str = "classes",
+    verify: int | bool = VERIFY_IMAGES,
+    tolerance: float | None = None,
+    allow_disagreement: bool = False,
+) -> Verification | None:
+    """Write ``model.onnx``, ``.ts`` or ``.pt2``: graph, weights, spec, preprocessing, classes.
+
+    Inputs of the file: ``images`` float32 [B,3,H,W], normalised, and, unless ``target_input`` is
+    ``none``, ``targets``. Outputs: ``logits``, ``classes`` (the explained ones), ``scores``,
+    ``heatmaps``, ``ranges``, and the layer maps with ``keep_layers``. B is free. The network
+    computes in the explainer's dtype; scores, the pooling of gradients and the maps in float32.
+
+    Args:
+        explainer: over a network; one that was loaded from a file has no network to export.
+        path: the suffix decides the format; a .pt2 file is compiled for the explainer's device.
+        target_input: ``classes``: int64 [B,K], negative entries mean the k-th best class;
+            ``none``: always the K best; ``weights``: float32 [B,K,n], regions.
+        verify: on how many random images with the spectrum of photos the file is compared with
+            the network in eager float32; True for the default, 0 or False for none.
+        tolerance: of the difference of a typical image, and of the mean difference, relative to
+            the largest value of the same output (for heatmaps 1); default: 1e-3, for float16 0.1,
+            for bfloat16 0.3.
+        allow_disagreement: keep a file that is further off; ``agrees`` says so.
+
+    Returns:
+        The comparison, output by output, or None without one.
+
+    Raises:
+        ValueError, FileNotFoundError: another suffix, a dtype that the format cannot hold, or no
+            such folder.
+        ArtifactError: an explainer without a network, or a file that disagrees.
+        TraceError: the graph has no such form.
+    """
+    path = Path(path)
+    check_output(path)
+    images = VERIFY_IMAGES if verify is True else int(verify)
+    if images < 0:
+        raise ValueError(f"export: expected verify >= 0 images, got {verify}; 0 means none")
+    session = explainer.session
+    if not isinstance(session, ModelSession):
+        raise ArtifactError(
+            "export: expected an explainer over a network, got one that was loaded from a file; "
+            "copy that file, or export the network again"
+        )
+    if not explainer.preprocess.has_one_size:
+        raise ValueError(
+            f"export: expected resize 'squash' or 'crop', got {explainer.preprocess.resize!r}: a "
+            "file takes images of one size; choose one"
+        )
+    check_dtype(path.suffix, explainer.description.signature.dtype)
+    joint = session.joint(
+        Request(target_input, explainer.spec.targets), for_onnx=path.suffix == ".onnx"
+    )
+    description = replace(
+        explainer.description, signature=joint.signature, outputs=joint.output_names
+    )
+    found = None
+    # Nothing is seen under the final name before it was written and checked.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        write_artifact(joint, description, draft)
+        if images:
+            limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
+            artifact = Explainer.load(draft, device=session.device)
+            samples = natural_noise(images, explainer.input_size)
+            found = verify_artifact(artifact, joint, session.module, samples, limit)
+            if not found.agrees and not allow_disagreement:
+                raise ArtifactError(
+                    f"export: expected outputs within {limit:g} of the network's in float32, got "
+                    f"{found}; nothing was written, a larger tolerance or allow_disagreement "
+                    "(--force) keeps the file"
+                )
+        beside = path.with_name(f"{path.name}.data")
+        if path.suffix == ".onnx" and not (Path(folder) / beside.name).exists():
+            beside.unlink(missing_ok=True)  # of a larger network that was here before
+        # Weights beyond 2 GB lie beside the graph, and must be there before it is.
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
+            file.replace(path.parent / file.name)
+    return found
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file name that cannot be written, before any work is done.
+
+    Raises:
+        ValueError: a suffix that is no format.
+        FileNotFoundError: no such folder.
+    """
+    artifact_suffix(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"export: expected an existing folder, got {path.parent}")
+
+
+def natural_noise(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+    """Random images with the falling spectrum of photos: float32 [count,3,H,W], deviation 1."""
+    generator = torch.Generator().manual_seed(seed)
+    white = torch.randn(count, 3, *size, generator=generator)
+    fy = torch.fft.fftfreq(size[0])[:, None]
+    fx = torch.fft.rfftfreq(size[1])[None]
+    amplitude = 1 / torch.sqrt(fy**2 + fx**2).clamp_min(1 / max(size))
+    pink = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=size)
+    return (pink - pink.mean((-2, -1), keepdim=True)) / pink.std((-2, -1), keepdim=True)

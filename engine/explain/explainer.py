@@ -1,0 +1,329 @@
+"""``Explainer``: a batch of images in, scores and heatmaps out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from combicam.engine.explain.arguments import (
+    best_device,
+    check_backend,
+    check_chunk,
+    check_classes,
+    check_score,
+    chosen_preprocess,
+    known_device,
+    named_device,
+    prepared,
+)
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.sessions import (
+    ArtifactSession,
+    ModelSession,
+    Request,
+    Session,
+    SizedSessions,
+)
+from combicam.engine.explain.targets import read_targets
+from combicam.errors import ArtifactError
+from combicam.export.classes.classes import ClassTable
+from combicam.export.formats.artifact import Description, read_description, weights_digest
+from combicam.export.models.models import LoadedModel
+from combicam.export.preprocess import Preprocess
+from combicam.export.spec import CamSpec, preset_values
+from combicam.export.trace.probe import LayerInfo
+from combicam.kernels.extremes import is_flat
+from combicam.kernels.weigh import EPS
+from combicam.version import __version__
+
+
+class Explainer:
+    """Class activation maps of a CNN, in one graph with its scores.
+
+    Calls are thread-safe. The caller's model keeps its hooks, ``.grad``, ``requires_grad`` and
+    training flags. Weights are read when the explainer is made: make a new one after training.
+
+    Args:
+        model: any CNN [B,3,H,W] -> logits [B,n]; a ``torch.nn.Module`` (explained in eval mode)
+            or a :class:`~combicam.export.models.models.LoadedModel`.
+        input_size: (H, W), pixels; a LoadedModel knows its own.
+        layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps,
+            method_eps, tokens, masks: see
+            :class:`~combicam.export.spec.CamSpec`.
+        device: default: where the model is.
+        dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
+            eager. The compiled ones need a C++ compiler.
+        chunk: of ``scorecam``, how many masked images run at once; default: what easily fits into
+            memory. Results depend on it by rounding alone; it is halved when memory is short.
+        keep_layers: also return every layer's map.
+        preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
+        classes: names and places of the classes.
+
+    Raises:
+        ValueError, TypeError: an argument outside of its choices.
+        LayerError: layers that do not fit the model.
+        ModelError: weights that are NaN or infinite.
+        TraceError: a model that cannot become one graph.
+
+    Source: Combi-CAM, arXiv 2603.24117; methods and presets as in ``CamSpec``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | LoadedModel,
+        input_size: tuple[int, int] | None = None,
+        layers: str | Sequence[str] = "blocks",
+        method: str = "gradcam",
+        score: str = "logprob",
+        fuse: str = "sum",
+        normalize: str = "map",
+        align_corners: bool = True,
+        targets: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        backend: str = "auto",
+        *,
+        layer_weights: Sequence[float] = (),
+        eps: float = 0.0,
+        method_eps: float = EPS,
+        tokens: tuple[int, int, int] | None = None,
+        masks: str = "image",
+        chunk: int | None = None,
+        keep_layers: bool = False,
+        preprocess: Preprocess | None = None,
+        classes: ClassTable | None = None,
+    ) -> None:
+        spec = CamSpec(
+            layers=layers if isinstance(layers, str) else tuple(layers),
+            method=method,
+            score=score,
+            targets=targets,
+            fuse=fuse,
+            normalize=normalize,
+            align_corners=align_corners,
+            layer_weights=tuple(layer_weights),
+            eps=eps,
+            method_eps=method_eps,
+            tokens=tokens,
+            masks=masks,
+        )
+        check_backend(backend)
+        check_chunk(chunk, method)
+        loaded = model if isinstance(model, LoadedModel) else None
+        check_score(loaded, score)
+        module = prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
+        preprocess = chosen_preprocess(preprocess, loaded, input_size)
+        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        session = ModelSession(
+            module,
+            spec,
+            preprocess.input_size,
+            keep_layers,
+            "eager" if backend == "auto" else backend,
+            self.device,
+            chunk,
+        )
+        self.description = Description(
+            model=loaded.name if loaded else type(model).__name__,
+            spec=spec,
+            layers=session.layers,
+            signature=session.signature,
+            outputs=session.output_names,
+            preprocess=preprocess,
+            classes=classes or (loaded.classes if loaded else None),
+            weights=weights_digest(module),
+            note=loaded.note if loaded else "",
+        )
+        check_classes(self.description)
+        self.session: Session = session
+        self._sized = None if preprocess.has_one_size else SizedSessions(session)
+
+    @classmethod
+    def preset(cls, name: str, model: nn.Module | LoadedModel, *args: Any, **changes: Any) -> Self:
+        """An explainer with the semantics of ``combicam``, ``pytorch-grad-cam`` or ``torchcam``.
+
+        Args:
+            name: which library's numbers to give.
+            model, args, changes: as for the constructor; ``changes`` win over the preset.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        return cls(model, *args, **preset_values(name, **changes))
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: torch.device | str | None = None, backend: str = "auto"
+    ) -> Self:
+        """An explainer over an artifact; the network's own code is not needed.
+
+        Args:
+            path: a .onnx, .ts or .pt2 file that combicam wrote.
+            device: default: CUDA where torch and the file's runtime have it, else the CPU; for
+                .pt2 the device that it was compiled for.
+            backend: ``auto``, or the runtime of that kind of file.
+
+        Raises:
+            FileNotFoundError, ArtifactError: no such file, or not an artifact.
+            ValueError: a backend that does not fit the file.
+        """
+        path = Path(path)
+        self = cls.__new__(cls)
+        self.description = read_description(path)
+        self._sized = None
+        if device is None:
+            self.device = best_device(path)
+        else:  # of a .pt2 file its own device is the better answer
+            self.device = (known_device if path.suffix == ".pt2" else named_device)(device)
+        try:
+            self.session = ArtifactSession(path, self.description, backend, self.device)
+        except ArtifactError as error:
+            if device is not None or self.device.type == "cpu":
+                raise
+            warnings.warn(f"{error}; the CPU is used", RuntimeWarning, stacklevel=2)
+            self.device = torch.device("cpu")
+            self.session = ArtifactSession(path, self.description, backend, self.device)
+        return self
+
+    @property
+    def spec(self) -> CamSpec:
+        """What is computed."""
+        return self.description.spec
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How photos become inputs."""
+        return self.description.preprocess
+
+    @property
+    def classes(self) -> ClassTable | None:
+        """Names and places of the classes, where known."""
+        return self.description.classes
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes, and so logits, there are."""
+        return self.description.signature.classes
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The target layers, in order of execution."""
+        return self.description.layers
+
+    @property
+    def keeps_layers(self) -> bool:
+        """Whether explanations hold the layers' maps."""
+        return any(name.startswith("map:") for name in self.description.outputs)
+
+    def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
+        """The target layers for images (H, W), where images may differ in size.
+
+        Raises:
+            LayerError, TraceError: the network does not take that size.
+        """
+        session = self._session(size)
+        return session.layers if isinstance(session, ModelSession) else self.layers
+
+    @property
+    def note(self) -> str:
+        """What a user should know before trusting the network."""
+        return self.description.note
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the images, pixels."""
+        return self.description.signature.input_size
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the results: weights, spec, layers, preprocessing, precision, version."""
+        d = self.description
+        return {
+            "model": d.model,
+            "weights": d.weights,
+            "spec": d.spec.to_dict(),
+            "layers": " ".join(info.name for info in d.layers),
+            "classes": hashlib.sha256(json.dumps(d.classes.to_dict()).encode()).hexdigest()
+            if d.classes
+            else "",
+            "preprocess": d.preprocess.to_dict(),
+            "dtype": d.signature.dtype,
+            "combicam": __version__,
+        }
+
+    def __call__(self, images: Tensor | np.ndarray[Any, Any], targets: Any = None) -> Explanation:
+        """Explain a batch.
+
+        Args:
+            images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB. H, W is ``input_size``;
+                where preprocessing says ``short-side``, only the shorter must be.
+            targets: None for the K best classes of each image; a class as int, or classes as int
+                [B] or [B,K] (negative: the k-th best); a region as float [n], or regions as float
+                [B,K,n], one weight per class, negative ones count against; or a contrast, see
+                :func:`~combicam.contrast`. Places: :class:`~combicam.CellTable`.
+
+        Returns:
+            Tensors on the explainer's device.
+
+        Raises:
+            TypeError, ValueError: shapes or classes that do not fit.
+            ArtifactError: an artifact that was exported for other targets.
+        """
+        batch = self._images(images)
+        inputs = [batch]
+        session = self._session((batch.shape[2], batch.shape[3]))
+        request = session.top
+        if targets is not None or request.target_input == "weights":
+            given, kind = read_targets(targets, len(batch), self.description.signature.classes)
+            request = Request(kind, given.shape[1])
+            inputs.append(given.to(self.device).contiguous())
+        elif request.target_input == "classes":
+            inputs.append(torch.full((len(batch), request.count), -1, device=self.device))
+        logits, chosen, scores, heatmaps, ranges, *maps = session.execute(request)(inputs)
+        return Explanation(
+            heatmaps=heatmaps,
+            targets=chosen,
+            scores=scores,
+            logits=logits,
+            ranges=ranges,
+            flat=is_flat(ranges),
+            layer_maps={info.name: m for info, m in zip(self.layers, maps, strict=False)},
+        )
+
+    def _session(self, size: tuple[int, int]) -> Session:
+        if self._sized is None or size == self.input_size:
+            return self.session
+        return self._sized.at(size)
+
+    def _images(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        batch = torch.as_tensor(images)
+        by_bytes = batch.dtype == torch.uint8
+        fits = (by_bytes or batch.is_floating_point()) and batch.ndim == 4 and len(batch) > 0
+        if fits:
+            *size, channels = batch.shape[1:] if by_bytes else (*batch.shape[2:], batch.shape[1])
+            fits = channels == 3 and self._has_size((size[0], size[1]))
+        if not fits:
+            h, w = self.input_size if self._sized is None else ("H", "W")
+            sizes = "" if self._sized is None else f", the shorter side {min(self.input_size)}"
+            raise ValueError(
+                f"Explainer: expected images as float [B,3,{h},{w}] (normalised) or uint8 "
+                f"[B,{h},{w},3] (RGB){sizes}, got {batch.dtype} {tuple(batch.shape)}; resize them, "
+                "or make an explainer with another input_size"
+            )
+        batch = batch.detach().to(self.device, non_blocking=True)
+        if not by_bytes:
+            return batch.float()
+        return self.preprocess.normalize(batch, self.session.image_dtype)
+
+    def _has_size(self, size: tuple[int, int]) -> bool:
+        if self._sized is None:
+            return size == self.input_size
+        return min(size) == min(self.input_size)

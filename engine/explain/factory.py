@@ -1,0 +1,103 @@
+"""From configurations to an explainer: what the command line does before anything else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.sessions import Request
+from combicam.engine.geo.location_target import read_question
+from combicam.engine.run.config import ComputeConfig, RunConfig
+from combicam.export.models.models import ModelConfig, load_model
+from combicam.export.spec import CamSpec
+
+
+def make_explainer(
+    model: ModelConfig,
+    cam: CamSpec | None = None,
+    compute: ComputeConfig | None = None,
+    *,
+    keep_layers: bool = False,
+) -> Explainer:
+    """Load a network, or an exported file, and make an explainer of it.
+
+    Args:
+        model: which network.
+        cam: what to compute; default: Combi-CAM. An artifact brings its own.
+        compute: device, precision, backend.
+        keep_layers: also return every layer's map.
+
+    Raises:
+        ModelError, MissingExtra, FileNotFoundError: no such network or weights.
+        ValueError: another spec than the artifact's.
+        LayerError, TraceError, ArtifactError: see :class:`Explainer`.
+    """
+    compute = compute or ComputeConfig()
+    if model.is_artifact:
+        return _load(model, cam, compute)
+    loaded = load_model(model)
+    spec = (cam or CamSpec()).to_dict()
+    return Explainer(
+        loaded,
+        device=compute.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        dtype=compute.amp_dtype,
+        backend=compute.backend,
+        chunk=compute.chunk,
+        keep_layers=keep_layers,
+        **spec,
+    )
+
+
+def make_run_explainer(config: RunConfig) -> Explainer:
+    """The explainer that a run's configuration names; the same in every process of the run.
+
+    Raises:
+        CombicamError, ValueError, FileNotFoundError: see :func:`make_explainer`.
+    """
+    compute = config.compute
+    if config.devices or config.ray is not None:
+        # Others explain; a compiled package cannot be loaded for another device than its own.
+        if not config.model.model.endswith(".pt2"):
+            compute = replace(compute, device="cpu")
+    cam = config.cam
+    if config.explain and not config.model.is_artifact:
+        cam = replace(cam, targets=len(config.explain))
+    explainer = make_explainer(config.model, cam, compute, keep_layers=config.store == "layers")
+    if (question := read_question(config.explain, explainer)) is not None:
+        # Traced now, or refused now by an artifact that takes other targets.
+        explainer.session.execute(Request(question.kind, len(question.words)))
+    return explainer
+
+
+def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Explainer:
+    explainer = Explainer.load(Path(model.model), device=compute.device, backend=compute.backend)
+    if cam not in (None, CamSpec(), explainer.spec):
+        raise ValueError(
+            f"{model.model}: expected the spec that the artifact was exported with "
+            f"({explainer.spec.to_json()}), got {cam.to_json() if cam else None}; export it again"
+        )
+    given = [
+        name
+        for name in (
+            "checkpoint",
+            "pretrained",
+            "random_weights",
+            "num_classes",
+            "img_size",
+            "resize",
+            "side_step",
+            "classes",
+            "references",
+        )
+        if getattr(model, name)
+    ]
+    given += [name for name in ("amp_dtype", "chunk") if getattr(compute, name)]
+    if given:
+        raise ValueError(
+            f"{model.model}: expected no {', '.join(given)}: an artifact holds its weights, "
+            "preprocessing, classes, precision and method; export it again to change them"
+        )
+    return explainer

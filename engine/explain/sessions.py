@@ -1,0 +1,228 @@
+"""Where an explainer's joint graphs come from: a network that is traced on demand, or one file."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from combicam.engine.explain.backends import (
+    LOADERS,
+    Execute,
+    artifact_backend,
+    compile_backend,
+    eager_backend,
+    file_backend,
+)
+from combicam.engine.explain.scorecam import ScoreCam
+from combicam.errors import ArtifactError
+from combicam.export.formats.artifact import Description
+from combicam.export.spec import FORWARD_METHODS, CamSpec
+from combicam.export.trace.probe import LayerInfo
+from combicam.export.trace.trace import OUTPUTS, JointGraph, Signature, trace
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which joint graph a call needs: how targets are given, and how many."""
+
+    target_input: str
+    count: int
+
+
+class Session(Protocol):
+    """Gives the function that answers a request.
+
+    Attributes:
+        top: the request of a call that names no targets.
+        image_dtype: what bytes are best normalised to; float32 always fits.
+    """
+
+    top: Request
+    image_dtype: torch.dtype
+
+    def execute(self, request: Request) -> Execute:
+        """The joint graph as a function of its inputs."""
+
+
+class ModelSession:
+    """Traces a network once per kind of request.
+
+    Args:
+        module: a snapshot of the network.
+        spec, input_size, keep_layers: what to trace.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime`` or ``aoti``.
+        device: where the network is.
+        chunk: of ``scorecam``, masked images at once.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: CamSpec,
+        input_size: tuple[int, int],
+        keep_layers: bool,
+        backend: str,
+        device: torch.device,
+        chunk: int | None = None,
+    ) -> None:
+        self.module = module
+        self.spec = spec
+        self.input_size = input_size
+        self.keep_layers = keep_layers
+        self.backend = backend
+        self.device = device
+        self.chunk = chunk
+        self.top = Request("classes", spec.targets)
+        # Files take float32; a graph in memory would cast to the network's type in another pass.
+        forward_only = spec.method in FORWARD_METHODS
+        direct = backend not in LOADERS and device.type == "cuda" and not forward_only
+        dtype = next((p.dtype for p in module.parameters()), torch.float32)
+        self.image_dtype = dtype if direct else torch.float32
+        self._joints: dict[tuple[Request, bool], JointGraph] = {}
+        self._ready: dict[Request, Execute] = {}
+        self._lock = threading.RLock()
+        self.score_cam = None
+        if forward_only:
+            self.score_cam = ScoreCam(module, spec, input_size, keep_layers, backend, device, chunk)
+        self.execute(self.top)
+
+    def at(self, size: tuple[int, int]) -> ModelSession:
+        """The same layers of the same network for images (H, W)."""
+        spec = replace(self.spec, layers=tuple(info.name for info in self.layers))
+        return ModelSession(
+            self.module, spec, size, self.keep_layers, self.backend, self.device, self.chunk
+        )
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The target layers, in order of execution."""
+        if self.score_cam is not None:
+            return self.score_cam.graph.layers
+        return self._top_joint().layers
+
+    @property
+    def signature(self) -> Signature:
+        """What goes in when a call names no targets."""
+        if self.score_cam is not None:
+            return replace(self.score_cam.graph.signature, target_input=self.top.target_input)
+        return self._top_joint().signature
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What comes out; layer maps are called after their layer."""
+        if self.score_cam is not None:
+            kept = self.layers if self.keep_layers else ()
+            return (*OUTPUTS, *(f"map:{info.name}" for info in kept))
+        return self._top_joint().output_names
+
+    def _top_joint(self) -> JointGraph:
+        return self.joint(self.top, for_onnx=self.backend == "onnxruntime")
+
+    def joint(self, request: Request, for_onnx: bool = False) -> JointGraph:
+        """The joint graph that answers a request; traced at its first request.
+
+        Args:
+            request: what is asked.
+            for_onnx: a backward per target: ONNX Runtime would have to copy every value of the
+                forward for every target of a batched one (measured slower on a CPU).
+
+        Raises:
+            TraceError: the method has none, or see :func:`~combicam.export.trace.trace.trace`.
+        """
+        with self._lock:
+            batched = not for_onnx or request.count == 1
+            if (request, batched) not in self._joints:
+                self._joints[request, batched] = trace(
+                    self.module,
+                    replace(self.spec, targets=request.count),
+                    self.input_size,
+                    target_input=request.target_input,
+                    keep_layers=self.keep_layers,
+                    batched=batched,
+                )
+            return self._joints[request, batched]
+
+    def execute(self, request: Request) -> Execute:
+        """The joint graph as a function of its inputs."""
+        with self._lock:
+            if request not in self._ready:
+                self._ready[request] = self._start(request)
+            return self._ready[request]
+
+    def _start(self, request: Request) -> Execute:
+        if self.score_cam is not None:
+            return self.score_cam.execute(request.target_input, request.count)
+        joint = self.joint(request, for_onnx=self.backend == "onnxruntime")
+        if self.backend in LOADERS:
+            return file_backend(joint, self.backend, self.device)
+        return compile_backend(joint) if self.backend == "compile" else eager_backend(joint)
+
+
+class SizedSessions:
+    """Sessions of one network for images of other sizes; the least recently used is forgotten.
+
+    Every size has a graph of its own, with constants of its own: some hundred MB each.
+
+    Args:
+        first: of the nominal size; its layers are those of all sizes.
+        limit: how many are kept.
+    """
+
+    def __init__(self, first: ModelSession, limit: int = 16) -> None:
+        self._first = first
+        self._limit = limit
+        self._sessions: OrderedDict[tuple[int, int], ModelSession] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def at(self, size: tuple[int, int]) -> ModelSession:
+        """The session for images (H, W); traced when it is not there.
+
+        Raises:
+            LayerError, TraceError: the network does not take that size.
+        """
+        with self._lock:
+            if size not in self._sessions:
+                if len(self._sessions) == self._limit:
+                    self._sessions.popitem(last=False)
+                self._sessions[size] = self._first.at(size)
+            self._sessions.move_to_end(size)
+            return self._sessions[size]
+
+
+class ArtifactSession:
+    """One exported file, which answers one kind of request.
+
+    Args:
+        path: the file.
+        description: what it holds.
+        backend: ``auto`` or its runtime.
+        device: where to run.
+    """
+
+    def __init__(
+        self, path: Path, description: Description, backend: str, device: torch.device
+    ) -> None:
+        self.top = Request(description.signature.target_input, description.spec.targets)
+        self.image_dtype = torch.float32
+        self._execute = artifact_backend(path, backend, device)
+
+    def execute(self, request: Request) -> Execute:
+        """The file's graph.
+
+        Raises:
+            ArtifactError: the file was exported for another kind of targets.
+        """
+        if request != self.top:
+            raise ArtifactError(
+                f"Explainer: expected targets as this artifact takes them "
+                f"({self.top.target_input!r}, K={self.top.count}), got "
+                f"{request.target_input!r} with K={request.count}; export it with "
+                f"target_input={request.target_input!r} and targets={request.count}"
+            )
+        return self._execute

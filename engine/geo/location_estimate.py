@@ -1,0 +1,153 @@
+"""From logits to places: the most likely cells and how concentrated the prediction is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from combicam.engine.geo.density import RADII_KM, cosines, density_around
+from combicam.engine.geo.distance import distance_km
+from combicam.engine.inputs.entry import Entry
+from combicam.errors import RunError
+from combicam.export.classes.classes import ClassTable
+from combicam.export.classes.places import unit_vectors
+
+TOP_PLACES = 5
+_PLACE = pa.struct(
+    [("class", pa.int64()), ("lat", pa.float64()), ("lon", pa.float64()), ("probability", "float")]
+)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where B photos were taken, to the network.
+
+    Attributes:
+        classes: int64 [B,k], the most likely first.
+        probabilities: float32 [B,k].
+        densities: float32 [B,R], see :func:`~combicam.engine.geo.density.prediction_density`.
+    """
+
+    classes: Tensor
+    probabilities: Tensor
+    densities: Tensor
+
+
+class Placer:
+    """Places of a batch, on its device; nothing waits for the device.
+
+    Args:
+        classes: whose places they are.
+        count: k, how many places of a photo; fewer where there are fewer classes.
+        device: of the logits.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+
+    def __init__(self, classes: ClassTable, count: int, device: torch.device) -> None:
+        if count < 1:
+            raise ValueError(f"run: expected top_places >= 1, got {count}")
+        self._count = min(count, len(classes))
+        vectors = unit_vectors(classes.latitudes, classes.longitudes)
+        self._vectors = torch.from_numpy(vectors).to(device)
+        self._limits = cosines(RADII_KM)
+
+    def __call__(self, logits: Tensor, explained: Tensor) -> Placed:
+        """The places of a batch.
+
+        Args:
+            logits: float [B,n].
+            explained: int64 [B], a class: of several that are equally likely it comes first, so
+                that a row's place is that of its map; -1 for none.
+
+        Raises:
+            RunError: another number of logits than of classes.
+        """
+        if logits.shape[1] != len(self._vectors):
+            raise RunError(
+                f"run: expected {len(self._vectors)} logits, as many as the class table has "
+                f"places, got {logits.shape[1]}; give the table of this network"
+            )
+        probabilities = logits.float().softmax(-1)
+        # Of logits: probabilities of a certain network are rounded to the same zeros.
+        first = explained.clamp_min(0)[:, None]
+        known = logits.gather(1, first)
+        is_best = known == logits.amax(1, keepdim=True)
+        ranked = logits.scatter(1, first, torch.where(is_best, torch.inf, known))
+        classes = ranked.topk(self._count).indices
+        densities = density_around(probabilities, self._vectors, classes[:, 0], self._limits)
+        return Placed(classes, probabilities.gather(1, classes), densities)
+
+
+def density_column(radius_km: float) -> str:
+    """``density_25km``."""
+    return f"density_{radius_km:g}km"
+
+
+def place_fields(classes: ClassTable, has_truth: bool) -> list[tuple[str, Any]]:
+    """Columns of the rows of a run whose classes have places: names and types.
+
+    Args:
+        classes: of the run.
+        has_truth: whether it is known of some inputs where they were taken.
+    """
+    fields = [("lat", pa.float64()), ("lon", pa.float64())]
+    if classes.s2_tokens:
+        fields.append(("s2_token", pa.string()))
+    fields.append(("places", pa.list_(_PLACE)))
+    fields += [(density_column(radius), pa.float32()) for radius in RADII_KM]
+    if has_truth:
+        fields += [(name, pa.float64()) for name in ("true_lat", "true_lon", "error_km")]
+    return fields
+
+
+def place_values(
+    classes: ClassTable, cells: Sequence[int], probabilities: Any, densities: Any
+) -> dict[str, Any]:
+    """The columns of a row that was explained.
+
+    Args:
+        classes: of the run.
+        cells: [k], the most likely classes.
+        probabilities: [k], theirs.
+        densities: [R].
+    """
+    places = [
+        {
+            "class": cell,
+            "lat": classes.latitudes[cell],
+            "lon": classes.longitudes[cell],
+            "probability": probability,
+        }
+        for cell, probability in zip(cells, probabilities, strict=True)
+    ]
+    row = {"lat": places[0]["lat"], "lon": places[0]["lon"], "places": places}
+    if classes.names:
+        row["class_name"] = classes.names[cells[0]]
+    if classes.s2_tokens:
+        row["s2_token"] = classes.s2_tokens[cells[0]]
+    return row | {
+        density_column(radius): density for radius, density in zip(RADII_KM, densities, strict=True)
+    }
+
+
+def truth_values(entry: Entry, place: dict[str, Any] | None) -> dict[str, Any]:
+    """Where a photo was taken, and how far from there it was placed: columns of its row.
+
+    Args:
+        entry: the input.
+        place: the columns ``lat`` and ``lon``; None for a photo without.
+    """
+    if entry.true_lat is None or entry.true_lon is None:
+        return {}
+    row = {"true_lat": entry.true_lat, "true_lon": entry.true_lon}
+    if place is not None:
+        there = entry.true_lat, entry.true_lon
+        row["error_km"] = float(distance_km(place["lat"], place["lon"], *there))
+    return row

@@ -1,0 +1,189 @@
+"""Encoded photo -> uint8 RGB at a model's input size."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from combicam.engine.images.gpu_jpeg import decode_jpeg_on_gpu
+from combicam.engine.images.jpeg import JPEGS, decode_jpeg
+from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, swaps_axes
+from combicam.errors import DecodeError, MissingExtra
+from combicam.export.preprocess import Preprocess
+
+# Named, because Pillow would otherwise start other programs for some (EPS: Ghostscript).
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+DECODERS = ("auto", "pillow", "gpu")
+_PILLOW, _SIMPLEJPEG, _NVIMAGECODEC = "pillow", "simplejpeg", "nvimagecodec"
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How photos are decoded.
+
+    Args:
+        decoder: ``auto``, JPEG by simplejpeg where it is installed and has no doubts, everything
+            else by Pillow; ``pillow``, everything by Pillow. Pixels are the same. ``gpu``: JPEG by
+            nvImageCodec on the run's GPU, what it declines as with ``auto``; some damaged files
+            that Pillow refuses are decoded.
+        fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 (where that divides their sides), so that
+            twice the model's size is left: up to twice as fast for photos of 12 megapixels, and
+            some pixels differ by several levels. Not on a GPU.
+
+    Raises:
+        ValueError: an unknown decoder, or fast_scale on a GPU.
+    """
+
+    decoder: str = "auto"
+    fast_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(f"DecodeConfig: expected decoder in {DECODERS}, got {self.decoder!r}")
+        if self.decoder == "gpu" and self.fast_scale:
+            raise ValueError(
+                "DecodeConfig: expected fast_scale with a CPU decoder, got decoder='gpu', which "
+                "decodes whole photos; leave one out"
+            )
+
+
+_AUTO = DecodeConfig()
+
+
+class TooLargeError(DecodeError):
+    """More pixels than allowed; ``size`` is (width, height) when the header was readable."""
+
+    def __init__(self, message: str, size: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.size = size
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A photo at a model's input size.
+
+    Attributes:
+        pixels: uint8 [H,W,3].
+        width, height: of the upright photo before resizing.
+        decoder: ``simplejpeg``, ``nvimagecodec`` or ``pillow``.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    decoder: str
+
+
+def decode_image(
+    data: bytes, preprocess: Preprocess, max_pixels: int, config: DecodeConfig = _AUTO
+) -> Decoded:
+    """Decode, make RGB, turn upright (EXIF), resize.
+
+    Transparency is laid on white, 16 bits are scaled to 8, of animations the first frame is taken.
+    Pillow reads every header, and decides about every file that a faster decoder declines: which
+    decoders are installed changes neither pixels nor errors.
+
+    Args:
+        data: the whole encoded file.
+        preprocess: its input_size, resize, crop_pct, side_step and interpolation are used.
+        max_pixels: checked against the header, before anything is decoded.
+        config: which decoder.
+
+    Raises:
+        TooLargeError: more pixels than ``max_pixels``, or than Pillow allows.
+        DecodeError: no image, or a damaged one.
+    """
+    try:
+        with _open(data, max_pixels) as image:
+            return _decoded(data, image, preprocess, config)
+    except (DecodeError, MissingExtra):
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"decode: {error}") from error
+    # Damaged files make Pillow raise nearly anything, struct.error and IndexError included.
+    except Exception as error:
+        raise DecodeError(f"decode: {type(error).__name__}: {error}") from error
+
+
+def _decoded(
+    data: bytes, image: Image.Image, preprocess: Preprocess, config: DecodeConfig
+) -> Decoded:
+    scale = 1
+    if config.fast_scale and image.format in JPEGS:
+        scale = fast_scale(_upright(image.size, _orientation(image)), preprocess)
+    stored = image.size
+    pixels, decoder = None, _NVIMAGECODEC
+    if config.decoder == "gpu":
+        pixels = decode_jpeg_on_gpu(data, image)
+    if pixels is None and config.decoder != "pillow":
+        pixels, decoder = decode_jpeg(data, image, scale), _SIMPLEJPEG
+    if pixels is None:
+        decoder = _PILLOW
+        if scale > 1:
+            image.draft(image.mode, (stored[0] // scale, stored[1] // scale))
+        image.load()
+        pixels = np.array(_rgb(image))
+    # Pillow turns TIFFs by itself while it loads them.
+    orientation = _orientation(image)
+    if scale == 1:
+        stored = (pixels.shape[1], pixels.shape[0])
+    photo = _upright(stored, orientation)
+    return Decoded(resize(pixels, orientation, photo, preprocess), *photo, decoder)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+        return found if found in ORIENTATIONS else 1
+    # Unreadable EXIF only means that nothing is known of rotation.
+    except Exception:
+        return 1
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size[::-1] if swaps_axes(orientation) else size
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise DecodeError("decode: expected an image, got an empty file")
+    Image.init()  # registers what is beyond the commonest formats; free from the second time on
+    try:
+        image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise DecodeError(
+            f"decode: expected an image ({', '.join(FORMATS)}), got {len(data)} bytes "
+            f"that start with {data[:12]!r}"
+        ) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise TooLargeError(
+            f"decode: expected at most {max_pixels} pixels, got {width}x{height}; raise max_pixels",
+            (width, height),
+        )
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise DecodeError("decode: expected integer samples, got floating point without a scale")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(samples: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """16 bits -> 8, rounded: 65535 is white."""
+    if samples.min() < 0 or samples.max() > 65535:
+        raise DecodeError("decode: expected 16 bits a sample, got values beyond; scale is unknown")
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -1,0 +1,133 @@
+"""A run as a FiftyOne dataset: photos with predictions, places and heatmaps over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from combicam.engine.images.resize import kept_box, scaled_size
+from combicam.engine.inputs.entry import uri_path
+from combicam.engine.run.open_run import OpenRun, open_run
+from combicam.errors import MissingExtra, RunError
+from combicam.export.preprocess import Preprocess
+
+
+def write_fiftyone(run: str | Path, name: str) -> int:
+    """Make a persistent FiftyOne dataset of a run; needs FiftyOne's database.
+
+    Args:
+        run: run directory.
+        name: of the dataset; a new one.
+
+    Returns:
+        How many samples it has.
+
+    Raises:
+        MissingExtra, RunError: see :func:`fiftyone_samples`.
+        ValueError: FiftyOne has a dataset of that name.
+    """
+    fo = _import_fiftyone()
+    samples = fiftyone_samples(run)
+    dataset = fo.Dataset(name, persistent=True)
+    dataset.add_samples(samples)
+    return len(dataset)
+
+
+def fiftyone_samples(run: str | Path) -> Iterator[Any]:
+    """``fiftyone.Sample`` of every committed row whose status is ok; needs no database.
+
+    Fields, for each target ``k`` = 0, 1, …: ``prediction<k>`` (``Classification``: the class's
+    name where the row has it, else its number) and ``heatmap<k>``
+    (``Heatmap``, uint8 on the stored grid, over the whole photo; what the network did not see is
+    0). Also ``run_id``, and ``location`` (``GeoLocation``) where the run has places.
+
+    Args:
+        run: run directory.
+
+    Raises:
+        MissingExtra: FiftyOne is not installed.
+        RunError: no committed shards, or photos inside of tars, which FiftyOne cannot show.
+    """
+    fo, opened = _import_fiftyone(), open_run(run)
+    first = opened.table(["id", "uri"]).slice(0, 1).to_pylist()[0]
+    if "::" in first["id"] and first["uri"].endswith(".tar"):
+        raise RunError(
+            f"fiftyone: expected photos as files, got {first['id']} inside of a tar; extract the "
+            "tars and run over the folder, or convert to WebDataset"
+        )
+    return _samples(fo, opened)
+
+
+def _samples(fo: Any, opened: OpenRun) -> Iterator[Any]:
+    preprocess = _preprocess(opened.path)
+    for index in opened.shards:
+        shard = opened.shard(index)
+        rows = shard.table.to_pylist()
+        for i in map(int, np.flatnonzero(shard.ok)):
+            row, fields = rows[i], {}
+            photo = (row["width"], row["height"])
+            for k, heatmap in enumerate(shard.heatmaps[i]):
+                fields[f"prediction{k}"] = fo.Classification(
+                    label=_label(opened, int(shard.targets[i, k])),
+                    confidence=float(shard.scores[i, k]),
+                )
+                whole = over_photo(heatmap, photo, preprocess)
+                fields[f"heatmap{k}"] = fo.Heatmap(map=whole, range=[0, 255])
+            if row.get("lat") is not None:
+                fields["location"] = fo.GeoLocation(point=[row["lon"], row["lat"]])
+            yield fo.Sample(filepath=str(uri_path(row["uri"])), run_id=row["id"], **fields)
+
+
+def _label(run: OpenRun, target: int) -> str:
+    """The class's name, or its number; a region has none."""
+    if run.classes is None or target < 0:
+        return str(target)
+    return run.classes.name(target)
+
+
+def over_photo(
+    heatmap: NDArray[np.uint8], photo: tuple[int, int], preprocess: Preprocess | None
+) -> NDArray[np.uint8]:
+    """A heatmap [h,w] of what the network saw, with zeros around it where that was a crop.
+
+    Args:
+        heatmap: on any grid.
+        photo: (width, height) of the upright photo, pixels.
+        preprocess: of the run; None where it saw whole photos.
+
+    Returns:
+        uint8 [h',w'] over the whole photo, on the same grid, rounded to its cells.
+    """
+    if preprocess is None or preprocess.resize != "crop":
+        return heatmap
+    rows, columns = heatmap.shape
+    size = preprocess.input_size[::-1]
+    left, top, right, bottom = kept_box(photo, scaled_size(photo, preprocess), size)
+    across, down = (right - left) / columns, (bottom - top) / rows
+    x, y = round(left / across), round(top / down)
+    shape = max(y + rows, round(photo[1] / down)), max(x + columns, round(photo[0] / across))
+    whole = np.zeros(shape, np.uint8)
+    whole[y : y + rows, x : x + columns] = heatmap
+    return whole
+
+
+def _preprocess(run: Path) -> Preprocess | None:
+    explainer = json.loads((run / "run.json").read_text(encoding="utf-8"))["explainer"]
+    values = explainer.get("preprocess")
+    return None if values is None else Preprocess.from_dict(values)
+
+
+def _import_fiftyone() -> Any:
+    try:
+        import fiftyone
+    except ImportError as error:
+        raise MissingExtra(
+            f"fiftyone: expected FiftyOne to be installed, got {error}; run: "
+            "pip install 'combicam[fiftyone]'"
+        ) from error
+    return fiftyone

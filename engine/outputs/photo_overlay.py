@@ -1,0 +1,143 @@
+"""``PhotoPictures``: from a photo's file to pictures of its explanation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from combicam.engine.drawing.colormaps import DEFAULT_COLORMAP
+from combicam.engine.drawing.figure import draw_figure
+from combicam.engine.drawing.notebook import probability, target_name
+from combicam.engine.drawing.overlay import overlay
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.targets import Targets
+from combicam.engine.geo.location_target import Question
+from combicam.engine.images.decode import decode_image
+from combicam.engine.images.resize import kept_box, scaled_size
+from combicam.export.preprocess import Preprocess
+
+FIGURE_FORMATS = ("png", "pdf", "svg")
+_FRAME = 255
+
+
+class PhotoPictures:
+    """Explains photos one by one, and writes pictures of what it finds.
+
+    Args:
+        explainer: of any model; for layer maps in figures one that keeps them.
+        question: what is explained; None for the best classes.
+        colormap: of the pictures.
+        figure: ``png``, ``pdf`` or ``svg`` for figures beside the overlays; None for none.
+        max_pixels: photos with more are refused.
+
+    Raises:
+        ValueError: the question is where photos were taken, which a photo alone does not say.
+    """
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        question: Question | None = None,
+        colormap: str = DEFAULT_COLORMAP,
+        figure: str | None = None,
+        max_pixels: int = 200_000_000,
+    ) -> None:
+        if question is not None and question.needs_truth:
+            raise ValueError(
+                "overlay: expected targets that are the same for all photos, got 'truth'; name the "
+                "place as LAT,LON"
+            )
+        self._explainer = explainer
+        self._question = question
+        self._colormap = colormap
+        self._figure = figure
+        self._max_pixels = max_pixels
+
+    def draw(self, photo: Path, stem: Path) -> list[str]:
+        """Explain a photo, and write ``STEM.overlay.png``, one picture per target.
+
+        Args:
+            photo: its file.
+            stem: of the files that are written; more targets get ``STEM.overlay-2.png``, …
+
+        Returns:
+            What was found, a line per target, and the figure's file.
+
+        Raises:
+            OSError: no such photo, or no room.
+            DecodeError: no image, or too large a one.
+        """
+        data = photo.read_bytes()
+        seen = decode_image(data, self._explainer.preprocess, self._max_pixels)
+        size = Preprocess((seen.height, seen.width), resize="squash")
+        pixels = decode_image(data, size, self._max_pixels).pixels
+        explanation = self._explain(seen.pixels)
+        box = seen_box((seen.width, seen.height), self._explainer.preprocess)
+        names = self._names(explanation)
+        found = []
+        for k, heat in enumerate(explanation.heatmaps[0].float().cpu().numpy()):
+            file = stem.with_name(f"{stem.name}.overlay{f'-{k + 1}' if k else ''}.png")
+            picture = overlay(pixels, heat, self._colormap, box)
+            Image.fromarray(_framed(picture, box)).save(file)
+            score = probability(float(explanation.scores[0, k]))
+            found.append(f"{names[k]}, {score}, {file}")
+        if self._figure is not None:
+            file = stem.with_name(f"{stem.name}.figure.{self._figure}")
+            left, top, right, bottom = box
+            shown = replace(explanation, photos=(pixels[top:bottom, left:right],))
+            figure = draw_figure(shown, [names], [photo.name], self._colormap, layers=4)
+            figure.savefig(file)
+            found.append(str(file))
+        return found
+
+    def _explain(self, pixels: NDArray[np.uint8]) -> Explanation:
+        if self._question is None:
+            return self._explainer(pixels[None])
+        values = self._question.targets([], 1).contiguous()
+        return self._explainer(pixels[None], targets=Targets(values, self._question.kind))
+
+    def _names(self, explanation: Explanation) -> list[str]:
+        targets: list[int] = explanation.targets[0].tolist()
+        names = [target_name(target, self._explainer.classes) for target in targets]
+        if self._question is None:
+            return names
+        asked = zip(targets, names, self._question.words, strict=True)
+        return [word if target < 0 else name for target, name, word in asked]
+
+
+def seen_box(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, int, int, int]:
+    """What part of a photo the network saw: left, top, right, bottom, whole pixels.
+
+    Args:
+        photo: (width, height) of the upright photo, pixels.
+        preprocess: of the network.
+    """
+    if preprocess.resize != "crop":
+        return 0, 0, *photo
+    kept = preprocess.input_size[::-1]
+    left, top, right, bottom = kept_box(photo, scaled_size(photo, preprocess), kept)
+    x, y = min(round(left), photo[0] - 1), min(round(top), photo[1] - 1)
+    return x, y, max(x + 1, round(right)), max(y + 1, round(bottom))
+
+
+def _framed(picture: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """A thin white line around what the network saw, where that is not the whole photo."""
+    left, top, right, bottom = box
+    height, width = picture.shape[:2]
+    if box == (0, 0, width, height):
+        return picture
+    line = max(1, round(min(height, width) / 400))
+    framed = picture.copy()
+    for rows, columns in (
+        (slice(top, top + line), slice(left, right)),
+        (slice(bottom - line, bottom), slice(left, right)),
+        (slice(top, bottom), slice(left, left + line)),
+        (slice(top, bottom), slice(right - line, right)),
+    ):
+        framed[rows, columns] = _FRAME
+    return framed

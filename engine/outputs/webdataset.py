@@ -1,0 +1,91 @@
+"""A run as WebDataset tars: for every explained image its columns, its heatmaps, and the photo."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from combicam.engine.inputs.entry import Entry
+from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.run.open_run import open_run
+from combicam.engine.shards.files import ShardData
+from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.paths import is_remote, location
+from combicam.errors import RunError
+
+
+def write_webdataset(run: str | Path, folder: str | Path, photos: bool = False) -> int:
+    """Write one tar per committed shard, of its rows whose status is ok.
+
+    A sample's key is shard and row, ``00003000042``; its files are ``.json`` (all columns but
+    maps), ``.heatmap0.png`` … (uint8 gray, as it is stored, one per target) and, with ``photos``,
+    the original bytes under their own suffix. Tars that are there already are kept: they appear
+    complete or not at all.
+
+    Args:
+        run: run directory.
+        folder: of the tars; created when missing.
+        photos: also copy the photos; those that are gone since are left out.
+
+    Returns:
+        How many samples the tars hold that this call has written.
+
+    Raises:
+        RunError: no committed shards, or a folder that holds something else, or is none.
+    """
+    opened, folder = open_run(run), location(folder)
+    if is_remote(folder) or (folder.exists() and not folder.is_dir()):
+        raise RunError(
+            f"webdataset: expected a folder of this machine, got {folder}; choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if foreign := [p.name for p in folder.iterdir() if p.suffix != ".tar" and p.name[0] != "."]:
+        raise RunError(
+            f"webdataset: expected {folder} to be empty or to hold tars, got {foreign[0]}; choose "
+            "another folder"
+        )
+    samples = 0
+    with Manifest(opened.path / "manifest.parquet") as manifest:
+        for index in opened.shards:
+            path = folder / f"{index:05d}.tar"
+            if path.exists():
+                continue
+            shard, entries = opened.shard(index), manifest.shard(index)
+            with tarfile.open(temporary_path(path), "w") as tar:
+                for row in np.flatnonzero(shard.ok):
+                    key = f"{index:05d}{row:06d}"
+                    for suffix, data in _files(shard, int(row), entries[row] if photos else None):
+                        _add(tar, f"{key}.{suffix}", data)
+                    samples += 1
+            commit(path)
+    return samples
+
+
+def _files(shard: ShardData, row: int, entry: Entry | None) -> Iterator[tuple[str, bytes]]:
+    columns: dict[str, Any] = shard.table.slice(row, 1).to_pylist()[0]
+    yield "json", json.dumps(columns).encode()
+    for k, heatmap in enumerate(shard.heatmaps[row]):
+        buffer = io.BytesIO()
+        Image.fromarray(heatmap).save(buffer, "PNG")
+        yield f"heatmap{k}.png", buffer.getvalue()
+    if entry is not None:
+        # An id need not be a name; but of a tar's member it is.
+        name = entry.uri if entry.offset is None else entry.id.rpartition("::")[2]
+        suffix = Path(name).suffix.lower().lstrip(".") or "bin"
+        try:
+            yield suffix, entry.read()
+        except OSError:
+            return  # gone since; the sample says where it was
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # time 0, owner 0: the same run gives the same bytes
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))

@@ -1,0 +1,107 @@
+"""The ``batch`` stage: pixels of one shard become full batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from combicam.engine.pipeline.load import Loaded
+from combicam.engine.shards.row_format import Record
+
+
+@dataclass
+class Batch:
+    """Rows of a shard whose images have one size.
+
+    Attributes:
+        shard: index of the shard.
+        records: the rows, failures included.
+        rows: their places in the shard.
+        images: uint8 [B,H,W,3] of the rows that can be explained; None when there are none. B is
+            the same in all batches of a shard: the last is filled up with copies.
+        count: how many of ``images`` are rows.
+        is_last: whether the shard ends here.
+        seconds: stage -> what this batch took.
+    """
+
+    shard: int
+    records: list[Record] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    images: Tensor | None = None
+    count: int = 0
+    is_last: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Count time of a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def take_rows(self, other: Batch) -> None:
+        """Append the rows of a batch without images."""
+        self.records += other.records
+        self.rows += other.rows
+        for stage, seconds in other.seconds.items():
+            self.add_seconds(stage, seconds)
+
+
+def even_batch_size(images: int, batch_size: int) -> int:
+    """Size of the fewest batches, at most ``batch_size``, that share ``images`` evenly.
+
+    It depends on a shard's number of inputs alone. So kernels see one shape whatever fails to
+    decode (a bad image cannot change its neighbours' rounding), and hardly any filling is needed.
+    """
+    return math.ceil(images / math.ceil(images / batch_size))
+
+
+def batches(
+    shard: int, rows: Sequence[int], batch_size: int, loaded: Iterator[Loaded], pin: bool
+) -> Iterator[Batch]:
+    """Batches of a shard, one open for every size of images.
+
+    Args:
+        shard: its index.
+        rows: places in the shard of what ``loaded`` gives next.
+        batch_size: of full batches.
+        loaded: in order.
+        pin: use page-locked memory, for fast copies to a GPU.
+    """
+    waiting: dict[tuple[int, ...], Batch] = {}
+    latest = Batch(shard)  # takes what failed, which has no size
+    for row in rows:
+        item = next(loaded)
+        start = perf_counter()
+        if item.pixels is not None:
+            shape = item.pixels.shape
+            batch = waiting.setdefault(shape, Batch(shard))
+            if latest.count == 0:
+                batch.take_rows(latest)
+            latest = batch
+            if latest.images is None:
+                latest.images = torch.empty((batch_size, *shape), dtype=torch.uint8, pin_memory=pin)
+            latest.images.numpy()[latest.count] = item.pixels
+            latest.count += 1
+        latest.records.append(item.record)
+        latest.rows.append(row)
+        latest.add_seconds("read", item.read_s)
+        latest.add_seconds("decode", item.decode_s)
+        latest.add_seconds("batch", perf_counter() - start)
+        if row != rows[-1] and latest.images is not None and latest.count == batch_size:
+            del waiting[tuple(latest.images.shape[1:])]
+            yield _filled(latest)
+            latest = Batch(shard)
+    rest = list(waiting.values())
+    if latest.records and latest.count == 0:
+        rest.append(latest)
+    rest[-1].is_last = True
+    yield from map(_filled, rest)
+
+
+def _filled(batch: Batch) -> Batch:
+    if batch.images is not None:
+        batch.images[batch.count :] = batch.images[batch.count - 1].clone()
+    return batch

@@ -1,0 +1,195 @@
+"""The ``explain`` stage: one thread that keeps the device busy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.protocol import BatchExplainer
+from combicam.engine.explain.targets import Targets
+from combicam.engine.geo.location_estimate import TOP_PLACES, Placer
+from combicam.engine.geo.location_target import Question
+from combicam.engine.pipeline.batch import Batch
+from combicam.engine.pipeline.channel import Channel
+from combicam.engine.pipeline.cuda_graph import Replay
+from combicam.engine.pipeline.transfer import Transfer
+from combicam.engine.run.log import event
+from combicam.engine.shards.map_format import MapFormat, Size, finest
+from combicam.engine.shards.quantise import QuantisedExplanation, quantise
+from combicam.engine.shards.status import OK
+from combicam.errors import RunError
+
+
+@dataclass
+class ExplainedBatch:
+    """A batch and its results, on the CPU; None when nothing could be explained."""
+
+    batch: Batch
+    results: QuantisedExplanation | None
+
+
+@dataclass
+class _Launched:
+    """A batch whose results may still be on their way; ``event`` marks their arrival."""
+
+    explained: ExplainedBatch
+    event: torch.cuda.Event | None
+
+    def wait(self) -> ExplainedBatch:
+        """The batch, its results there."""
+        start = perf_counter()
+        if self.event is not None:
+            self.event.synchronize()
+        batch = self.explained.batch
+        batch.images = None
+        batch.add_seconds("explain", perf_counter() - start)
+        return self.explained
+
+
+class ExplainStage:
+    """Explains batches; a batch that does not fit into memory is halved, for good.
+
+    On CUDA the next batch is launched before the results of the last are waited for.
+
+    Args:
+        explainer: called with uint8 [B,H,W,3] on its device.
+        maps: what is stored.
+        cuda_graphs: replay a batch's launches as one CUDA graph; not with a question.
+        question: what is explained; None for the best classes.
+        top_places: how many places of a photo are kept, where classes have places.
+
+    Raises:
+        ValueError: CUDA graphs on another device.
+
+    Attributes:
+        limit: the most images that fit; None as long as all batches do.
+        halvings: how often memory was not enough.
+    """
+
+    def __init__(
+        self,
+        explainer: BatchExplainer,
+        maps: MapFormat,
+        cuda_graphs: bool = False,
+        question: Question | None = None,
+        top_places: int = TOP_PLACES,
+    ) -> None:
+        self._explainer = explainer
+        self._maps = maps
+        self._question = question
+        classes = explainer.classes
+        self._placer: Placer | None = None
+        if classes is not None and classes.has_places:
+            self._placer = Placer(classes, top_places, explainer.device)
+        self._is_cuda = explainer.device.type == "cuda"
+        if cuda_graphs and not self._is_cuda:
+            raise ValueError(
+                f"run: expected a CUDA device for cuda_graphs, got {explainer.device}; leave it out"
+            )
+        self._transfer = Transfer(explainer.device)
+        self._replay = Replay(self._piece) if cuda_graphs else None
+        self.limit: int | None = None
+        self.halvings = 0
+
+    def explained(self, inbox: Channel[Batch]) -> Iterator[ExplainedBatch]:
+        """Results of all batches, in order.
+
+        Raises:
+            RunError: the explainer failed.
+        """
+        launched: _Launched | None = None
+        for batch in inbox:
+            previous, launched = launched, self._launch(batch)
+            if previous is not None:
+                yield previous.wait()
+            # Nothing to launch meanwhile: deliver now rather than with the next batch.
+            if inbox.is_empty:
+                yield launched.wait()
+                launched = None
+        if launched is not None:
+            yield launched.wait()
+
+    def _launch(self, batch: Batch) -> _Launched:
+        start = perf_counter()
+        results = None
+        if batch.images is not None:
+            try:
+                results = self._explain(batch.images, batch.count, self._targets(batch))
+            except RunError:
+                raise
+            except Exception as error:
+                names = [r.entry.id for r in batch.records]
+                raise RunError(
+                    f"run: explaining {batch.count} images ({names[0]} … {names[-1]}) failed: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        batch.add_seconds("explain", perf_counter() - start)
+        return _Launched(ExplainedBatch(batch, results), self._transfer.arrival())
+
+    def _targets(self, batch: Batch) -> Tensor | None:
+        """What of a batch is explained, on the CPU: [B,K] or [B,K,n]."""
+        if self._question is None or batch.images is None:
+            return None
+        photos = [record.entry for record in batch.records if record.status == OK]
+        return self._question.targets(photos, len(batch.images))
+
+    def _explain(self, images: Tensor, count: int, targets: Tensor | None) -> QuantisedExplanation:
+        while True:
+            size = self.limit or len(images)
+            pieces = torch.split(images, size)
+            asked = [None] * len(pieces) if targets is None else torch.split(targets, size)
+            try:
+                if self._replay is not None:
+                    parts = [self._replay(self._transfer.up(piece)) for piece in pieces]
+                else:
+                    parts = [
+                        self._piece(self._transfer.up(piece), ids)
+                        for piece, ids in zip(pieces, asked, strict=True)
+                    ]
+            except torch.OutOfMemoryError:
+                size = len(pieces[0])
+                if size == 1:
+                    raise
+                self.limit = size // 2
+                self.halvings += 1
+                event("out_of_memory", logging.WARNING, images=size, limit=self.limit)
+            else:
+                return self._transfer.down(QuantisedExplanation.concatenate(parts), count)
+            # Outside of the except clause: its traceback holds the tensors that did not fit.
+            if self._replay is not None:
+                self._replay.forget()
+            if self._is_cuda:
+                torch.cuda.empty_cache()
+
+    def _piece(self, images: Tensor, targets: Tensor | None = None) -> QuantisedExplanation:
+        explanation = self._explainer(images) if targets is None else self._answer(images, targets)
+        if len(explanation.heatmaps) != len(images):
+            raise RunError(
+                f"run: expected {len(images)} explanations, got {len(explanation.heatmaps)}"
+            )
+        size = self._size((images.shape[1], images.shape[2]))
+        return quantise(explanation, self._maps, size, self._placer)
+
+    def _answer(self, images: Tensor, targets: Tensor) -> Explanation:
+        question = self._question
+        assert question is not None
+        # Weights are those of one photo, repeated: the device repeats them, too.
+        one = targets if question.weights is None else targets[:1]
+        there = self._transfer.up(one).expand(len(images), *targets.shape[1:])
+        explanation = self._explainer(images, targets=Targets(there, question.kind))
+        # Weights have no class; those of one class alone are called by it.
+        named = self._transfer.up(question.classes.clamp_min(-1))
+        found = explanation.targets
+        return replace(explanation, targets=torch.where(found < 0, named, found))
+
+    def _size(self, image: Size) -> Size | None:
+        """(h, w) of stored heatmaps, where images differ in size."""
+        if not self._maps.varies or self._maps.align_corners is None:
+            return None
+        return finest(self._explainer.layers_at(image))

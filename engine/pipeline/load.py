@@ -1,0 +1,74 @@
+"""The ``read`` and ``decode`` stages: entries to pixels, in a pool of threads, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from combicam.engine.images.decode import DecodeConfig, TooLargeError, decode_image
+from combicam.engine.inputs.entry import Entry
+from combicam.engine.shards.row_format import Record
+from combicam.engine.shards.status import DECODE_ERROR, MISSING, TOO_LARGE
+from combicam.errors import DecodeError
+from combicam.export.preprocess import Preprocess
+
+_AUTO = DecodeConfig()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A record, its pixels (uint8 [H,W,3]) if it has any, and what they took, seconds."""
+
+    record: Record
+    pixels: NDArray[np.uint8] | None
+    read_s: float
+    decode_s: float = 0.0
+
+
+def load(
+    entry: Entry, preprocess: Preprocess, max_pixels: int, config: DecodeConfig = _AUTO
+) -> Loaded:
+    """Read and decode one input; what fails becomes the record's status."""
+    start = perf_counter()
+    try:
+        data = entry.read()
+    except OSError as error:
+        record = Record(entry, MISSING, f"read: {error.strerror or error}")
+        return Loaded(record, None, perf_counter() - start)
+    middle = perf_counter()
+    pixels = None
+    try:
+        decoded = decode_image(data, preprocess, max_pixels, config)
+    except TooLargeError as error:
+        width, height = error.size or (None, None)
+        record = Record(entry, TOO_LARGE, str(error), width, height)
+    except DecodeError as error:
+        record = Record(entry, DECODE_ERROR, str(error))
+    else:
+        pixels = decoded.pixels
+        record = Record(entry, width=decoded.width, height=decoded.height, decoder=decoded.decoder)
+    return Loaded(record, pixels, middle - start, perf_counter() - middle)
+
+
+def load_in_order(
+    entries: Iterable[Entry],
+    pool: Executor,
+    window: int,
+    preprocess: Preprocess,
+    max_pixels: int,
+    config: DecodeConfig = _AUTO,
+) -> Iterator[Loaded]:
+    """Load with ``pool``, at most ``window`` ahead of what is taken."""
+    ahead: deque[Future[Loaded]] = deque()
+    for entry in entries:
+        ahead.append(pool.submit(load, entry, preprocess, max_pixels, config))
+        if len(ahead) >= window:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()

@@ -1,0 +1,102 @@
+"""``write_report``: a run as one page."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from combicam.engine.drawing.colormaps import COLORMAPS, DEFAULT_COLORMAP
+from combicam.engine.drawing.colormaps import colormap as colours_of
+from combicam.engine.report.cards import Cards
+from combicam.engine.report.facts import tell
+from combicam.engine.report.page import page
+from combicam.engine.report.selection import choose_rows
+from combicam.engine.report.thumbnails import run_facts
+from combicam.engine.run.open_run import open_run
+from combicam.engine.run.status import run_status
+from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.paths import location
+
+_COLOUR_STEPS = 64
+
+
+def write_report(
+    run: str | Path,
+    output: str | Path | None = None,
+    *,
+    sample: int = 200,
+    where: str | None = None,
+    sort: str | None = None,
+    colormap: str = DEFAULT_COLORMAP,
+    live_s: float | None = None,
+    cards: Cards | None = None,
+) -> Path:
+    """Write a run's report: one HTML file that opens from disk, of about 50 KB an image.
+
+    Args:
+        run: run directory; it may still go on.
+        output: the file, ``….html``; default: ``report.html`` in the run directory.
+        sample: how many images are shown at most.
+        where: which, in a small part of SQL: ``status = 'ok' and score > 0.5``.
+        sort: which come first: ``score desc, id``; default: drawn at random.
+        colormap: of the heatmaps at first: ``viridis``, ``cividis``, ``inferno``, ``jet``.
+        live_s: seconds after which the page loads itself again; None for never.
+        cards: of an earlier report of the run, to save work.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a filter, order, colormap or sample that is none, or an output of another kind.
+        RunError: no run directory, or one without a committed shard.
+    """
+    _check(sample, colormap)
+    opened, status = open_run(run), run_status(run)
+    path = opened.path / "report.html" if output is None else location(output)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"report: expected an output that ends in .html, got {path}; rename it")
+    if not path.parent.is_dir():
+        raise ValueError(f"report: expected a folder at {path.parent}, got none; make it")
+    chosen = choose_rows(opened, sample, where, sort)
+    facts = run_facts(opened.path)
+    made = cards if cards is not None else Cards()
+    shown = made.of(opened, facts, chosen.rows)
+    name = _name(opened.path)
+    data: dict[str, Any] = {
+        "name": name,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "epoch": time.time(),
+        "live": live_s,
+        "colormap": colormap,
+        "colormaps": {name: _hex(name) for name in COLORMAPS},
+        "where": where,
+        "sort": sort,
+        "facts": tell(opened, status, facts, chosen, shown),
+        "maps": {"corners": opened.maps.align_corners, "layers": list(opened.maps.layers)},
+        "cards": shown,
+    }
+    temporary_path(path).write_text(page(f"{name} · combicam", data), encoding="utf-8")
+    commit(path)
+    return path
+
+
+def _name(run: Path) -> str:
+    """Of the folder; with the one above it where it is called run, as many are."""
+    path = run.absolute() if isinstance(run, Path) else run
+    return path.name if path.name != "run" else f"{path.parent.name}/run"
+
+
+def _hex(name: str) -> str:
+    """A colormap as colours at equal steps, RRGGBB one after another."""
+    return np.rint(colours_of(name, _COLOUR_STEPS)).astype(np.uint8).tobytes().hex()
+
+
+def _check(sample: int, colormap: str) -> None:
+    if sample < 1:
+        raise ValueError(f"report: expected sample >= 1, got {sample}")
+    if colormap not in COLORMAPS:
+        raise ValueError(f"report: expected colormap in {COLORMAPS}, got {colormap!r}")

@@ -1,0 +1,125 @@
+"""Which rows of a run a report shows; reads the columns that are small, not the maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from combicam.engine.report.where import kind_of, kinds, parse_where
+from combicam.engine.run.open_run import OpenRun
+from combicam.engine.shards.status import OK
+
+# Without a filter, at most this part of the pictures goes to rows that failed.
+_FAILED_SHARE = 1 / 8
+# What every report tells of; other columns are read only where they are asked for.
+_TOLD = ("status", "score", "class_name", "lat", "lon", "error_km")
+# Paths of this machine are nobody else's business.
+_LEFT_OUT = "uri"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of a run.
+
+    Attributes:
+        matching: ``pyarrow.Table`` of all that the filter lets through: ``status``, ``score`` (of
+            the first target explained), ``row``, the most probable class as ``answer`` with its
+            ``probability``, and ``class_name``, ``lat``, ``lon``, ``error_km`` where there are.
+        rows: int64, places in the run's committed rows of those to show, in order.
+        committed: how many rows there are.
+        filtered: whether there was a filter.
+    """
+
+    matching: Any
+    rows: NDArray[np.int64]
+    committed: int
+    filtered: bool
+
+
+def choose_rows(run: OpenRun, sample: int, where: str | None, sort: str | None) -> Chosen:
+    """Choose what to show: the first rows of an order, or, without one, rows drawn at random.
+
+    The draw depends on a row's place alone: as a run goes on, most of the rows stay. Without a
+    filter, an eighth of the sample is kept for rows that failed.
+
+    Args:
+        run: to choose from.
+        sample: how many rows at most.
+        where: filter, see :mod:`combicam.engine.report.where`; None for all.
+        sort: such as ``score desc, id``; None for a random draw, shown in the order of the inputs.
+
+    Raises:
+        ValueError: of a filter or order that is none.
+    """
+    asked = _asked(run)
+    keep = None if where is None else parse_where(where, asked)
+    keys = [] if sort is None else _sort_keys(sort, asked)
+    names = {*_TOLD, *(keep.columns if keep else ()), *(name for name, _ in keys)}
+    table = _table(run, [name for name in asked.names if name in names])
+    matching = table if keep is None else table.filter(keep.expression)
+    rows = matching.column("row").to_numpy()
+    if sort is not None:
+        order = pc.sort_indices(matching, sort_keys=keys)
+        chosen = rows[order.to_numpy()[:sample]]
+    else:
+        ok = pc.equal(matching.column("status"), OK).to_numpy()
+        spare = sample if where is not None else int(sample * _FAILED_SHARE)
+        failed = _drawn(rows[~ok], spare if ok.any() else sample)
+        if where is not None:
+            chosen = _drawn(rows, sample)
+        else:
+            chosen = np.sort(np.concatenate([failed, _drawn(rows[ok], sample - len(failed))]))
+    return Chosen(matching, chosen, table.num_rows, where is not None)
+
+
+def _asked(run: OpenRun) -> Any:
+    """What filters and orders are about; ``score`` and ``target`` are of the first target."""
+    fields = [f for f in run.dataset.schema if kind_of(f.type) and f.name != _LEFT_OUT]
+    return pa.schema([*fields, pa.field("score", pa.float32()), pa.field("target", pa.int64())])
+
+
+def _table(run: OpenRun, names: list[str]) -> Any:
+    first = {"score": "scores", "target": "targets"}
+    columns = {
+        name: pc.list_element(pc.field(first[name]), 0) if name in first else pc.field(name)
+        for name in names
+    }
+    columns["answer"] = pc.list_element(pc.field("targets"), 0)
+    columns["probability"] = pc.list_element(pc.field("scores"), 0)
+    if "places" in run.dataset.schema.names:
+        # What is explained may be another class than the most probable one.
+        best = pc.list_element(pc.field("places"), 0)
+        columns["answer"] = pc.struct_field(best, "class")
+        columns["probability"] = pc.struct_field(best, "probability")
+    table = run.dataset.to_table(columns=columns)
+    return table.append_column("row", pa.array(np.arange(table.num_rows)))
+
+
+def _drawn(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most ``count`` rows, those of the smallest hash (splitmix64) of their place; in order."""
+    with np.errstate(over="ignore"):
+        x = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return np.sort(rows[np.argsort(x)[:count]])
+
+
+def _sort_keys(text: str, schema: Any) -> list[tuple[str, str]]:
+    known = kinds(schema)
+    keys = []
+    for part in text.split(","):
+        words = part.split()
+        direction = words[1].lower() if len(words) == 2 else "asc"
+        if len(words) not in (1, 2) or words[0] not in known or direction not in ("asc", "desc"):
+            raise ValueError(
+                f"sort: expected one of the columns {', '.join(known)}, and maybe asc or desc, "
+                f"got {part.strip()!r} in {text!r}; write it as 'score desc, id'"
+            )
+        keys.append((words[0], f"{direction}ending"))
+    return keys

@@ -1,0 +1,53 @@
+"""What a run's inputs are, and whether they are still those that it was started with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from combicam.engine.inputs.entry import Entry
+from combicam.engine.inputs.ground_truth import read_truth, with_truth
+from combicam.engine.inputs.listing import list_inputs
+from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.run.config import RunConfig
+from combicam.engine.run.log import log
+from combicam.engine.storage.paths import names_store
+from combicam.errors import RunError, first_line
+
+_LISTED_AGAIN = 200_000  # images at most: more take long to list
+
+
+def run_inputs(config: RunConfig) -> Iterator[Entry]:
+    """Every input of a run in a fixed order, with where it was taken if that is known.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`~combicam.engine.inputs.listing.list_inputs`.
+        RunError: something that cannot be listed.
+    """
+    try:
+        entries = list_inputs(config.input)
+        if config.truth is not None:
+            entries = with_truth(entries, read_truth(config.truth))
+        yield from entries
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"list inputs: expected to read {error.filename or config.input}, got "
+            f"{error.strerror or repr(error)}; make it readable, or leave it out"
+        ) from error
+
+
+def warn_of_other_inputs(config: RunConfig, manifest: Manifest) -> None:
+    """Photos that came or went since the run began, where they are listed fast: files, not tars."""
+    is_slow = names_store(config.input) or manifest.shard(0)[0].offset is not None
+    if is_slow or manifest.images > _LISTED_AGAIN:
+        return
+    try:
+        difference = manifest.difference(run_inputs(config))
+    except (ValueError, OSError, RunError) as error:  # they may be gone: what is done is kept
+        difference = first_line(error)
+    if difference is not None:
+        log.warning(
+            f"run: expected the inputs that {config.output} was started with, got others "
+            f"({difference}); photos that are new are not in this run, use another output for them"
+        )

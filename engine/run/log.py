@@ -1,0 +1,117 @@
+"""``log.jsonl``: what happened in a run, one JSON object a line; warnings also on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from combicam.engine.storage.atomic import temporary_path
+from combicam.engine.storage.paths import is_remote
+
+log = logging.getLogger("combicam.run")
+
+LOG = "log.jsonl"
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: time (UTC, ISO 8601), level, event, and its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        values = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        return json.dumps(values | getattr(record, "fields", {}), default=str)
+
+
+class _AboveBar(logging.Handler):
+    """Warnings for people; errors are raised, and told by who catches them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno != logging.WARNING:
+            return
+        fields = ", ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
+        text = f"combicam: {record.getMessage().replace('_', ' ')}" + (
+            f" ({fields})" if fields else ""
+        )
+        tqdm.write(text, file=sys.stderr)
+
+
+@contextmanager
+def run_log(run: Path, show: bool) -> Iterator[Callable[[], None]]:
+    """Append this process's events to a run's ``log.jsonl``, each when it happens.
+
+    Nothing can be appended to an object: there the log grows on this machine, and is uploaded when
+    it is saved.
+
+    Args:
+        run: the run directory.
+        show: print warnings on stderr, too.
+
+    Returns:
+        What saves it.
+    """
+    path = run / LOG
+    if is_remote(run):
+        path = temporary_path(path)
+        path.write_bytes((run / LOG).read_bytes() if (run / LOG).exists() else b"")
+
+    def save() -> None:
+        if is_remote(run):
+            (run / LOG).write_bytes(path.read_bytes())
+
+    _end_last_line(path)
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(JsonLines())
+    handlers: list[logging.Handler] = [to_file, *([_AboveBar()] if show else [])]
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield save
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+        save()
+
+
+def _end_last_line(path: Path) -> None:
+    """A death in the middle of a line must not spoil the next one."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, 2)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
+    """A line of the run's log; users see it through ``logging.getLogger("combicam.run")``."""
+    log.log(level, name, extra={"fields": fields})
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """All events, oldest first; without the lines that a death cut off, and those without a log."""
+    path = run / LOG
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # cut off
+    return events

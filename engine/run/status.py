@@ -1,0 +1,205 @@
+"""``run_status``: how far a run is; reads its files only, also while it goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from combicam.engine.run.log import read_log
+from combicam.engine.run.progress import PROGRESS, heartbeat_s
+from combicam.engine.shards.status import OK
+from combicam.engine.storage.paths import location, open_parquet, read_parquet, read_texts
+from combicam.errors import RunError
+
+_SILENT_BEATS = 15
+_ENDS = ("finished", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of ``combicam run``, as the log tells of it.
+
+    Attributes:
+        started: UTC, ISO 8601.
+        process: its host and pid.
+        shards: that it committed.
+        end: ``finished``, ``failed`` or ``stopped``; None for one that goes on or was killed.
+        error: why it failed.
+    """
+
+    started: str
+    process: str
+    shards: int
+    end: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+        run: the directory.
+        state: ``running``, ``finished``, ``failed``, ``stopped`` (by a signal), ``dead`` (it says
+            that it runs and has not been heard of for 15 heartbeats), or ``not begun`` (it has said
+            nothing).
+        images, shards: of the whole run.
+        committed_images, committed_shards: what is there.
+        failures: status -> committed rows, all but ``ok``.
+        images_per_s: of the last invocation so far; recent_images_per_s: of its last minute.
+        bottleneck: its busiest stage.
+        remaining_s: at the recent speed; None where nothing runs.
+        updated: seconds since the last sign of life; None where there was none.
+        last_commit: seconds since the last commit; None where there was none.
+        process: host and pid of the last invocation.
+        invocations: all of them, oldest first.
+    """
+
+    run: Path
+    state: str
+    images: int
+    shards: int
+    committed_images: int
+    committed_shards: int
+    failures: Mapping[str, int]
+    images_per_s: float | None
+    recent_images_per_s: float | None
+    bottleneck: str | None
+    remaining_s: float | None
+    updated: float | None
+    last_commit: float | None
+    process: str | None
+    invocations: tuple[Invocation, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"run": str(self.run)}
+
+
+def run_status(path: str | Path) -> RunStatus:
+    """How far a run is, from its manifest's footer, its shards' statistics, heartbeat and log.
+
+    Args:
+        path: the run directory.
+
+    Raises:
+        RunError: no run directory.
+    """
+    run = location(path)
+    manifest = run / "manifest.parquet"
+    if not manifest.is_file():
+        raise RunError(
+            f"status: expected a run directory, got {run} without a manifest.parquet; a run writes "
+            "it when it has listed its inputs"
+        )
+    with open_parquet(manifest) as file:
+        footer = file.metadata
+    shards = sorted((run / "shards").glob("[0-9]*.parquet"))
+    times = [shard.stat().st_mtime for shard in shards]
+    statuses: Counter[str] = Counter()
+    for counts in _statuses(shards):
+        statuses.update(counts)
+    now, last = time.time(), _heartbeat(run)
+    age = None if last is None else max(0.0, now - last["updated"])
+    state = "not begun" if last is None else last["state"]
+    if state == "running" and age is not None and age > _SILENT_BEATS * heartbeat_s(run):
+        state = "dead"
+    rate = None if last is None else last["recent_images_per_s"]
+    left = footer.num_rows - (last["done"] if last is not None else 0)
+    return RunStatus(
+        run=run,
+        state=state,
+        images=footer.num_rows,
+        shards=footer.num_row_groups,
+        committed_images=statuses.total(),
+        committed_shards=len(times),
+        failures={status: n for status, n in sorted(statuses.items()) if status != OK},
+        images_per_s=None if last is None else last["images_per_s"],
+        recent_images_per_s=rate,
+        bottleneck=None if last is None else last["bottleneck"],
+        remaining_s=left / rate if state == "running" and rate else None,
+        updated=age,
+        last_commit=max(0.0, now - max(times)) if times else None,
+        process=None if last is None else _process(last),
+        invocations=tuple(_invocations(read_log(run))),
+    )
+
+
+def _statuses(shards: Sequence[Path]) -> Iterator[Mapping[str, int]]:
+    """From the statistics beside shards; from a shard where death came between the two."""
+    files = [shard.with_suffix(".json") for shard in shards]
+    try:
+        yield from [json.loads(text)["statuses"] for text in read_texts(files)]
+    except FileNotFoundError:
+        for shard, file in zip(shards, files, strict=True):
+            try:
+                yield json.loads(file.read_text(encoding="utf-8"))["statuses"]
+            except FileNotFoundError:
+                yield Counter(read_parquet(shard, ["status"]).column(0).to_pylist())
+
+
+def _heartbeat(run: Path) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None  # it is written without fsync: a power failure may leave an empty file
+    return values
+
+
+def _process(values: Mapping[str, Any]) -> str:
+    return f"{values['host']}, pid {values['pid']}"
+
+
+def _invocations(events: list[dict[str, Any]]) -> list[Invocation]:
+    found: list[Invocation] = []
+    for event in events:
+        if event["event"] == "started":
+            found.append(Invocation(event["time"], _process(event), 0))
+        elif found and event["event"] == "committed":
+            found[-1] = replace(found[-1], shards=found[-1].shards + 1)
+        elif found and event["event"] in _ENDS:
+            found[-1] = replace(found[-1], end=event["event"], error=event.get("error"))
+    return found
+
+
+def status_lines(status: RunStatus) -> list[tuple[str, str]]:
+    """For people."""
+
+    def rate(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    share = status.committed_images / max(status.images, 1)
+    failed = ", ".join(f"{n} {name}" for name, n in status.failures.items())
+    rows = [
+        ("state", status.state),
+        ("images", f"{status.committed_images} of {status.images} committed ({share:.1%})"),
+        ("shards", f"{status.committed_shards} of {status.shards}"),
+        ("failures", f"{sum(status.failures.values())}" + (f" ({failed})" if failed else "")),
+    ]
+    if status.images_per_s is not None:
+        recent = f"{rate(status.recent_images_per_s)} in the last minute"
+        rows.append(("images/s", f"{rate(status.images_per_s)} ({recent})"))
+    if status.bottleneck is not None:
+        rows.append(("slowest stage", status.bottleneck))
+    if status.remaining_s is not None:
+        rows.append(("remaining", _duration(status.remaining_s)))
+    if status.last_commit is not None:
+        rows.append(("last commit", f"{_duration(status.last_commit)} ago"))
+    if len(status.invocations) > 1:
+        ends = Counter(i.end or "killed" for i in status.invocations[:-1])
+        before = ", ".join(f"{n} {end}" for end, n in ends.items())
+        rows.append(("before this one", before))
+    if status.process is not None:
+        rows.append(("process", f"{status.process}, heard of {status.updated:.0f} s ago"))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02.0f} s"

@@ -1,0 +1,66 @@
+"""``RunSummary``: what a run did; also ``summary.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from combicam.engine.outputs.accuracy import Accuracy
+from combicam.engine.run.stage_times import StageSeconds
+from combicam.engine.storage.atomic import write_json
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The whole run, and the speed of the invocation that last did something.
+
+    Attributes:
+        run: the run directory.
+        images: rows in all shards.
+        shards: how many there are.
+        failures: status -> rows, all but ``ok``.
+        new_images: rows of this invocation; wall_s, images_per_s and stages are about them.
+        wall_s: seconds from the first read to the last commit.
+        images_per_s: new_images / wall_s, decoding and writing included.
+        stages: stage -> busy and waiting seconds.
+        bottleneck: the busiest stage; None when nothing was to do.
+        batch_limit: images that fit into memory, where that is less than asked for.
+        halvings: how often memory was not enough.
+        overlays: PNG files that were drawn.
+        accuracy: how far off the predicted places are; None where no true place is known.
+    """
+
+    run: Path
+    images: int
+    shards: int
+    failures: Mapping[str, int]
+    new_images: int
+    wall_s: float
+    images_per_s: float
+    stages: Mapping[str, StageSeconds]
+    bottleneck: str | None
+    batch_limit: int | None
+    halvings: int
+    overlays: tuple[Path, ...] = ()
+    accuracy: Accuracy | None = None
+
+    def write(self, path: Path) -> None:
+        """Write JSON, atomically; files are named relative to the run."""
+        values = asdict(replace(self, overlays=()))
+        del values["run"]
+        values["overlays"] = [str(p.relative_to(self.run)) for p in self.overlays]
+        values["accuracy"] = self.accuracy and self.accuracy.to_dict()
+        write_json(path, values)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The inverse of :meth:`write`."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["stages"] = {k: StageSeconds(**v) for k, v in values["stages"].items()}
+        values["overlays"] = tuple(path.parent / name for name in values["overlays"])
+        if (found := values.get("accuracy")) is not None:
+            values["accuracy"] = Accuracy.from_dict(found)
+        return cls(run=path.parent, **values)

@@ -1,0 +1,235 @@
+"""``combicam.export_triton_repository``: a folder that NVIDIA Triton Inference Server serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from combicam.engine.explain.artifact_export import VERIFY_IMAGES, export
+from combicam.engine.explain.artifact_verify import TOLERANCES, Verification
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.sessions import ModelSession, Request
+from combicam.engine.serving.golden import check_golden, make_golden, write_golden
+from combicam.engine.serving.model_config import batched_tensors, config_text
+from combicam.engine.serving.server_readme import readme_text
+from combicam.errors import ArtifactError
+from combicam.export.formats.artifact import Description
+from combicam.export.trace.trace import JointGraph
+
+MAX_BATCH_SIZE = 8
+LABELS = "labels.txt"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_STEPS = (
+    "decode; turn upright by EXIF orientation; RGB, transparency on white, 16 bits scaled to 8",
+    "resize to input_size (H, W) with the antialiased filter 'interpolation': 'squash' scales the "
+    "whole photo; 'crop' scales until it covers input_size / crop_pct and cuts the centre",
+    "x / 255, minus mean, divided by std, per channel R, G, B",
+    "float32 [B,3,H,W], C order",
+)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model in a repository.
+
+    Attributes:
+        path: its folder.
+        name: what clients call it.
+        max_batch_size: the largest batch that the server forms.
+        verification: how far the ONNX file is from the network, None without ``verify``.
+    """
+
+    path: Path
+    name: str
+    max_batch_size: int
+    verification: Verification | None
+
+
+def export_triton_repository(
+    explainer: Explainer,
+    repository: str | Path,
+    *,
+    name: str | None = None,
+    max_batch_size: int = MAX_BATCH_SIZE,
+    target_input: str = "classes",
+    verify: int | bool = VERIFY_IMAGES,
+    tolerance: float | None = None,
+    allow_disagreement: bool = False,
+) -> ServedModel:
+    """Write a model repository: ONNX file, server configuration, labels, client, golden outputs.
+
+    ``REPOSITORY/NAME`` appears complete or not at all. Its README.md says how to start the server
+    and how to check it.
+
+    Args:
+        explainer: over a network; one that was loaded from a file has no network to export.
+        repository: folder of models; made if only it is missing.
+        name: of the model; default: the network's.
+        max_batch_size: the largest batch that the server forms, >= 1.
+        target_input, verify, tolerance, allow_disagreement: as for
+            :func:`~combicam.engine.explain.artifact_export.export`; the golden inputs are
+            verified, too.
+
+    Returns:
+        Where it is, and how far the file is from the network.
+
+    Raises:
+        ValueError: a name or batch size that the server would not take, or a folder that is there.
+        FileNotFoundError: no folder to make the repository in.
+        ArtifactError: an explainer without a network, or a file that disagrees with it.
+        TraceError: the graph has no ONNX form.
+
+    Source: Triton Inference Server, model repository and model configuration.
+    """
+    repository = Path(repository).resolve()
+    name = model_name(explainer.description.model) if name is None else name
+    check_served(name, max_batch_size)
+    check_repository(repository, name)
+    # Not inside the repository: the server takes every folder there for a model.
+    workshop = repository if os.path.ismount(repository) else repository.parent
+    with tempfile.TemporaryDirectory(prefix=".combicam-", dir=workshop) as folder:
+        draft = Path(folder) / name  # of ordinary permissions, other than its parent
+        (draft / "1").mkdir(parents=True)
+        graph = draft / "1" / "model.onnx"
+        verification = export(
+            explainer,
+            graph,
+            target_input=target_input,
+            verify=verify,
+            tolerance=tolerance,
+            allow_disagreement=allow_disagreement,
+        )
+        assert isinstance(explainer.session, ModelSession)  # export checked
+        joint = explainer.session.joint(
+            Request(target_input, explainer.spec.targets), for_onnx=True
+        )
+        limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
+        golden = make_golden(joint, explainer.session.module, explainer.device)
+        runtime = _runtime(graph)
+        if verify and not allow_disagreement:
+            check_golden(golden, runtime, limit)
+        write_golden(golden, draft / "golden", limit)
+        served = ServedModel(repository / name, name, max_batch_size, verification)
+        _write_texts(draft, explainer.description, joint, served, runtime, limit)
+        repository.mkdir(exist_ok=True)
+        try:
+            draft.rename(served.path)  # takes the place of an empty folder
+        except OSError as error:
+            check_repository(repository, name)  # somebody else was faster
+            raise ArtifactError(f"triton repository: {served.path}: {error}") from error
+    return served
+
+
+def model_name(model: str) -> str:
+    """A network's name as a server's: ``timm:resnet50`` -> ``resnet50``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", model.rpartition(":")[2]).lstrip("._-") or "model"
+
+
+def check_served(name: str, max_batch_size: int) -> None:
+    """Refuse what the server would refuse.
+
+    Raises:
+        ValueError: see above.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "triton repository: expected a model name of letters, digits, '.', '_' and '-', got "
+            f"{name!r}; pass name={model_name(name)!r}"
+        )
+    if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int):
+        raise ValueError(
+            f"triton repository: expected max_batch_size as an int, got {max_batch_size!r}; pass "
+            "the largest batch that fits the server's memory"
+        )
+    if max_batch_size < 1:
+        raise ValueError(
+            f"triton repository: expected max_batch_size >= 1, got {max_batch_size}; pass the "
+            "largest batch that fits the server's memory, 1 for single images"
+        )
+
+
+def check_repository(repository: Path, name: str | None = None) -> None:
+    """Refuse a folder that cannot be written, before any work is done.
+
+    Raises:
+        FileNotFoundError: no folder to make the repository in.
+        ValueError: the repository is a file, or the model is there.
+    """
+    repository = repository.resolve()
+    if not repository.parent.is_dir():
+        raise FileNotFoundError(
+            f"triton repository: expected an existing folder, got {repository.parent}; make it"
+        )
+    if repository.exists() and not repository.is_dir():
+        raise ValueError(f"triton repository: expected a folder, got the file {repository}")
+    path = repository / name if name else None
+    if path and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"triton repository: expected no model {name!r} in {repository} yet, got {path} with "
+            "files in it; remove it, or choose another name or folder"
+        )
+
+
+def _runtime(graph: Path) -> Any:
+    """An ONNX Runtime session of the file, which says what its inputs and outputs are."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _write_texts(
+    draft: Path,
+    description: Description,
+    joint: JointGraph,
+    served: ServedModel,
+    runtime: Any,
+    limit: float,
+) -> None:
+    """Everything but graph and golden/."""
+    inputs = batched_tensors(runtime.get_inputs())
+    outputs = batched_tensors(runtime.get_outputs())
+    text = config_text(served.name, inputs, outputs, served.max_batch_size, LABELS)
+    (draft / "config.pbtxt").write_text(text, encoding="utf-8")
+    _write_labels(draft / LABELS, description)
+    _write_preprocessing(draft / "preprocessing.json", description, joint, served)
+    # The client needs nothing of combicam.
+    client = resources.files("combicam.engine.serving").joinpath("client.py").read_text("utf-8")
+    (draft / "client.py").write_text(client, encoding="utf-8")
+    text = readme_text(description, joint, served.name, (*inputs, *outputs), limit)
+    (draft / "README.md").write_text(text, encoding="utf-8")
+
+
+def _write_labels(path: Path, description: Description) -> None:
+    """A name a line; the number of a class without one."""
+    table = description.classes
+    names = [
+        (" ".join(table.name(i).split()) if table else "") or str(i)
+        for i in range(description.signature.classes)
+    ]
+    path.write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def _write_preprocessing(
+    path: Path, description: Description, joint: JointGraph, served: ServedModel
+) -> None:
+    values = {
+        "format": 1,
+        "model": served.name,
+        "max_batch_size": served.max_batch_size,
+        **description.preprocess.to_dict(),
+        "steps": _STEPS,
+        "target_input": joint.signature.target_input,
+        "targets": joint.spec.targets,
+        "classes": joint.signature.classes,
+        "cam": joint.spec.to_dict(),
+        "note": description.note,
+    }
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Explanations as they are stored: heatmaps of one byte a pixel, made on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.geo.location_estimate import Placer
+from combicam.engine.shards.map_format import MapFormat, Size
+from combicam.errors import RunError
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class QuantisedExplanation:
+    """What of an :class:`Explanation` is stored, for B images.
+
+    Attributes:
+        heatmaps: uint8 [B,K,h,w], 255 for 1.0.
+        targets: int64 [B,K].
+        scores: float32 [B,K].
+        ranges: float32 [B,K,2].
+        flat: bool [B,K].
+        finite: bool [B], no score, range or heatmap of the image is NaN or infinite.
+        layer_maps: layer -> uint8 [B,K,h,w], 255 for the largest value of the map.
+        layer_highs: float32 [B,L*K], these values, layer by layer.
+        places: int64 [B,k], the most likely classes; this and the rest where classes have places.
+        probabilities: float32 [B,k], theirs.
+        densities: float32 [B,R], the probability around the most likely one.
+    """
+
+    heatmaps: Tensor
+    targets: Tensor
+    scores: Tensor
+    ranges: Tensor
+    flat: Tensor
+    finite: Tensor
+    layer_maps: tuple[Tensor, ...] = ()
+    layer_highs: Tensor | None = None
+    places: Tensor | None = None
+    probabilities: Tensor | None = None
+    densities: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed."""
+        return self.gather([self], lambda tensors: change(tensors[0]))
+
+    def to_host(self, images: int) -> Self:
+        """The first ``images``, on the CPU; not there before the stream is synchronised."""
+        return self.map(lambda t: t[:images].to("cpu", non_blocking=True))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The images of all parts, in order."""
+        return parts[0] if len(parts) == 1 else cls.gather(parts, torch.cat)
+
+    @classmethod
+    def gather(cls, parts: Sequence[Self], join: Callable[[list[Tensor]], Tensor]) -> Self:
+        """One of several, field by field."""
+        joined: dict[str, Any] = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            if isinstance(values[0], tuple):
+                joined[field.name] = tuple(join(list(maps)) for maps in zip(*values, strict=True))
+            else:
+                joined[field.name] = None if values[0] is None else join(values)
+        return cls(**joined)
+
+
+def quantise(
+    explanation: Explanation,
+    maps: MapFormat,
+    size: Size | None = None,
+    placer: Placer | None = None,
+) -> QuantisedExplanation:
+    """Bring heatmaps to the grid that is stored and round them to bytes, on their device.
+
+    Args:
+        explanation: of B images.
+        maps: what is stored.
+        size: (h, w) of the stored heatmaps where ``maps`` leaves it open.
+        placer: where classes have places.
+
+    Raises:
+        RunError: heatmaps that are not [B,K,...], or layer maps that are not there.
+    """
+    heatmaps = explanation.heatmaps
+    if heatmaps.ndim != 4 or heatmaps.shape[1] != maps.targets:
+        raise RunError(
+            f"run: expected heatmaps [B,{maps.targets},H,W] of the explainer, "
+            f"got {tuple(heatmaps.shape)}"
+        )
+    if missing := [name for name in maps.layers if name not in explanation.layer_maps]:
+        raise RunError(f"run: expected a map of every layer, got none of {', '.join(missing)}")
+    finite = torch.stack(
+        [
+            values.isfinite().flatten(1).all(1)
+            for values in (heatmaps, explanation.scores, explanation.ranges)
+        ]
+    ).all(0)
+    layer_maps, highs = _layers([explanation.layer_maps[name] for name in maps.layers])
+    placed = None if placer is None else placer(explanation.logits, explanation.targets[:, 0])
+    return QuantisedExplanation(
+        heatmaps=_bytes(_resized(heatmaps.float(), maps, size)),
+        targets=explanation.targets.long(),
+        scores=explanation.scores.float(),
+        ranges=explanation.ranges.float(),
+        flat=explanation.flat.bool(),
+        finite=finite,
+        layer_maps=layer_maps,
+        layer_highs=highs,
+        places=None if placed is None else placed.classes,
+        probabilities=None if placed is None else placed.probabilities,
+        densities=None if placed is None else placed.densities,
+    )
+
+
+def _resized(heatmaps: Tensor, maps: MapFormat, size: Size | None) -> Tensor:
+    size = maps.size or size or (heatmaps.shape[2], heatmaps.shape[3])
+    if tuple(heatmaps.shape[2:]) == size:
+        return heatmaps
+    if maps.align_corners is None:
+        return interpolate(heatmaps, size, mode="bilinear", antialias=True)
+    # A value at each node of the grid: what upsampling started from, not a mean around it.
+    return interpolate(heatmaps, size, mode="bilinear", align_corners=maps.align_corners)
+
+
+def _layers(maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Bytes of the layers' maps, which are never negative, and the value of their 255."""
+    if not maps:
+        return (), None
+    highs = [m.float().amax((2, 3)) for m in maps]  # [B,K]
+    scaled = [
+        _bytes(m.float() / high.clamp_min(TINY)[..., None, None])
+        for m, high in zip(maps, highs, strict=True)
+    ]
+    return tuple(scaled), torch.cat(highs, 1)
+
+
+def _bytes(unit: Tensor) -> Tensor:
+    return unit.nan_to_num(0.0).mul(255).round_().clamp_(0, 255).to(torch.uint8)

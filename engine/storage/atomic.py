@@ -1,0 +1,74 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from combicam.engine.storage.paths import is_remote
+
+
+def temporary_path(path: Path) -> Path:
+    """Where ``path`` is written before it appears: hidden, in the same folder.
+
+    What will lie in an object store is written on this machine first: its folder for temporary
+    files needs room for a few shards.
+    """
+    if is_remote(path):
+        # A key may be longer than the name of a file can be.
+        return Path(_scratch().name, f"{sha256(str(path).encode()).hexdigest()}-{path.name}")
+    return path.with_name(f".{path.name}.tmp")
+
+
+def commit(path: Path) -> None:
+    """Make the file written at ``temporary_path(path)`` appear at ``path``, durably.
+
+    A file is renamed after fsync; an object is uploaded, and exists when its upload is complete.
+    """
+    temporary = temporary_path(path)
+    if is_remote(path):
+        store: Any = path
+        store.fs.put_file(str(temporary), store.path)
+        temporary.unlink()
+        return
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, values: dict[str, Any], durable: bool = True) -> None:
+    """Write readable JSON, atomically.
+
+    Args:
+        path: of the file.
+        values: JSON-ready.
+        durable: whether it must outlive a power failure.
+    """
+    text = json.dumps(values, indent=2) + "\n"
+    if is_remote(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary_path(path).write_text(text, encoding="utf-8")
+    if durable:
+        commit(path)
+    else:
+        temporary_path(path).replace(path)
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Of this process; removed at its end."""
+    return tempfile.TemporaryDirectory(prefix="combicam-")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

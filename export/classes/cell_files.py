@@ -1,0 +1,243 @@
+"""Files of classes and cells: ours, those of GeoEstimation, and pickled places."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from combicam.errors import first_line
+from combicam.export.classes import places, s2
+from combicam.export.classes.cells import CellTable
+from combicam.export.classes.classes import COLUMNS, ClassTable
+from combicam.export.classes.safe_pickle import load_numbers
+from combicam.export.classes.tables import readable
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+PICKLE_SUFFIXES = (".pkl", ".pickle")
+# What GeoEstimation and the rows of a run call a column, and our name of it.
+_OTHER_NAMES = {
+    "class_label": "class",
+    "hex_id": "s2_token",
+    "latitude_mean": "latitude",
+    "longitude_mean": "longitude",
+    "lat": "latitude",
+    "lon": "longitude",
+}
+_OF_PLACES = {"latitude", "longitude", "s2_token"}
+_GREATEST_PREAMBLE = 100  # lines before the header
+
+
+def read_classes(path: str | Path) -> ClassTable:
+    """Read what ``--classes`` names.
+
+    Args:
+        path: CSV or Parquet with the columns ``class,name,latitude,longitude,s2_token`` (all but
+            the first optional); the CSV of GeoEstimation's cells
+            (``class_label,hex_id,imgs_per_cell,latitude_mean,longitude_mean``), with or without
+            lines before its header; or a pickled list of (latitude, longitude), class by class.
+            Cells without latitude and longitude lie where the centres of their S2 cells are.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column is missing or a value is damaged; its row is named.
+        ModelError: a pickle that holds anything but numbers.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        return _from_pickle(path).to_classes()
+    read = _parquet_rows if path.suffix.lower() in PARQUET_SUFFIXES else _csv_rows
+    with readable(path, "classes"):
+        rows = list(read(path))
+    rows.sort(key=lambda row: row.index)
+    wrong = next((row for i, row in enumerate(rows) if row.index != i), None)
+    if not rows or wrong is not None:
+        got = f"{wrong.index} in {wrong.where}" if wrong is not None else "no row"
+        raise ValueError(
+            f"classes: expected {path} to have the classes 0..{len(rows) - 1}, each once, got {got}"
+        )
+    if rows[0].values.keys() & _OF_PLACES:
+        return _cells(rows).to_classes()
+    return ClassTable(names=_names(rows))
+
+
+def read_cells(path: str | Path) -> CellTable:
+    """Read the cells of a model's classes; see :func:`read_classes`.
+
+    Raises:
+        ValueError: also, a file without places.
+    """
+    return CellTable.from_classes(read_classes(path))
+
+
+def write_cells(cells: CellTable, path: str | Path) -> None:
+    """Write cells as a CSV file that :func:`read_cells` reads.
+
+    Args:
+        cells: of n classes.
+        path: of the new file.
+    """
+    columns: dict[str, Sequence[Any]] = {
+        "class": range(len(cells)),
+        "name": cells.names,
+        "latitude": cells.latitudes.tolist(),
+        "longitude": cells.longitudes.tolist(),
+        "s2_token": cells.tokens,
+    }
+    known = {name: column for name, column in columns.items() if len(column)}
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(known)
+        writer.writerows(zip(*known.values(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A class as its file tells it; ``where`` is the row for people."""
+
+    index: int
+    where: str
+    values: Mapping[str, Any]
+
+    def number(self, column: str) -> float:
+        try:
+            return float(self.values[column])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"classes: expected a number as {column} in {self.where}, got "
+                f"{self.values.get(column)!r}"
+            ) from error
+
+    def cell(self) -> int:
+        token = self.values["s2_token"] or ""
+        try:
+            if not isinstance(token, str):
+                raise ValueError(
+                    f"expected an S2 token as text, got {token!r}: zeros at the start of a number "
+                    "are lost"
+                )
+            return s2.cell_id(token)
+        except ValueError as error:
+            raise ValueError(f"classes: {self.where}: {error}") from error
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    # utf-8-sig: spreadsheets begin with a mark; the csv module takes it for a part of the name.
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        header = next(
+            (names for names, _ in zip(reader, range(_GREATEST_PREAMBLE), strict=False)
+             if {"class", "class_label"} & {name.strip() for name in names}),
+            [],
+        )  # fmt: skip
+        names = _columns(header, path)
+        for values in reader:
+            if values:
+                where = f"row {reader.line_num} of {path}"
+                if len(values) != len(names):
+                    raise ValueError(
+                        f"classes: expected {len(names)} values in {where}, got {len(values)}"
+                    )
+                yield _row(dict(zip(names, values, strict=True)), where)
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    table = table.rename_columns(_columns(table.column_names, path))
+    known = [name for name in COLUMNS if name in table.column_names]
+    for i, values in enumerate(table.select(known).to_pylist(), 1):
+        yield _row(values, f"row {i} of {path}")
+
+
+def _columns(header: Sequence[str], path: Path) -> list[str]:
+    """Our names of a file's columns."""
+    names = [_OTHER_NAMES.get(name.strip(), name.strip()) for name in header]
+    known = [name for name in names if name in COLUMNS]
+    if "class" not in known or len(known) == 1 or len(set(known)) < len(known):
+        raise ValueError(
+            f"classes: expected {path} to have the columns {','.join(COLUMNS)}, class and at least "
+            "one more, each once, got "
+            f"{','.join(header) or 'no header with class or class_label'}"
+        )
+    return names
+
+
+def _row(values: dict[str, Any], where: str) -> _Row:
+    row = _Row(0, where, values)
+    number = row.number("class")
+    if not number.is_integer():
+        raise ValueError(f"classes: expected a whole number as class in {where}, got {number:g}")
+    return replace(row, index=int(number))
+
+
+def _names(rows: Sequence[_Row]) -> tuple[str, ...]:
+    return tuple(str(row.values["name"] or "") for row in rows) if "name" in rows[0].values else ()
+
+
+def _cells(rows: Sequence[_Row]) -> CellTable:
+    """Rows in the order of their classes as cells."""
+    ids = np.empty(0, np.uint64)
+    has_places = bool(rows[0].values.keys() & {"latitude", "longitude"})
+    if not has_places or any(row.values.get("s2_token") for row in rows):
+        ids = np.array([row.cell() for row in rows], np.uint64)
+    if not has_places:
+        return CellTable(*s2.centers(ids), ids, _names(rows))
+    lat = np.array([row.number("latitude") for row in rows])
+    lon = np.array([row.number("longitude") for row in rows])
+    for row, y, x in zip(rows, lat, lon, strict=True):
+        places.check_places([y], [x], f"classes: {row.where}")
+    if len(ids):
+        lon = _meridian_mended(rows, ids, lat, lon)
+    return CellTable(lat, lon, ids, _names(rows))
+
+
+def _meridian_mended(rows: Sequence[_Row], ids: s2.Ids, lat: Any, lon: Any) -> Any:
+    """Longitudes of the classes whose place is near their cell.
+
+    A mean of longitudes on both sides of the 180th meridian is on neither; the centre's is taken.
+
+    Raises:
+        ValueError: a place elsewhere.
+    """
+    center_lat, center_lon = s2.centers(ids)
+    reach = s2.DIAGONAL * 0.5 ** s2.levels(ids)
+
+    def is_near(longitudes: Any) -> Any:
+        angles = places.angles(lat, longitudes, center_lat, center_lon)
+        return angles <= reach
+
+    near = is_near(lon)
+    # Wherever the cell may reach over the meridian, or around a pole.
+    width = np.degrees(reach) / np.maximum(np.cos(np.radians(center_lat)), 1e-9)
+    mended = np.where(~near & (np.abs(center_lon) + width >= 180), center_lon, lon)
+    lost = np.flatnonzero(~is_near(mended))
+    if len(lost):
+        i = int(lost[0])
+        raise ValueError(
+            f"classes: {rows[i].where}: expected a place in its S2 cell, got {lat[i]:.4f},"
+            f"{lon[i]:.4f} for {rows[i].values['s2_token']}, whose centre is at "
+            f"{center_lat[i]:.4f},{center_lon[i]:.4f}: a spreadsheet that takes a token for a "
+            "number drops the zeros at its start; take the original file"
+        )
+    return mended
+
+
+def _from_pickle(path: Path) -> CellTable:
+    content = load_numbers(path)
+    try:
+        pairs = np.array([(float(lat), float(lon)) for lat, lon in content])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"classes: expected {path} to be a list of (latitude, longitude) in degrees, got "
+            f"{type(content).__name__} ({first_line(error)})"
+        ) from error
+    if not len(pairs):
+        raise ValueError(f"classes: expected {path} to have a place per class, got an empty list")
+    places.check_places(pairs[:, 0], pairs[:, 1], f"classes: {path}")
+    return CellTable(pairs[:, 0], pairs[:, 1])

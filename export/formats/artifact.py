@@ -1,0 +1,229 @@
+"""Artifacts: a joint graph in a file, with everything that is needed to use it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import onnx
+import torch
+
+from combicam.errors import ArtifactError, first_line
+from combicam.export.classes.classes import ClassTable
+from combicam.export.formats.aoti_file import read_aoti, write_aoti
+from combicam.export.formats.onnx_file import METADATA_KEY, write_onnx
+from combicam.export.formats.torchscript_file import read_torchscript, write_torchscript
+from combicam.export.preprocess import Preprocess
+from combicam.export.spec import CamSpec
+from combicam.export.trace.probe import LayerInfo
+from combicam.export.trace.trace import JointGraph, Signature
+from combicam.version import __version__
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a joint graph is, in a form that travels inside the file.
+
+    Attributes:
+        model: where the network came from, for people.
+        spec, layers, signature: see :class:`~combicam.export.trace.trace.JointGraph`.
+        outputs: names of the outputs, in order.
+        preprocess: how photos become inputs.
+        classes: what the classes are, where known.
+        weights: SHA-256 of the network's weights.
+        note: what a user should know before trusting it.
+    """
+
+    model: str
+    spec: CamSpec
+    layers: tuple[LayerInfo, ...]
+    signature: Signature
+    outputs: tuple[str, ...]
+    preprocess: Preprocess
+    classes: ClassTable | None = None
+    weights: str = ""
+    note: str = ""
+
+    def to_json(self) -> str:
+        """One JSON object, keys sorted."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "combicam": __version__,
+                "model": self.model,
+                "spec": self.spec.to_dict(),
+                "layers": [asdict(info) for info in self.layers],
+                "signature": asdict(self.signature),
+                "outputs": self.outputs,
+                "preprocess": self.preprocess.to_dict(),
+                "classes": self.classes.to_dict() if self.classes else None,
+                "weights": self.weights,
+                "note": self.note,
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ArtifactError: not such a text, or of a newer format.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values["format"] > FORMAT:
+                raise ArtifactError(
+                    f"artifact: expected format <= {FORMAT}, got {values['format']}; "
+                    "update combicam"
+                )
+            signature = values["signature"]
+            classes = values["classes"]
+            return cls(
+                model=values["model"],
+                spec=CamSpec.from_dict(values["spec"]),
+                layers=tuple(LayerInfo(**info) for info in values["layers"]),
+                signature=Signature(**{**signature, "input_size": tuple(signature["input_size"])}),
+                outputs=tuple(values["outputs"]),
+                preprocess=Preprocess.from_dict(values["preprocess"]),
+                classes=ClassTable.from_dict(classes) if classes else None,
+                weights=values["weights"],
+                note=values["note"],
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"artifact: its description is damaged ({first_line(error)}); export it again"
+            ) from error
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of artifact.
+
+    Attributes:
+        name: for people.
+        runtime: the backend that executes it.
+        write: a joint graph and its description to a file.
+        read: the description inside a file, None where there is none.
+        is_compiled: for one device, whose own operators it may keep; else it is portable.
+        refuses: dtypes that it cannot hold, and why.
+    """
+
+    name: str
+    runtime: str
+    write: Callable[[JointGraph, Path, str], None]
+    read: Callable[[Path], str | None]
+    is_compiled: bool = False
+    refuses: tuple[tuple[str, str], ...] = ()
+
+
+def _read_onnx(path: Path) -> str | None:
+    model = onnx.load(str(path), load_external_data=False)
+    return {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+
+
+NO_BFLOAT16 = "ONNX has no bfloat16 convolution before opset 22, nor has ONNX Runtime on CPUs"
+FORMATS = {
+    ".onnx": Format(
+        "ONNX", "onnxruntime", write_onnx, _read_onnx, refuses=(("bfloat16", NO_BFLOAT16),)
+    ),
+    ".ts": Format("TorchScript", "torchscript", write_torchscript, read_torchscript),
+    ".pt2": Format("AOTInductor", "aoti", write_aoti, read_aoti, is_compiled=True),
+}
+SUFFIXES = tuple(FORMATS)
+
+
+def artifact_suffix(path: Path) -> str:
+    """``.onnx``, ``.ts`` or ``.pt2``.
+
+    Raises:
+        ValueError: any other.
+    """
+    if path.suffix not in FORMATS:
+        known = ", ".join(f"{suffix} ({form.name})" for suffix, form in FORMATS.items())
+        raise ValueError(
+            f"artifact: expected a file name that ends with one of {known}, got {path}; the "
+            "suffix decides the format"
+        )
+    return path.suffix
+
+
+def artifact_format(path: Path) -> Format:
+    """The format that the suffix of a file names.
+
+    Raises:
+        ValueError: none.
+    """
+    return FORMATS[artifact_suffix(path)]
+
+
+def check_dtype(suffix: str, dtype: str) -> None:
+    """Refuse a precision that a format cannot hold.
+
+    Args:
+        suffix: a key of ``FORMATS``.
+        dtype: of the computation, as in :class:`~combicam.export.trace.trace.Signature`.
+
+    Raises:
+        ValueError: says why, and what does hold it.
+    """
+    reason = dict(FORMATS[suffix].refuses).get(dtype)
+    if reason:
+        others = [s for s, form in FORMATS.items() if dtype not in dict(form.refuses)]
+        raise ValueError(
+            f"export: expected another dtype than {dtype} for {suffix}, {reason}; take float16 "
+            f"or float32, or write {' or '.join(others)}"
+        )
+
+
+def write_artifact(joint: JointGraph, description: Description, path: Path) -> None:
+    """Write a joint graph, lowered or not, in the format that the suffix of ``path`` names.
+
+    Raises:
+        ValueError: another suffix, or a dtype that the format cannot hold.
+        TraceError: the graph has no such form.
+    """
+    form = artifact_format(path)
+    check_dtype(path.suffix, joint.signature.dtype)
+    form.write(joint if form.is_compiled else joint.portable(), path, description.to_json())
+
+
+def read_description(path: Path) -> Description:
+    """The description inside an artifact; its graph is not loaded.
+
+    Raises:
+        ValueError: another suffix.
+        FileNotFoundError: no such file.
+        ArtifactError: a file that combicam has not written.
+    """
+    form = artifact_format(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"artifact: expected a file, got {path}")
+    try:
+        text = form.read(path)
+    except Exception as error:
+        raise ArtifactError(
+            f"artifact: {path} is no {path.suffix} file ({first_line(error)})"
+        ) from error
+    if text is None:
+        raise ArtifactError(
+            f"artifact: expected a {path.suffix} file that combicam wrote, got {path} without its "
+            "description; export the model with combicam.export"
+        )
+    return Description.from_json(text)

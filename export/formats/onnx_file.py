@@ -1,0 +1,140 @@
+"""A joint graph as an ONNX file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset18
+from torch import fx
+
+from combicam.errors import TraceError, first_line
+from combicam.export.passes import for_onnx
+from combicam.export.trace.trace import JointGraph, example_inputs
+
+METADATA_KEY = "combicam"
+aten, ours = torch.ops.aten, torch.ops.combicam
+
+
+def _onnx_resize(
+    x: Any,
+    height: int,
+    width: int,
+    align_corners: bool,
+    scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Any:
+    mode = "align_corners" if align_corners else "pytorch_half_pixel"
+    if scale_h is not None and scale_w is not None:  # where samples lie depends on the factor
+        scales: Any = opset18.Constant(value_floats=[1.0, 1.0, scale_h, scale_w])
+        return opset18.Resize(x, None, scales, mode="linear", coordinate_transformation_mode=mode)
+    batch: Any = opset18.Shape(x, start=0, end=2)
+    sizes: Any = opset18.Concat(batch, opset18.Constant(value_ints=[height, width]), axis=0)
+    return opset18.Resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode=mode)
+
+
+def _onnx_spread(x: Any, height: int, width: int) -> Any:
+    scales: Any = opset18.Constant(value_floats=[1.0, 1.0, float(height), float(width)])
+    return opset18.Resize(
+        x,
+        None,
+        scales,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def _onnx_global_mean(x: Any) -> Any:
+    return opset18.GlobalAveragePool(x)
+
+
+def _onnx_affine(x: Any, scale: Any, shift: Any, zero: Any, one: Any) -> Any:
+    return opset18.BatchNormalization(x, scale, shift, zero, one, epsilon=0.0)
+
+
+def _onnx_max_pool(x: Any, kernel: Sequence[int]) -> Any:
+    return opset18.MaxPool(x, kernel_shape=list(kernel), strides=list(kernel))
+
+
+def _onnx_max_unpool(grad: Any, indices: Any, x: Any, kernel: Sequence[int]) -> Any:
+    shape: Any = opset18.Shape(x)
+    size = list(kernel)
+    return opset18.MaxUnpool(grad, indices, shape, kernel_shape=size, strides=size)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    ours.resize.default: _onnx_resize,
+    ours.spread.default: _onnx_spread,
+    ours.global_mean.default: _onnx_global_mean,
+    ours.affine.default: _onnx_affine,
+    ours.max_pool.default: _onnx_max_pool,
+    ours.max_unpool.default: _onnx_max_unpool,
+}
+
+
+def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
+    """Upsampling as one node of ours: the exporter takes aten's apart into gathers."""
+    for node in list(module.graph.nodes):
+        if node.target is aten.upsample_bilinear2d.default:
+            x, (height, width), align_corners, *scales = node.args
+            scale_h, scale_w = scales or (None, None)
+            with module.graph.inserting_before(node):
+                resize = module.graph.call_function(
+                    ours.resize.default,
+                    (x, height, width, align_corners, scale_h, scale_w),
+                )
+            resize.meta = dict(node.meta)
+            node.replace_all_uses_with(resize)
+            module.graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+# A protobuf holds 2 GB; the graph itself needs some of them.
+EMBEDDED_BYTES = 1_900_000_000
+
+
+def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
+    """Write an ONNX file: opset 18, dynamic batch, ``metadata`` under the key ``combicam``.
+
+    Weights beyond the 2 GB of a protobuf go to ``<name>.data`` beside it.
+
+    Raises:
+        TraceError: an operator has no ONNX form.
+    """
+    inputs = example_inputs(joint)
+    batch = torch.export.Dim("batch")
+    names = ["images", "targets"][: len(inputs)]
+    module = _keep_resize(for_onnx(joint.module))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                inputs,
+                dynamo=True,
+                input_names=names,
+                output_names=list(joint.output_names),
+                custom_translation_table=TRANSLATIONS,
+                opset_version=18,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise TraceError(
+            f"export: no ONNX form was found ({first_line(error.__cause__ or error)})"
+        ) from error
+    assert exported is not None
+    exported.model.metadata_props[METADATA_KEY] = metadata
+    values = exported.model.graph.initializers.values()
+    weights = sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    exported.save(str(path), external_data=weights > EMBEDDED_BYTES)
+    onnx.checker.check_model(str(path))

@@ -1,0 +1,75 @@
+"""A joint graph as a TorchScript file.
+
+The graph's own source is scripted, not traced, so that sizes stay what they are in the graph:
+expressions of the batch, never numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from combicam.errors import TraceError, first_line
+from combicam.export.trace.trace import JointGraph
+
+METADATA_FILE = "combicam.json"
+aten = torch.ops.aten
+
+
+def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
+    """Write a TorchScript file; ``metadata`` rides in its extra file ``combicam.json``.
+
+    Raises:
+        TraceError: an operator has no TorchScript form.
+    """
+    graph = copy.deepcopy(joint.module.graph)
+    module = fx.GraphModule(joint.module, graph)
+    for node in list(graph.nodes):
+        _to_script(graph, node)
+    graph.lint()
+    module.recompile()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scripted = torch.jit.script(module.eval())
+            scripted.save(str(path), _extra_files={METADATA_FILE: metadata})
+    except Exception as error:
+        raise TraceError(f"export: no TorchScript form was found ({first_line(error)})") from error
+
+
+def read_torchscript(path: Path) -> str | None:
+    """The metadata of a TorchScript file, None if combicam has not written it.
+
+    Raises:
+        zipfile.BadZipFile: no TorchScript file at all.
+    """
+    with zipfile.ZipFile(path) as file:  # a TorchScript file is one
+        for name in file.namelist():
+            if name.endswith(f"/extra/{METADATA_FILE}"):
+                return file.read(name).decode()
+    return None
+
+
+def _to_script(graph: fx.Graph, node: fx.Node) -> None:
+    """One node in words that the TorchScript compiler knows; cases:
+
+    1. the size of a dimension is a method call;
+    2. an operator is called without naming its overload;
+    3. a device is the device of the images, not the one of the machine that exported.
+    """
+    if node.target is aten.sym_size.int:  # case 1
+        node.op, node.target = "call_method", "size"
+        return
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    node.target = node.target.overloadpacket  # case 2
+    if "device" in node.kwargs:  # case 3
+        images = next(n for n in graph.nodes if n.op == "placeholder")
+        with graph.inserting_before(node):
+            device = graph.call_function(getattr, (images, "device"))
+        node.kwargs = {**node.kwargs, "device": device}

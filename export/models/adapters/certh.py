@@ -1,0 +1,190 @@
+"""``certh``: the network that the authors of Combi-CAM explain, 31,145 cells on EfficientNet-B4.
+
+Its last layer is a mixture of von Mises-Fisher densities: the network gives the weight π of each,
+and says the centre μ of the one with the largest weight. Logits are what π is the softmax of.
+
+Source: Kordopatis-Zilos et al., Leveraging EfficientNet and Contrastive Learning for Accurate
+Global-scale Location Estimation, ICMR 2021; the files of github.com/mever-team/visloc-estimation.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from combicam.errors import ModelError
+from combicam.export.classes.cell_files import read_classes
+from combicam.export.classes.classes import ClassTable
+from combicam.export.models.adapters.checkpoint import (
+    check_family,
+    fill,
+    read_weights,
+    require_checkpoint,
+    under,
+)
+from combicam.export.models.adapters.efficientnet import EfficientNet
+from combicam.export.models.models import LoadedModel, ModelConfig
+from combicam.export.preprocess import Preprocess
+
+# The shorter side becomes 300 pixels, and the whole photo is seen.
+PREPROCESS = Preprocess((300, 300), resize="short-side", interpolation="bilinear")
+_SUFFIXES = (".pt", ".pth", ".safetensors")
+# What a part of the network is called where all of it is in one file.
+_PREFIXES = ("backbone.base_cnn.", "base_cnn.", "backbone.", "cls_head.", "rrm_head.")
+_LINEAR = "mixture_weights.seq_model.0."
+
+
+class Certh(nn.Module):
+    """Images [B,3,H,W] -> logits [B,n]; their softmax is π, the weights of the mixture.
+
+    Args:
+        backbone: images -> features [B,C].
+        mixture: from them to one number per cell.
+    """
+
+    def __init__(self, backbone: EfficientNet, mixture: nn.Linear) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mixture_weights = mixture
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.mixture_weights(self.backbone(images))
+        return logits
+
+
+class Retrieval(nn.Module):
+    """Features [B,C] of the backbone -> descriptors of length 1 [B,C], for the search in a cell.
+
+    Args:
+        width: C.
+        hidden: of the layer inside.
+    """
+
+    def __init__(self, width: int = 1792, hidden: int = 4096) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.res = nn.ModuleDict(
+            {
+                "fc1": nn.Linear(width, hidden),
+                "fc2": nn.Linear(hidden, width),
+                "norm": nn.LayerNorm(width),
+            }
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.norm(features)
+        inside = F.relu(self.res["fc1"](x))
+        return F.normalize(self.res["norm"](self.res["fc2"](inside) + x), dim=-1)
+
+
+def load(text: str, config: ModelConfig) -> LoadedModel:
+    """What ``--model certh`` means.
+
+    Args:
+        text: none.
+        config: its checkpoint: one file, or the folder of ``efficientnet_backbone.pt`` and
+            ``mvmf_head.pt``. Classes are read from it; a table may replace their places.
+
+    Raises:
+        ModelError: another checkpoint, or classes of another number than it has.
+        FileNotFoundError: no such file.
+    """
+    if text:
+        raise ModelError(f"certh: expected nothing behind it, got {text!r}")
+    path = require_checkpoint(config)
+    state = _read(path)
+    check_family(state, ["_conv_stem.weight", "mvmf.mus", f"{_LINEAR}weight"], "certh", path)
+    classes, unit = _places(state["mvmf.mus"], path)
+    if config.classes is not None:
+        known, classes = classes, read_classes(config.classes)
+        if len(classes) != len(known):
+            raise ModelError(
+                f"certh: expected a table of the {len(known)} cells of the checkpoint, got "
+                f"{len(classes)} in {config.classes}; leave --classes out, the checkpoint knows "
+                "where they are"
+            )
+    backbone = EfficientNet()
+    fill(backbone, {k: v for k, v in state.items() if _is_backbone(k)}, path, "")
+    mixture = nn.Linear(backbone.out_features, len(classes))
+    fill(mixture, under(state, _LINEAR), path, _LINEAR)
+    return LoadedModel(
+        module=Certh(backbone, mixture).eval(),
+        preprocess=PREPROCESS,
+        name="certh",
+        classes=classes,
+        note=f"certh: the places of its cells were read as {unit}",
+    )
+
+
+def load_retrieval(checkpoint: str | Path) -> Retrieval:
+    """The part that makes descriptors for :mod:`combicam.engine.geo.refine`.
+
+    Args:
+        checkpoint: ``rrm_head.pt``, or a file or folder that holds it, too.
+
+    Raises:
+        ModelError: there is none in it.
+        FileNotFoundError: no such file.
+    """
+    path = Path(checkpoint)
+    state = {k: v for k, v in _read(path).items() if k.startswith(("norm.", "res."))}
+    check_family(state, ["norm.weight", "res.fc1.weight"], "certh's retrieval head", path)
+    hidden, width = state["res.fc1.weight"].shape
+    head = Retrieval(width, hidden)
+    fill(head, state, path, "")
+    return head.eval()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """All weights of a file, or of the files of a folder, without what comes before their names."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        if not files:
+            raise ModelError(
+                f"checkpoint {path}: expected a folder with efficientnet_backbone.pt and "
+                "mvmf_head.pt, got no such file"
+            )
+    state: dict[str, Tensor] = {}
+    for file in files:
+        for key, value in read_weights(file).items():
+            prefix = next((p for p in _PREFIXES if key.startswith(p)), "")
+            name = key.removeprefix(prefix)
+            if name in state:
+                raise ModelError(f"checkpoint {path}: expected {name} once, got it again in {file}")
+            state[name] = value
+    return state
+
+
+def _is_backbone(key: str) -> bool:
+    # The package's own classifier is not used, but in the file.
+    return key.startswith("_") and not key.startswith("_fc.")
+
+
+def _places(centres: Tensor, path: Path) -> tuple[ClassTable, str]:
+    """Places of the classes, from μ [2,n]; and their unit in the file.
+
+    A network for the whole Earth has cells beyond π degrees, so that its own values tell the unit.
+    """
+    if centres.ndim != 2 or centres.shape[0] != 2 or not bool(torch.isfinite(centres).all()):
+        raise ModelError(
+            f"checkpoint {path}: expected mvmf.mus as finite numbers [2,n], latitudes above "
+            f"longitudes, got {tuple(centres.shape)}"
+        )
+    lat, lon = centres.double()
+    in_radians = bool((lat.abs() <= math.pi / 2).all() and (lon.abs() <= math.pi).all())
+    if in_radians:
+        lat, lon = lat.rad2deg(), lon.rad2deg()
+    if bool((lat.abs() > 90).any()):
+        i = int(lat.abs().argmax())
+        raise ModelError(
+            f"checkpoint {path}: expected latitudes in the first row of mvmf.mus, got "
+            f"{float(lat[i]):g} for class {i}"
+        )
+    lon = torch.where(lon.abs() > 180, (lon + 180) % 360 - 180, lon)
+    table = ClassTable(latitudes=tuple(lat.tolist()), longitudes=tuple(lon.tolist()))
+    return table, "radians" if in_radians else "degrees"

@@ -1,0 +1,314 @@
+"""From ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable`` to a network."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from combicam.errors import MissingExtra, ModelError, first_line
+from combicam.export.classes.cell_files import read_classes
+from combicam.export.classes.classes import ClassTable
+from combicam.export.formats.artifact import SUFFIXES
+from combicam.export.models.adapters import FAMILIES, adapter
+from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+ALIASES = {"demo": "combicam.demo.model:load"}
+NESTED_KEYS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with what belongs to it.
+
+    Attributes:
+        module: the network, in eval mode; [B,3,H,W] normalised -> logits [B,n].
+        preprocess: how photos become its inputs.
+        name: where it came from.
+        classes: what its classes are, where known.
+        note: what a user should know before trusting it.
+        score: the one of ``CamSpec.score`` that its logits allow; None for any.
+    """
+
+    module: nn.Module
+    preprocess: Preprocess
+    name: str
+    classes: ClassTable | None = None
+    note: str = ""
+    score: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network.
+
+    Args:
+        model: ``demo`` (knows the embedded planet's postcards only), ``timm:NAME``,
+            ``torchvision:NAME``, ``package.module:callable``, or an exported artifact; or one of
+            the published ``geoestimation[:coarse|middle|fine|hierarchy]``, ``certh``,
+            ``eigenplaces``, ``cosplace``, with their ``checkpoint``.
+        checkpoint: weights, a .safetensors or a torch file (nothing pickled in it is run); of
+            ``certh`` also the folder of its files.
+        pretrained: take the weights that timm or torchvision download for that name.
+        random_weights: no weights at all: for listing layers and timing, not for explaining.
+        num_classes: number of logits, where the checkpoint has another than the architecture.
+        img_size: (H, W) of the input; the default is the model's own.
+        resize: ``squash`` (the whole photo), ``crop`` (the centre) or ``short-side`` (the whole
+            photo, its proportions kept to half a ``side_step``); the default is the model's.
+        side_step: of ``short-side``, the longer side becomes a multiple of it, pixels; every size
+            that occurs has a graph of its own.
+        classes: what the classes are: CSV or Parquet with class, name, latitude, longitude,
+            s2_token; GeoEstimation's CSV of cells; or a pickled list of (latitude, longitude). For
+            ``geoestimation:hierarchy`` the folder with the CSVs of its three levels.
+        references: of ``eigenplaces`` and ``cosplace``, the descriptors that photos are compared
+            with: .npy, float [n,D]; their scores are similarities.
+    """
+
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    random_weights: bool = False
+    num_classes: int | None = None
+    img_size: tuple[int, int] | None = None
+    resize: str | None = None
+    side_step: int | None = None
+    classes: Path | None = None
+    references: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("ModelConfig: expected a model, got an empty name")
+        if sum([self.checkpoint is not None, self.pretrained, self.random_weights]) > 1:
+            raise ValueError(
+                "ModelConfig: expected one of checkpoint, pretrained and random_weights, got more"
+            )
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether the model is an exported file."""
+        return Path(self.model).suffix in SUFFIXES
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Build the network and give it its weights.
+
+    Raises:
+        ModelError: an unknown name, no weights, or weights that do not fit.
+        MissingExtra: timm or torchvision is needed and not installed.
+        FileNotFoundError: no such checkpoint or class table.
+    """
+    library, _, name = config.model.partition(":")
+    if config.references is not None and FAMILIES.get(library) != "descriptors":
+        raise ModelError(
+            f"{config.model}: expected no references: they are for eigenplaces and cosplace"
+        )
+    if library in FAMILIES:
+        loaded = adapter(library)(name, config)
+    elif library == "timm" and name:
+        loaded = _from_timm(name, config)
+    elif library == "torchvision" and name:
+        loaded = _from_torchvision(name, config)
+    else:
+        loaded = _from_callable(ALIASES.get(config.model, config.model), config)
+    if config.checkpoint is not None and library not in FAMILIES:
+        load_checkpoint(loaded.module, config.checkpoint)
+    changes: dict[str, Any] = {}
+    if config.img_size is not None:
+        changes["input_size"] = config.img_size
+    if config.resize is not None:
+        changes["resize"] = config.resize
+    if config.side_step is not None:
+        changes["side_step"] = config.side_step
+    return replace(
+        loaded,
+        module=loaded.module.eval(),
+        preprocess=replace(loaded.preprocess, **changes),
+        classes=read_classes(config.classes)
+        if config.classes and library not in FAMILIES
+        else loaded.classes,
+    )
+
+
+def _require_weights(config: ModelConfig) -> None:
+    if config.checkpoint is None and not config.pretrained and not config.random_weights:
+        raise ModelError(
+            f"{config.model}: expected weights, got none; pass --checkpoint FILE, --pretrained "
+            "to download the library's own, or --random-weights to explain noise on purpose"
+        )
+
+
+def require_library(name: str) -> Any:
+    """Import timm or torchvision.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtra(
+            f"{name}: expected it to be installed, got {error}; run: pip install 'combicam[models]'"
+        ) from error
+
+
+def _from_timm(name: str, config: ModelConfig) -> LoadedModel:
+    timm = require_library("timm")
+    _require_weights(config)
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+        raise ModelError(f"timm:{name}: timm has no such model; near: {', '.join(near) or 'none'}")
+    extra = {} if config.num_classes is None else {"num_classes": config.num_classes}
+    module = timm.create_model(name, pretrained=config.pretrained, **extra)
+    data = timm.data.resolve_model_data_config(module)
+    preprocess = Preprocess(
+        input_size=tuple(data["input_size"][1:]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        crop_pct=data["crop_pct"],
+        interpolation=data["interpolation"],
+    )
+    return LoadedModel(module, preprocess, f"timm:{name}")
+
+
+def _from_torchvision(name: str, config: ModelConfig) -> LoadedModel:
+    models = require_library("torchvision").models
+    _require_weights(config)
+    if name not in models.list_models(module=models):
+        near = models.list_models(module=models, include=f"*{name[:6]}*")[:5]
+        raise ModelError(
+            f"torchvision:{name}: torchvision has no such classifier; near: "
+            f"{', '.join(near) or 'none'}"
+        )
+    weights = models.get_model_weights(name).DEFAULT
+    extra: dict[str, Any] = {}
+    if config.num_classes is not None:
+        extra["num_classes"] = config.num_classes
+    if name in ("googlenet", "inception_v3") and not config.pretrained:
+        extra["init_weights"] = False
+    module = models.get_model(name, weights=weights if config.pretrained else None, **extra)
+    transform = weights.transforms()
+    crop, resized = transform.crop_size[0], transform.resize_size[0]
+    preprocess = Preprocess(
+        input_size=(crop, crop),
+        mean=tuple(getattr(transform, "mean", IMAGENET_MEAN)),
+        std=tuple(getattr(transform, "std", IMAGENET_STD)),
+        crop_pct=min(1.0, crop / resized),
+        interpolation=transform.interpolation.value,
+    )
+    names = tuple(weights.meta.get("categories", ())) if config.num_classes is None else ()
+    classes = ClassTable(names=names) if names else None
+    return LoadedModel(module, preprocess, f"torchvision:{name}", classes)
+
+
+def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
+    ignored = [n for n in ("pretrained", "random_weights", "num_classes") if getattr(config, n)]
+    if ignored:
+        raise ModelError(
+            f"{config.model}: expected no {', '.join(ignored)}: these are for timm and "
+            "torchvision; a callable decides them by itself"
+        )
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ModelError(
+            f"model: expected demo, timm:NAME, torchvision:NAME, package.module:callable or an "
+            f"artifact ({', '.join(SUFFIXES)}), got {config.model!r}"
+        )
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(os.getcwd())  # noqa: PTH109  a module beside the user, as python -m does
+    try:
+        make = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"{config.model}: expected an importable {module_name}:{attribute}, got "
+            f"{first_line(error)}"
+        ) from error
+    built = make()
+    if isinstance(built, nn.Module):
+        size = config.img_size or (224, 224)
+        built = LoadedModel(built, Preprocess(size), config.model)
+    if not isinstance(built, LoadedModel):
+        raise ModelError(
+            f"{config.model}: expected {attribute}() to return a torch.nn.Module or a "
+            f"combicam.LoadedModel, got {type(built).__name__}"
+        )
+    return replace(built, name=config.model)
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Give a network the weights of a file; wrappers such as ``state_dict`` are opened.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ModelError: not a state dict, or keys and shapes that do not fit.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: expected a file, got {path}")
+    state = read_state(path)
+    own = module.state_dict()
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} and should be {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)})"
+        for what, keys in (("missing", missing), ("not in the model", unexpected), ("", shapes))
+        if keys
+    ]
+    if problems:
+        raise ModelError(
+            f"checkpoint {path}: expected the weights of {type(module).__name__}, got a file that "
+            f"does not fit; {'; '.join(problems)}"
+        )
+    module.load_state_dict(state)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a file; wrappers such as ``state_dict`` are opened.
+
+    Raises:
+        ModelError: anything but tensors in it, or no state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"checkpoint {path}: expected .safetensors or a torch file of tensors alone, got "
+            f"{first_line(error)}"
+        ) from error
+    return unwrapped(content, path)
+
+
+def unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for key in NESTED_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"checkpoint {path}: expected a state dict, name -> tensor")
+    state = dict(content)
+    for prefix in PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

@@ -1,0 +1,245 @@
+"""Which layers are explained: ``blocks``, ``stages``, ``last``, or names and globs."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from combicam.errors import LayerError
+from combicam.export.trace.probe import LayerInfo, Probe, capturing, logits_of
+from combicam.export.trace.snapshot import another, no_autocast
+
+ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONVS = (nn.Conv2d, nn.ConvTranspose2d)
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+)
+
+
+def select_layers(
+    model: nn.Module, probed: Probe, layers: str | tuple[str, ...]
+) -> tuple[LayerInfo, ...]:
+    """The target layers in order of execution.
+
+    Args:
+        model: the module that was probed.
+        probed: what it returned.
+        layers: as in :class:`~combicam.export.spec.CamSpec`.
+
+    Raises:
+        LayerError: a name that matches nothing, a module that returns no grid, or one that the
+            score does not depend on.
+    """
+    if not isinstance(layers, str):
+        names = {name for pattern in layers for name in _matches(pattern, probed)}
+        return tuple(info for name, info in probed.layers.items() if name in names)
+    blocks = _read_blocks(model, probed, find_blocks(model, probed))
+    if not blocks:
+        raise LayerError(
+            f"layers={layers!r}: found no repeated block and no activation after a convolution "
+            f"in {type(model).__name__}; name the layers instead, 'combicam layers' lists them"
+        )
+    if layers == "blocks":
+        return blocks
+    return blocks[-1:] if layers == "last" else _stage_ends(blocks)
+
+
+def _stage_ends(blocks: tuple[LayerInfo, ...]) -> tuple[LayerInfo, ...]:
+    last = {(info.height, info.width): info for info in blocks}
+    return tuple(info for info in blocks if last[info.height, info.width] is info)
+
+
+def _read_blocks(
+    model: nn.Module, probed: Probe, blocks: tuple[LayerInfo, ...]
+) -> tuple[LayerInfo, ...]:
+    """The blocks, those whose grid is not read any more replaced by what is read last in them.
+
+    A head that reads the class token alone leaves the image tokens of the last block without a
+    gradient; its attention read them last, behind the block's first norm. A block without such a
+    norm is left out.
+    """
+    doubtful = [info for info in blocks if info.prefix]
+    if not doubtful:
+        return blocks
+    norms = {info.name: _norms(info, probed) for info in doubtful}
+    names = [info.name for info in doubtful] + [n for found in norms.values() for n in found]
+    read = _with_gradient(model, probed, names)
+    kept = set()
+    for info in blocks:
+        if info not in doubtful or info.name in read:
+            kept.add(info.name)
+        else:
+            kept.update([n for n in norms[info.name] if n in read][:1])
+    return tuple(info for name, info in probed.layers.items() if name in kept)
+
+
+def _norms(block: LayerInfo, probed: Probe) -> list[str]:
+    shape = (block.channels, block.height, block.width, block.prefix)
+    return [
+        name
+        for name, info in probed.layers.items()
+        if name.startswith(f"{block.name}.")
+        and "Norm" in info.kind
+        and (info.channels, info.height, info.width, info.prefix) == shape
+    ]
+
+
+def _with_gradient(model: nn.Module, probed: Probe, names: list[str]) -> set[str]:
+    """Which layers' grids the logits of a random image depend on; all, if none does.
+
+    Of the architecture, not of the weights: a head that starts with zeros gets others.
+    """
+    model = another(model)
+    like = next(model.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 3, *probed.input_size, generator=generator).to(like)
+    mixture = torch.randn(1, probed.classes, generator=generator).to(like)
+    zeros = [(n, p) for n, p in model.named_parameters() if not bool(p.any())]
+    noise = {n: 0.02 * torch.randn(p.shape, generator=generator).to(p) for n, p in zeros}
+    acts: dict[str, torch.Tensor] = {}
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast(like.device):
+        with capturing(model, names, acts):
+            logits = logits_of(torch.func.functional_call(model, noise, (images,)))
+        grads = torch.autograd.grad((logits * mixture).sum(), [acts[n] for n in names])
+    found = zip(names, grads, strict=True)
+    read = {n for n, g in found if bool((probed.layers[n].as_grid(g) != 0).any())}
+    return read or set(names)
+
+
+def _matches(pattern: str, probed: Probe) -> list[str]:
+    if pattern in probed.layers:
+        return [pattern]
+    found = [name for name in probed.layers if fnmatch.fnmatchcase(name, pattern)]
+    if found:
+        return found
+    if pattern in probed.off_path:
+        raise LayerError(
+            f"layer {pattern!r}: expected a layer on the path to the score, got one that the "
+            f"score does not depend on; {_near(pattern, probed)}"
+        )
+    if pattern in probed.other:
+        raise LayerError(
+            f"layer {pattern!r}: expected a module that returns one 4-D tensor [B,C,h,w] or the "
+            f"tokens of one grid, got {probed.other[pattern]}; {_near(pattern, probed)}; pass "
+            "tokens=combicam.tokens(h, w, prefix) for tokens whose grid is not found by itself"
+        )
+    if pattern in probed.idle:
+        raise LayerError(
+            f"layer {pattern!r}: the module exists but was not called in eval mode; "
+            f"{_near(pattern, probed)}"
+        )
+    raise LayerError(f"layer {pattern!r}: no module has that name; {_near(pattern, probed)}")
+
+
+def _near(pattern: str, probed: Probe) -> str:
+    near = difflib.get_close_matches(pattern, list(probed.layers), n=5, cutoff=0.4)
+    near = near or list(probed.layers)[-3:]
+    return f"near misses: {', '.join(near)} ('combicam layers' lists all)"
+
+
+def find_blocks(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
+    """Every repeated unit of the backbone, in order of execution.
+
+    A block is a module that sits in a Sequential, ModuleList or ModuleDict (or among siblings of
+    its own class), has children, at least two weighted layers, and returned one grid (4-D, or
+    tokens) with more than one cell on the path to the score. Of blocks inside blocks the outer one
+    is taken, unless it is a stage: a module that holds a row of equal blocks. Where there are none
+    (VGG, AlexNet), every activation behind a convolution is taken.
+    """
+    names = set(_blocks(model, "", probed))
+    if not names:
+        names = set(_chain(model, probed))
+    return tuple(info for name, info in probed.layers.items() if name in names)
+
+
+def _convs(module: nn.Module) -> int:
+    return sum(isinstance(m, CONVS) for m in module.modules())
+
+
+def _mixers(module: nn.Module) -> int:
+    """Layers that mix channels: a depthwise convolution belongs to the pointwise one beside it."""
+    return sum(
+        isinstance(m, nn.Linear) or (isinstance(m, CONVS) and m.groups < m.in_channels)
+        for m in module.modules()
+    )
+
+
+def _is_row(module: nn.Module) -> bool:
+    # A subclass with a forward of its own is a unit (torchvision's Conv2dNormActivation is not:
+    # it inherits Sequential's); a ModuleDict or ModuleList never is.
+    if isinstance(module, nn.Sequential):
+        return type(module).forward is nn.Sequential.forward
+    return isinstance(module, ROWS)
+
+
+def _is_unit(name: str, module: nn.Module, probed: Probe) -> bool:
+    has_children = any(True for _ in module.children())
+    weighted = _convs(module) + sum(isinstance(m, nn.Linear) for m in module.modules())
+    grid = name in probed.layers and probed.layers[name].height * probed.layers[name].width > 1
+    return grid and has_children and weighted >= 2 and not _is_row(module)
+
+
+def _blocks(parent: nn.Module, prefix: str, probed: Probe) -> Iterator[str]:
+    """Names of the blocks below ``parent``, outermost first."""
+    children = [(f"{prefix}{n}", m) for n, m in parent.named_children()]
+    in_row = isinstance(parent, ROWS)
+    kinds = [type(m) for name, m in children if _is_unit(name, m, probed)]
+    for name, module in children:
+        if in_row:
+            found = _is_unit(name, module, probed)
+        else:
+            found = kinds.count(type(module)) > 1 and _is_unit(name, module, probed)
+        if found and not _is_stage(module, name + ".", probed, siblings=not in_row):
+            yield name
+        else:
+            yield from _blocks(module, name + ".", probed)
+
+
+def _is_stage(module: nn.Module, prefix: str, probed: Probe, siblings: bool) -> bool:
+    """Whether a module holds a row of equal blocks, as ConvNeXt's and RegNet's stages do."""
+    rows: list[tuple[str, nn.Module]] = [
+        (prefix + n + ".", m) for n, m in module.named_modules() if n and isinstance(m, ROWS)
+    ]
+    for row_prefix, row in rows:
+        children = [(row_prefix + n, m) for n, m in row.named_children()]
+        units = [c for c in children if _convs(c[1])] or [c for c in children if _mixers(c[1])]
+        equal = len({type(m) for _, m in units}) == 1
+        if equal and all(_is_unit(n, m, probed) and _mixers(m) >= 2 for n, m in units):
+            return True
+    if not siblings:
+        return False
+    units = [(prefix + n, m) for n, m in module.named_children()]
+    kinds = [type(m) for n, m in units if _is_unit(n, m, probed)]
+    return any(kinds.count(kind) > 1 for kind in kinds)
+
+
+def _chain(model: nn.Module, probed: Probe) -> Iterator[str]:
+    """Activations whose last convolution before them was not yet followed by one."""
+    modules = dict(model.named_modules())
+    fresh = False
+    for name in probed.layers:
+        module = modules[name]
+        if isinstance(module, CONVS):
+            fresh = True
+        elif fresh and isinstance(module, ACTIVATIONS):
+            fresh = False
+            if probed.layers[name].height * probed.layers[name].width > 1:
+                yield name

@@ -1,0 +1,47 @@
+"""What a joint graph should answer: the network in eager torch, by autograd, without any graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from combicam.export.trace.snapshot import no_autocast, snapshot
+from combicam.export.trace.trace import OUTPUTS, JointGraph, joint_function, model_state
+from combicam.kernels.cam_head import cam_head_reference
+
+HALF = ("float16", "bfloat16")
+
+
+def eager_reference(
+    model: nn.Module, joint: JointGraph
+) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """The outputs of a joint graph, computed by hooks and autograd in float32.
+
+    Neither the trace, its decompositions and passes, nor a kernel takes part. Weights of half
+    precision keep their rounded values.
+
+    Args:
+        model: the network that was traced.
+        joint: its joint graph, which says what to compute.
+
+    Returns:
+        A function of the graph's inputs that gives the graph's outputs.
+    """
+    signature = joint.signature
+    model = snapshot(model)
+    if signature.dtype in HALF:
+        model, signature = model.float(), replace(signature, dtype="float32")
+    keep_layers = len(joint.output_names) > len(OUTPUTS)
+    state = tuple(model_state(model).values())
+    call = joint_function(
+        model, joint.spec, joint.layers, signature, keep_layers, cam_head_reference
+    )
+
+    def outputs(inputs: Sequence[Tensor]) -> list[Tensor]:
+        with torch.inference_mode(False), no_autocast(inputs[0].device):
+            return call(*state, *inputs)
+
+    return outputs

@@ -1,0 +1,299 @@
+"""``trace``: a CNN becomes one graph that returns scores and class activation maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from combicam.errors import TraceError, first_line
+from combicam.export.passes import clean, lower
+from combicam.export.spec import FORWARD_METHODS, CamSpec
+from combicam.export.trace.batch_targets import BatchElsewhere, batch_targets, gradients
+from combicam.export.trace.decompositions import decompositions
+from combicam.export.trace.functionalise import functionalise
+from combicam.export.trace.interpolate import SymbolicInterpolate
+from combicam.export.trace.layers import select_layers
+from combicam.export.trace.probe import LayerInfo, capturing, logits_of, probe
+from combicam.export.trace.scores import TINY as TINY
+from combicam.export.trace.scores import target_scores
+from combicam.export.trace.snapshot import another, memory_format, no_autocast
+from combicam.export.trace.traced_operators import PlainOperators
+from combicam.kernels.cam_head import cam_head
+
+TARGET_INPUTS = ("none", "classes", "weights")
+OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
+# Any size does, if nothing else in a model is likely to have it.
+TRACE_BATCH = 11
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes into a joint graph.
+
+    Attributes:
+        input_size: (H, W) of ``images``, float [B,3,H,W], normalised.
+        classes: n, number of logits.
+        dtype: of the computation, ``float32``, ``bfloat16`` or ``float16``; inputs and outputs
+            are float32.
+        target_input: ``none``: the graph explains its K best classes; ``classes``: a second input
+            ``targets`` int64 [B,K] names them, negative entries mean the k-th best; ``weights``:
+            ``targets`` is float32 [B,K,n], one weight per class: a region, or with weights of
+            both signs a contrast (see :func:`~combicam.export.trace.scores.target_scores`).
+    """
+
+    input_size: tuple[int, int]
+    classes: int
+    dtype: str = "float32"
+    target_input: str = "classes"
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """The traced graph: ``images[, targets] -> logits, targets, scores, heatmaps, ranges, maps...``
+
+    Attributes:
+        module: the graph; the batch dimension is symbolic, weights are its buffers.
+        spec: what it computes.
+        layers: the target layers, in the order of the layer maps.
+        signature: its inputs.
+    """
+
+    module: fx.GraphModule
+    spec: CamSpec
+    layers: tuple[LayerInfo, ...]
+    signature: Signature
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs in order; layer maps are called after their layer."""
+        kept = len(self.module.graph.output_node().args[0]) - len(OUTPUTS)  # type: ignore[arg-type]
+        return (*OUTPUTS, *(f"map:{info.name}" for info in self.layers[:kept]))
+
+    def portable(self) -> JointGraph:
+        """The same graph in standard operators alone, as artifacts hold it."""
+        return replace(self, module=lower(self.module))
+
+
+def example_inputs(joint: JointGraph, batch: int = 2) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes, on the graph's device; classes are left to the graph."""
+    signature, count = joint.signature, joint.spec.targets
+    device = next((b.device for b in joint.module.buffers()), torch.device("cpu"))
+    images = torch.zeros(batch, 3, *signature.input_size, device=device)
+    if signature.target_input == "none":
+        return (images,)
+    if signature.target_input == "classes":
+        return images, torch.full((batch, count), -1, dtype=torch.int64, device=device)
+    weights = torch.full((batch, count, signature.classes), 1.0, device=device)
+    return images, weights
+
+
+def trace(
+    model: nn.Module,
+    spec: CamSpec,
+    input_size: tuple[int, int],
+    *,
+    target_input: str = "classes",
+    keep_layers: bool = False,
+    batched: bool = True,
+) -> JointGraph:
+    """Rewrite a CNN into one graph that returns scores and maps.
+
+    The forward runs once, gradients of the K scores are taken with respect to the target layers
+    alone, and ``combicam::cam_head`` makes heatmaps of both.
+
+    Args:
+        model: in eval mode with frozen parameters (see :func:`~combicam.export.trace.snapshot`).
+        spec: what to compute.
+        input_size: (H, W), pixels; fixed in the graph, the batch is not.
+        target_input: see :class:`Signature`.
+        keep_layers: return the layer maps, too.
+        batched: take the gradients of K targets in one backward of B K cotangents, where the
+            network allows it, instead of K backwards.
+
+    Raises:
+        LayerError: the spec's layers do not fit the model.
+        TraceError: the model cannot be traced, K exceeds its classes, or the method takes no
+            gradients.
+    """
+    if spec.method in FORWARD_METHODS:
+        raise TraceError(
+            f"trace: expected a method that takes gradients, got {spec.method!r}: it runs the "
+            "network once per channel of every layer, on images masked by that channel, which is "
+            "no single graph that a file could hold; explain with an Explainer over the network "
+            "(backend 'eager' or 'compile'), or export another method"
+        )
+    layers, signature = plan(model, spec, input_size, target_input)
+    for together in (True, False) if batched and spec.targets > 1 else (False,):
+        traced = another(model)  # a module may keep tensors of its first call
+        joint = joint_function(traced, spec, layers, signature, keep_layers, batched=together)
+        try:
+            module = to_graph(joint, model, spec, signature)
+            break
+        except BatchElsewhere:
+            continue
+    return JointGraph(clean(module), spec, layers, signature)
+
+
+def plan(
+    model: nn.Module, spec: CamSpec, input_size: tuple[int, int], target_input: str
+) -> tuple[tuple[LayerInfo, ...], Signature]:
+    """The target layers and the inputs of a graph of this model.
+
+    Raises:
+        LayerError, TraceError: see :func:`trace`.
+    """
+    probed = probe(model, input_size, spec.tokens)
+    layers = select_layers(model, probed, spec.layers)
+    if spec.targets > probed.classes:
+        raise TraceError(
+            f"trace: expected targets <= {probed.classes} (the classes), got {spec.targets}"
+        )
+    if probed.classes < 2 and spec.score != "logit":
+        raise TraceError(
+            "trace: expected at least 2 classes for a probability, got 1; take score='logit'"
+        )
+    if spec.layer_weights and len(spec.layer_weights) != len(layers):
+        raise TraceError(
+            f"trace: expected one layer weight per layer ({len(layers)}), got "
+            f"{len(spec.layer_weights)}"
+        )
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    signature = Signature(
+        input_size, probed.classes, str(dtype).removeprefix("torch."), target_input
+    )
+    return layers, signature
+
+
+def joint_function(
+    model: nn.Module,
+    spec: CamSpec,
+    layers: tuple[LayerInfo, ...],
+    signature: Signature,
+    keep_layers: bool,
+    head: Callable[..., list[Tensor]] = cam_head,
+    batched: bool = False,
+) -> Callable[..., list[Tensor]]:
+    """What is traced, as a function of the model's state, the images and the targets."""
+    names = [info.name for info in layers]
+    dtype = getattr(torch, signature.dtype)
+    state_names = list(model_state(model))
+
+    def joint(*flat: Tensor) -> list[Tensor]:
+        images, *given = flat[len(state_names) :]
+        targets = given[0] if given else None
+        acts: dict[str, Tensor] = {}
+        state = dict(zip(state_names, flat, strict=False))
+        with torch.enable_grad():
+            with capturing(model, names, acts):
+                logits = logits_of(torch.func.functional_call(model, state, (images.to(dtype),)))
+            logits = logits.float()
+            y, chosen, scores = target_scores(  # y [B,K]
+                logits, targets, spec.score, signature.target_input, spec.targets
+            )
+            grads = gradients(y, logits, [acts[name] for name in names], batched)
+        with torch.no_grad():
+            heatmaps, ranges, *maps = head(
+                [info.as_grid(acts[info.name].detach()) for info in layers],
+                [info.as_grid(grad) for info, grad in zip(layers, grads, strict=True)],
+                list(signature.input_size),
+                spec.method,
+                spec.fuse,
+                spec.normalize,
+                spec.align_corners,
+                spec.eps,
+                list(spec.layer_weights),
+                spec.method_eps,
+                keep_layers,
+            )
+        return [logits.detach(), chosen, scores.detach(), heatmaps, ranges, *maps]
+
+    return joint
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, in the order in which a joint function takes them."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def to_graph(
+    joint: Callable[..., list[Tensor]], model: nn.Module, spec: CamSpec, signature: Signature
+) -> fx.GraphModule:
+    """Trace on fake tensors with a symbolic batch; weights become buffers of the graph."""
+    state = model_state(model)
+    device = next(iter(state.values())).device if state else torch.device("cpu")
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def fake(example: Tensor) -> Tensor:
+        dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (example.ndim - 1)
+        context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
+        return mode.from_tensor(example, symbolic_context=context)
+
+    example = torch.zeros(TRACE_BATCH, 3, *signature.input_size, device=device)
+    images = fake(example.contiguous(memory_format=memory_format(model)))
+    flat: list[Tensor] = [mode.from_tensor(t.detach(), static_shapes=True) for t in state.values()]
+    flat.append(images)
+    if signature.target_input != "none":
+        shape = [TRACE_BATCH, spec.targets]
+        dtype = torch.int64
+        if signature.target_input == "weights":
+            shape, dtype = [*shape, signature.classes], torch.float32
+        flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
+    try:
+        with mode, torch.inference_mode(False), no_autocast(device), _traceable():
+            module = make_fx(joint, decomposition_table=decompositions())(*flat)
+            module = functionalise(module, flat)
+            module = batch_targets(module, flat, spec.targets)
+    except BatchElsewhere:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"trace: {type(model).__name__} could not be traced ({first_line(error)})"
+        ) from error
+    batch: Any = images.shape[0]
+    assert mode.shape_env is not None
+    if isinstance(batch, int) or mode.shape_env.replace(batch.node.expr).is_number:
+        raise TraceError(
+            f"trace: {type(model).__name__} fixes the batch size (something in it depends on the "
+            "number of images); make every operation of its forward independent of the batch"
+        )
+    return _bind(module, state)
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """Operators in the forms that have a symbolic batch, a backward, and a place in every file."""
+    with sdpa_kernel(SDPBackend.MATH), SymbolicInterpolate(), PlainOperators():
+        yield
+
+
+def _bind(module: fx.GraphModule, state: dict[str, Tensor]) -> fx.GraphModule:
+    """Replace the inputs that stand for weights by buffers, and name what stays."""
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    for node, (name, tensor) in zip(placeholders[: len(state)], state.items(), strict=True):
+        attribute = "w_" + name.replace(".", "_")
+        while hasattr(module, attribute):
+            attribute += "_"
+        module.register_buffer(attribute, tensor.detach())
+        with module.graph.inserting_before(node):
+            constant = module.graph.get_attr(attribute)
+            constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+        module.graph.erase_node(node)
+    rest: list[Any] = placeholders[len(state) :]
+    for node, name in zip(rest, ("images", "targets"), strict=False):
+        node.name = node.target = name
+    module.recompile()
+    return module

@@ -1,0 +1,114 @@
+"""Scaling beside Pillow's and torchvision's, and turning small images instead of large ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop
+from torchvision.transforms.functional import resize as torchvision_resize
+
+from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, scaled_size, turned
+from combicam.export.preprocess import Preprocess
+
+SIZES = [(1, 1), (7, 63), (64, 48), (37, 91), (300, 20), (160, 213), (213, 160)]
+# Levels, of noise: one a pass. Photos are held to one.
+TOLERANCE = {"bilinear": 2, "bicubic": 2, "lanczos": 0, "nearest": 0}
+
+
+def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """The hardest there is: black, white, and nothing in between."""
+    levels = np.random.default_rng(seed).integers(0, 2, (height, width, 3))
+    return (255 * levels).astype(np.uint8)
+
+
+def photo(width: int, height: int) -> np.ndarray:
+    coarse = Image.fromarray(np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> int:
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b).max())
+
+
+@pytest.mark.parametrize("interpolation", TOLERANCE)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("to", [(32, 32), (45, 20), (100, 130)])
+def test_squash_is_pillows(size: tuple[int, int], to: tuple[int, int], interpolation: str) -> None:
+    pixels, method = noise(*size), getattr(Image.Resampling, interpolation.upper())
+    image, (height, width) = Image.fromarray(pixels), to
+    if interpolation in ("bilinear", "bicubic"):
+        image = image.resize((width, size[1]), method)
+    expected = np.asarray(image.resize((width, height), method))
+    preprocess = Preprocess(to, resize="squash", interpolation=interpolation)
+    found = resize(pixels, 1, size, preprocess)
+    assert difference(found, expected) <= TOLERANCE[interpolation]
+    assert found.flags["C_CONTIGUOUS"] and found.flags["WRITEABLE"]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 375), (333, 333)])
+def test_photos_are_pillows_and_torchvisions(size: tuple[int, int], interpolation: str) -> None:
+    pixels = photo(*size)
+    preprocess = Preprocess((98, 98), interpolation=interpolation)
+    found = resize(pixels, 1, size, preprocess)
+    mode, short = InterpolationMode(interpolation), 112  # 98 / 0.875
+    image = torchvision_resize(Image.fromarray(pixels), [short], mode)
+    assert difference(found, np.asarray(center_crop(image, [98, 98]))) <= 1
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    tensor = center_crop(torchvision_resize(tensor, [short], mode, antialias=True), [98, 98])
+    assert difference(found, tensor.permute(1, 2, 0).numpy()) <= 1
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_turned_is_what_pillow_does(orientation: int) -> None:
+    pixels, exif = noise(5, 3), Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    assert difference(turned(pixels, orientation), np.asarray(ImageOps.exif_transpose(image))) == 0
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("resize_", ["squash", "crop", "short-side"])
+@pytest.mark.parametrize("interpolation", TOLERANCE)
+def test_turning_first_or_last_is_the_same(
+    orientation: int, resize_: str, interpolation: str
+) -> None:
+    pixels = noise(83, 57)
+    upright = np.ascontiguousarray(turned(pixels, orientation))
+    preprocess = Preprocess((30, 41), resize=resize_, interpolation=interpolation, side_step=1)
+    size = (upright.shape[1], upright.shape[0])
+    found = resize(pixels, orientation, size, preprocess)
+    assert difference(found, resize(upright, 1, size, preprocess)) <= TOLERANCE[interpolation] // 2
+
+
+def test_long_photos_are_cropped_before_they_are_scaled() -> None:
+    pixels = np.repeat(noise(4000, 1), 3, 0)
+    preprocess = Preprocess((28, 28))
+    assert scaled_size((4000, 3), preprocess) == (42666, 32)
+    found = resize(pixels, 1, (4000, 3), preprocess)
+    whole = Image.fromarray(pixels).resize((42666, 32), Image.Resampling.BILINEAR)
+    left = round((42666 - 28) / 2)
+    expected = np.asarray(whole.crop((left, 2, left + 28, 30)))
+    assert difference(found, expected) <= 1
+
+
+@pytest.mark.parametrize(
+    "photo_size, scale",
+    [
+        ((4032, 3024), 4),
+        ((8064, 6048), 8),
+        ((4030, 3026), 2),
+        ((4031, 3024), 1),
+        ((1024, 1024), 2),
+        ((1022, 1024), 1),
+        ((99, 99), 1),
+    ],
+)
+def test_twice_the_size_is_left(photo_size: tuple[int, int], scale: int) -> None:
+    assert fast_scale(photo_size, Preprocess((224, 224))) == scale
+    assert fast_scale(photo_size[::-1], Preprocess((224, 224))) == scale

@@ -1,0 +1,65 @@
+"""The explain stage on a GPU: copies in streams of their own, batches replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from combicam import Explainer, LoadedModel
+from combicam.engine.inputs.entry import Entry
+from combicam.engine.pipeline.batch import Batch
+from combicam.engine.pipeline.channel import Channel
+from combicam.engine.pipeline.explain_stage import ExplainStage
+from combicam.engine.shards.map_format import MapFormat, map_format
+from combicam.engine.shards.quantise import QuantisedExplanation, quantise
+from combicam.engine.shards.row_format import Record
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def through(stage: ExplainStage, batches: list[Tensor], pin: bool) -> list[QuantisedExplanation]:
+    inbox: Channel[Batch] = Channel(len(batches))
+    for images in batches:
+        records = [Record(Entry(f"{i}", f"/{i}")) for i in range(len(images))]
+        images = images.pin_memory() if pin else images.clone()
+        inbox.put(Batch(0, records, [*range(len(images))], images, len(images)))
+    inbox.close()
+    found = [item.results for item in stage.explained(inbox)]
+    return [results for results in found if results is not None]
+
+
+@gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_batches_on_a_gpu_keep_their_results(
+    cuda_graphs: bool, demo_model: LoadedModel, postcards: Callable[[int, int], Tensor]
+) -> None:
+    explainer = Explainer(demo_model, layers="stages", device="cuda", keep_layers=True)
+    maps = map_format(explainer, "layers", None)
+    cards = [postcards(8, 8 * i) for i in range(6)]
+    found = through(ExplainStage(explainer, maps, cuda_graphs), cards, pin=True)
+    for images, results in zip(cards, found, strict=True):
+        expected = quantise(explainer(images), maps).to_host(len(images))
+        torch.cuda.synchronize()
+        assert torch.equal(results.targets, expected.targets)
+        assert (results.heatmaps.int() - expected.heatmaps.int()).abs().max() <= 1
+
+
+def test_cuda_graphs_need_a_gpu(fake: Any) -> None:
+    with pytest.raises(ValueError, match="cuda_graphs, got cpu"):
+        ExplainStage(fake(), MapFormat(1, (24, 32)), cuda_graphs=True)
+
+
+def test_the_stage_delivers_in_order_and_lets_go_of_images(fake: Any) -> None:
+    batches = [
+        torch.randint(0, 256, (n, 24, 32, 3), generator=torch.Generator().manual_seed(n)).byte()
+        for n in (3, 1, 2)
+    ]
+    explainer = fake()
+    maps = MapFormat(1, (24, 32))
+    found = through(ExplainStage(explainer, maps), batches, pin=False)
+    for images, results in zip(batches, found, strict=True):
+        assert torch.equal(results.heatmaps, quantise(explainer(images), maps).heatmaps)

@@ -1,0 +1,125 @@
+"""Names become networks; weights that do not fit say why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from combicam import ClassTable, MissingExtra, ModelConfig, ModelError, load_model
+from combicam.export.models import models
+from combicam.export.models.models import load_checkpoint
+
+
+def test_demo_knows_its_cells_and_says_what_it_is() -> None:
+    loaded = load_model(ModelConfig("demo"))
+    assert loaded.classes is not None and len(loaded.classes) == 36 and loaded.classes.has_places
+    assert loaded.preprocess.input_size == (160, 160) and "postcards" in loaded.note
+    assert not loaded.module.training
+
+
+def test_timm_brings_its_preprocessing() -> None:
+    config = ModelConfig("timm:resnet18", random_weights=True, num_classes=7, img_size=(64, 96))
+    loaded = load_model(config)
+    assert loaded.module(torch.zeros(1, 3, 64, 96)).shape == (1, 7)
+    assert loaded.preprocess.input_size == (64, 96)
+    assert loaded.preprocess.interpolation == "bicubic" and loaded.preprocess.crop_pct < 1
+
+
+def test_torchvision_brings_its_preprocessing_and_names() -> None:
+    loaded = load_model(ModelConfig("torchvision:resnet18", random_weights=True, resize="squash"))
+    assert loaded.preprocess.input_size == (224, 224) and loaded.preprocess.resize == "squash"
+    assert loaded.classes is not None and loaded.classes.name(0) == "tench"
+
+
+def test_callable_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\ndef tiny():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n"
+        "def wrong():\n    return 'tiny'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_model(ModelConfig("my_networks:tiny")).name == "my_networks:tiny"
+    with pytest.raises(ModelError, match="got str"):
+        load_model(ModelConfig("my_networks:wrong"))
+    with pytest.raises(ModelError, match="AttributeError"):
+        load_model(ModelConfig("my_networks:none"))
+    with pytest.raises(ModelError, match="ModuleNotFoundError"):
+        load_model(ModelConfig("no_such_package:model"))
+
+
+def test_names_that_are_none() -> None:
+    with pytest.raises(ModelError, match="--checkpoint FILE, --pretrained"):
+        load_model(ModelConfig("timm:resnet18"))
+    with pytest.raises(ModelError, match=r"near: .*resnet50"):
+        load_model(ModelConfig("timm:resnet500", random_weights=True))
+    with pytest.raises(ModelError, match=r"near: .*resnet1"):
+        load_model(ModelConfig("torchvision:resnet1000", random_weights=True))
+    with pytest.raises(ModelError, match=r"demo, timm:NAME"):
+        load_model(ModelConfig("resnet50"))
+    with pytest.raises(ValueError, match="one of checkpoint"):
+        ModelConfig("timm:resnet18", pretrained=True, random_weights=True)
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(models.importlib, "import_module", missing)
+    with pytest.raises(MissingExtra, match=r"combicam\[models\]"):
+        load_model(ModelConfig("timm:resnet18", random_weights=True))
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_checkpoints_are_unwrapped(wrap: str | None, prefix: str, tmp_path: Path) -> None:
+    source, target = nn.Linear(3, 4), nn.Linear(3, 4)
+    state = {prefix + k: v for k, v in source.state_dict().items()}
+    torch.save({wrap: state, "epoch": 3} if wrap else state, tmp_path / "weights.pt")
+    load_checkpoint(target, tmp_path / "weights.pt")
+    assert torch.equal(target.weight, source.weight)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    source, target = nn.Linear(3, 4), nn.Linear(3, 4)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    load_checkpoint(target, tmp_path / "weights.safetensors")
+    assert torch.equal(target.weight, source.weight)
+
+
+class Evil:
+    """Would run code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("gotcha",)
+
+
+def test_checkpoints_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"weight": torch.zeros(4, 5), "extra": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ModelError) as error:
+        load_checkpoint(nn.Linear(3, 4), tmp_path / "other.pt")
+    message = str(error.value)
+    assert "missing: bias (1)" in message and "not in the model: extra (1)" in message
+    assert "weight is (4, 5) and should be (4, 3)" in message
+    torch.save(Evil(), tmp_path / "evil.pt")
+    with pytest.raises(ModelError, match="tensors alone"):
+        load_checkpoint(nn.Linear(3, 4), tmp_path / "evil.pt")
+    assert "gotcha" not in capsys.readouterr().out
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ModelError, match="state dict"):
+        load_checkpoint(nn.Linear(3, 4), tmp_path / "list.pt")
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(nn.Linear(3, 4), tmp_path / "none.pt")
+
+
+def test_class_table_replaces_the_models_own(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("class,name\n0,a\n1,b\n")
+    loaded = load_model(
+        ModelConfig(
+            "torchvision:resnet18", random_weights=True, num_classes=2, classes=tmp_path / "c.csv"
+        )
+    )
+    assert loaded.classes == ClassTable(names=("a", "b"))

@@ -1,0 +1,111 @@
+"""Scores against autograd in float64, by the definition; what rounding must not take away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from combicam.export.trace.scores import target_scores
+
+SCORES = ["logit", "prob", "logprob"]
+
+
+def by_definition(logits: Tensor, v: Tensor, score: str) -> Tensor:
+    """The score of one image and one weight vector, float64."""
+    p = logits.softmax(-1)
+    if score == "logit":
+        return (v * logits).sum()
+    plus, minus = (v.clamp(min=0) * p).sum(), (v.clamp(max=0).abs() * p).sum()
+    if score == "prob":
+        return plus - minus
+    y = plus.log() if (v > 0).any() else logits.sum() * 0
+    return y - minus.log() if (v < 0).any() else y
+
+
+def gradient(logits: Tensor, v: Tensor, score: str) -> Tensor:
+    """Of every image and target, [B,K,n]."""
+    z = logits.clone().requires_grad_()
+    y = target_scores(z, v, score, "weights", v.shape[1])[0]
+    per_target = [torch.autograd.grad(c, z, retain_graph=True)[0] for c in y.sum(0)]
+    return torch.stack(per_target, 1)
+
+
+def mixed_weights() -> Tensor:
+    """Both signs, a contrast, a region, a single class, and either of them against: [6,1,7]."""
+    torch.manual_seed(0)
+    v = torch.zeros(6, 1, 7)
+    v[0] = torch.randn(7)
+    v[1, 0, 2], v[1, 0, 5] = 1, -1
+    v[2, 0, :3] = torch.rand(3) * 4
+    v[3, 0, 4] = 1
+    v[4, 0, 1:4] = -torch.rand(3)
+    v[5, 0, 6] = -2.5
+    return v
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_weights_of_both_signs(score: str, scale: float) -> None:
+    v = mixed_weights()
+    torch.manual_seed(1)
+    logits = scale * torch.randn(6, 7)
+    found = gradient(logits, v, score)
+    _, chosen, probability = target_scores(logits, v, score, "weights", 1)
+    assert (chosen == -1).all()
+    for b in range(6):
+        z = logits[b].double().requires_grad_()
+        (expected,) = torch.autograd.grad(by_definition(z, v[b, 0].double(), score), z)
+        torch.testing.assert_close(found[b, 0].double(), expected, atol=1e-7, rtol=1e-5)
+        difference = by_definition(z, v[b, 0].double(), "prob")
+        torch.testing.assert_close(probability[b, 0].double(), difference, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_opposite_weights_have_the_opposite_gradient(score: str) -> None:
+    v, logits = mixed_weights(), torch.randn(6, 7)
+    torch.testing.assert_close(
+        gradient(logits, -v, score), -gradient(logits, v, score), atol=1e-7, rtol=1e-6
+    )
+
+
+def test_values_differ_by_a_constant_of_the_weights() -> None:
+    """What Score-CAM needs: it softmaxes them."""
+    v = mixed_weights()[:1].expand(5, -1, -1)
+    logits = torch.randn(5, 7)
+    y = target_scores(logits, v, "logprob", "weights", 1)[0][:, 0]
+    expected = torch.stack([by_definition(z.double(), v[0, 0].double(), "logprob") for z in logits])
+    offset = y.double() - expected
+    torch.testing.assert_close(offset, offset[:1].expand(5), atol=1e-6, rtol=0)
+
+
+def test_a_certain_network_has_its_exact_gradient() -> None:
+    """A margin of 60: every probability but one rounds to 0, and 1 - p to 0."""
+    logits = torch.tensor([[60.0, 0.0, -1.0, 0.5]])
+    v = torch.zeros(1, 4, 4)
+    v[0, 0] = torch.tensor([1.0, -1.0, 0, 0])  # sure against impossible
+    v[0, 1] = torch.tensor([0, 1.0, -1.0, 0])  # impossible against impossible
+    v[0, 2] = torch.tensor([1.0, 0, -0.5, -0.5])
+    v[0, 3] = torch.tensor([-1.0, 0, 0, 0])  # against what is sure
+    found = gradient(logits, v, "logprob")[0]
+    assert torch.equal(found[0], v[0, 0]) and torch.equal(found[1], v[0, 1])
+    for k in (2, 3):
+        z = logits[0].double().requires_grad_()
+        if k == 2:
+            (expected,) = torch.autograd.grad(by_definition(z, v[0, 2].double(), "logprob"), z)
+        else:  # -d log p = -(1 - p) d(z_0 - log of the others)
+            rest = z[1:].logsumexp(0)
+            (expected,) = torch.autograd.grad(rest - z[0], z)
+            expected = expected * torch.sigmoid(rest - z[0]).detach()
+        torch.testing.assert_close(found[k].double(), expected, atol=1e-36, rtol=1e-5)
+    assert found.abs().amax(-1).min() > 1e-27
+
+
+@pytest.mark.parametrize("score", ["prob", "logprob"])
+def test_no_weight_at_all_is_not_a_number(score: str) -> None:
+    """In a file nothing refuses it: its map must not look like an answer."""
+    logits = torch.randn(2, 7)
+    v = mixed_weights()[:2].clone()
+    v[1] = 0
+    y = target_scores(logits, v, score, "weights", 1)[0]
+    assert y[0].isfinite() and y[1].isnan()
