@@ -20,7 +20,6 @@ from torch import nn
 from benchmarks.harness import Result
 from combicam import LoadedModel, ModelConfig, Preprocess, RunConfig
 from combicam.demo.planet import CELLS, postcard
-from combicam.engine.explain.factory import make_run_explainer
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.batch import Batch, batches
@@ -29,6 +28,7 @@ from combicam.engine.pipeline.commit import write_shards
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
 from combicam.engine.pipeline.load import Loaded, load
 from combicam.engine.run.directory import RunDirectory
+from combicam.engine.run.explainer import make_run_explainer
 from combicam.engine.runner import run_images
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.row_format import ShardFormat

@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from combicam.engine.explain.artifact_export import export as export
     from combicam.engine.explain.artifact_verify import OutputError as OutputError
     from combicam.engine.explain.artifact_verify import Verification as Verification
+    from combicam.engine.explain.config import ComputeConfig as ComputeConfig
     from combicam.engine.explain.explainer import Explainer as Explainer
     from combicam.engine.explain.explanation import Explanation as Explanation
     from combicam.engine.explain.factory import make_explainer as make_explainer
     from combicam.engine.explain.targets import Contrast as Contrast
     from combicam.engine.explain.targets import contrast as contrast
+    from combicam.engine.geo.accuracy import Accuracy as Accuracy
     from combicam.engine.geo.density import prediction_density as prediction_density
     from combicam.engine.geo.distance import distance_km as distance_km
-    from combicam.engine.outputs.accuracy import Accuracy as Accuracy
     from combicam.engine.outputs.accuracy import accuracy as accuracy
     from combicam.engine.outputs.concept_influence import concept_influence as concept_influence
     from combicam.engine.outputs.geojson import write_geojson as write_geojson
     from combicam.engine.outputs.geoparquet import write_geoparquet as write_geoparquet
     from combicam.engine.outputs.webdataset import write_webdataset as write_webdataset
     from combicam.engine.report.report import write_report as write_report
-    from combicam.engine.run.config import ComputeConfig as ComputeConfig
     from combicam.engine.run.config import RunConfig as RunConfig
     from combicam.engine.run.open_run import OpenRun as OpenRun
     from combicam.engine.run.open_run import open_run as open_run
@@ -73,7 +73,8 @@ __all__ = make_lazy(
     __name__,
     {
         "combicam.engine.drawing.blend": ("blend", "panel"),
-        "combicam.engine.run.config": ("ComputeConfig", "RunConfig"),
+        "combicam.engine.explain.config": ("ComputeConfig",),
+        "combicam.engine.run.config": ("RunConfig",),
         "combicam.engine.evaluation.config": ("EvaluateConfig",),
         "combicam.engine.evaluation.evaluate": ("evaluate",),
         "combicam.engine.evaluation.metrics": ("MetricSettings",),
@@ -81,7 +82,8 @@ __all__ = make_lazy(
         "combicam.engine.explain.explainer": ("Explainer",),
         "combicam.engine.explain.explanation": ("Explanation",),
         "combicam.engine.explain.artifact_export": ("export",),
-        "combicam.engine.outputs.accuracy": ("Accuracy", "accuracy"),
+        "combicam.engine.geo.accuracy": ("Accuracy",),
+        "combicam.engine.outputs.accuracy": ("accuracy",),
         "combicam.engine.geo.density": ("prediction_density",),
         "combicam.engine.geo.distance": ("distance_km",),
         "combicam.engine.outputs.geojson": ("write_geojson",),

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from combicam.engine.explain.artifact_export import export as export
     from combicam.engine.explain.artifact_verify import OutputError as OutputError
     from combicam.engine.explain.artifact_verify import Verification as Verification
+    from combicam.engine.explain.config import ComputeConfig as ComputeConfig
     from combicam.engine.explain.explainer import Explainer as Explainer
     from combicam.engine.explain.explanation import Explanation as Explanation
     from combicam.engine.explain.factory import make_explainer as make_explainer
     from combicam.engine.explain.protocol import BatchExplainer as BatchExplainer
     from combicam.engine.explain.targets import Contrast as Contrast
     from combicam.engine.explain.targets import contrast as contrast
-    from combicam.engine.run.config import ComputeConfig as ComputeConfig
     from combicam.engine.run.config import RunConfig as RunConfig
     from combicam.engine.run.stage_times import StageSeconds as StageSeconds
     from combicam.engine.run.summary import RunSummary as RunSummary
@@ -30,7 +30,8 @@ __all__ = make_lazy(
     {
         "combicam.engine.explain.protocol": ("BatchExplainer",),
         "combicam.engine.drawing.blend": ("blend", "panel"),
-        "combicam.engine.run.config": ("ComputeConfig", "RunConfig"),
+        "combicam.engine.explain.config": ("ComputeConfig",),
+        "combicam.engine.run.config": ("RunConfig",),
         "combicam.engine.explain.explainer": ("Explainer",),
         "combicam.engine.explain.explanation": ("Explanation",),
         "combicam.engine.explain.artifact_export": ("export",),

@@ -14,7 +14,6 @@ from combicam.engine.distribution.executor import Crew, Distribution
 from combicam.engine.distribution.process_backend import ProcessCrew, named_devices
 from combicam.engine.distribution.ray_backend import RayCrew
 from combicam.engine.distribution.worker import WorkerTask
-from combicam.engine.explain.factory import make_run_explainer
 from combicam.engine.explain.protocol import BatchExplainer, has_places
 from combicam.engine.geo.location_target import located, read_question
 from combicam.engine.inputs.ground_truth import truth_digest
@@ -24,6 +23,7 @@ from combicam.engine.outputs.run_overlays import draw_overlays
 from combicam.engine.pipeline.pipeline import Pipeline
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.directory import RunDirectory
+from combicam.engine.run.explainer import make_run_explainer
 from combicam.engine.run.inputs import run_inputs, warn_of_other_inputs
 from combicam.engine.run.progress import Progress
 from combicam.engine.run.summary import RunSummary
@@ -44,7 +44,7 @@ def run(config: RunConfig, explainer: BatchExplainer | None = None) -> RunSummar
 
     Args:
         config: inputs, output, model, spec and resources.
-        explainer: what :func:`~combicam.engine.explain.factory.make_run_explainer` made of the
+        explainer: what :func:`~combicam.engine.run.explainer.make_run_explainer` made of the
             configuration; default: it is made now.
 
     Returns:
@@ -52,7 +52,7 @@ def run(config: RunConfig, explainer: BatchExplainer | None = None) -> RunSummar
 
     Raises:
         CombicamError, ValueError, FileNotFoundError: see :func:`run_images` and
-            :func:`~combicam.engine.explain.factory.make_run_explainer`.
+            :func:`~combicam.engine.run.explainer.make_run_explainer`.
         RunError: also, workers that die again and again of the same shard.
     """
     return _run(config, explainer or make_run_explainer(config))

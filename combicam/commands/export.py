@@ -15,9 +15,9 @@ import tyro
 from combicam.commands.printing import Rows, print_table
 from combicam.engine.explain.artifact_export import VERIFY_IMAGES, check_output, export
 from combicam.engine.explain.artifact_verify import Verification
+from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
-from combicam.engine.run.config import ComputeConfig
 from combicam.engine.serving.triton_repository import check_repository, export_triton_repository
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec

@@ -12,11 +12,11 @@ import tyro
 
 from combicam.commands.printing import print_table
 from combicam.engine.drawing.colormaps import DEFAULT_COLORMAP, colormap
+from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.geo.location_target import read_question
 from combicam.engine.outputs.photo_overlay import FIGURE_FORMATS, PhotoPictures
-from combicam.engine.run.config import ComputeConfig
 from combicam.errors import DecodeError
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from combicam.commands.printing import print_table, summary_rows
-from combicam.engine.explain.factory import make_run_explainer
 from combicam.engine.run.config import RunConfig
+from combicam.engine.run.explainer import make_run_explainer
 from combicam.engine.runner import run
 
 Config = RunConfig

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.images.gpu_jpeg import check_gpu_decoding
@@ -19,7 +20,6 @@ from combicam.engine.pipeline.batch import Batch, batches
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.explain_stage import ExplainStage
 from combicam.engine.pipeline.load import Loaded, load
-from combicam.engine.run.config import ComputeConfig
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.row_format import Record, ShardFormat
 from combicam.export.models.models import ModelConfig

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from combicam.engine.explain.factory import make_run_explainer
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.geo.location_target import read_question
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.pipeline import Pipeline
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.directory import RunDirectory
+from combicam.engine.run.explainer import make_run_explainer
 from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.row_format import ShardFormat
@@ -98,7 +98,7 @@ class ShardWorker:
         Raises:
             RunError: another explainer than the owner's.
             CombicamError, ValueError, FileNotFoundError: see
-                :func:`~combicam.engine.explain.factory.make_run_explainer`.
+                :func:`~combicam.engine.run.explainer.make_run_explainer`.
         """
         task, config = self._task, self._task.config
         if Path(task.folder).is_dir():  # on another machine it may not be there

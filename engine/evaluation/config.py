@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from combicam.engine.evaluation.metrics import MetricSettings
-from combicam.engine.run.config import ComputeConfig
+from combicam.engine.explain.config import ComputeConfig
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import FORWARD_METHODS, SCORES
 from combicam.kernels.combine import FUSES

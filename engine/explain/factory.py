@@ -1,16 +1,13 @@
-"""From configurations to an explainer: what the command line does before anything else."""
+"""Make an explainer from configurations of a model, a spec and a machine."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.explainer import Explainer
-from combicam.engine.explain.sessions import Request
-from combicam.engine.geo.location_target import read_question
-from combicam.engine.run.config import ComputeConfig, RunConfig
 from combicam.export.models.models import ModelConfig, load_model
 from combicam.export.spec import CamSpec
 
@@ -49,27 +46,6 @@ def make_explainer(
         keep_layers=keep_layers,
         **spec,
     )
-
-
-def make_run_explainer(config: RunConfig) -> Explainer:
-    """The explainer that a run's configuration names; the same in every process of the run.
-
-    Raises:
-        CombicamError, ValueError, FileNotFoundError: see :func:`make_explainer`.
-    """
-    compute = config.compute
-    if config.devices or config.ray is not None:
-        # Others explain; a compiled package cannot be loaded for another device than its own.
-        if not config.model.model.endswith(".pt2"):
-            compute = replace(compute, device="cpu")
-    cam = config.cam
-    if config.explain and not config.model.is_artifact:
-        cam = replace(cam, targets=len(config.explain))
-    explainer = make_explainer(config.model, cam, compute, keep_layers=config.store == "layers")
-    if (question := read_question(config.explain, explainer)) is not None:
-        # Traced now, or refused now by an artifact that takes other targets.
-        explainer.session.execute(Request(question.kind, len(question.words)))
-    return explainer
 
 
 def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Explainer:

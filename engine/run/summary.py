@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from combicam.engine.outputs.accuracy import Accuracy
+from combicam.engine.geo.accuracy import Accuracy
 from combicam.engine.run.stage_times import StageSeconds
 from combicam.engine.storage.atomic import write_json
 

@@ -20,7 +20,8 @@ from PIL import Image
 from combicam import cli
 from combicam.engine.distribution.process_backend import named_devices, portable
 from combicam.engine.distribution.worker import WorkerTask
-from combicam.engine.run.config import ComputeConfig, RunConfig
+from combicam.engine.explain.config import ComputeConfig
+from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run, run_images
 from combicam.errors import ArtifactError, DecodeError, RunError
 

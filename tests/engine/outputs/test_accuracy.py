@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from combicam.engine.outputs.accuracy import Accuracy, measure, wilson
+from combicam.engine.geo.accuracy import Accuracy, measure, wilson
 
 
 def test_shares_and_median_by_hand() -> None:

@@ -1,0 +1,37 @@
+"""``ComputeConfig``: where and how exactly an explainer computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from combicam.engine.explain.backends import BACKENDS
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Where and how exactly the graph is executed.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA where there is one.
+        amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
+            eager, or the runtime of the artifact.
+        chunk: of ``scorecam``, masked images at once; None for what easily fits into memory.
+        cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
+            ``onnxruntime`` nor ``scorecam``.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+
+    device: str | None = None
+    amp_dtype: str | None = None
+    backend: str = "auto"
+    chunk: int | None = None
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(
+                f"ComputeConfig: expected backend in {list(BACKENDS)}, got {self.backend!r}"
+            )

@@ -1,0 +1,136 @@
+"""Count the photos located within 1, 25, 200, 750 and 2500 km of where they were taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from combicam.engine.geo.density import RADII_KM
+
+_Z = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+@dataclass(frozen=True)
+class Within:
+    """How many photos were placed within a radius.
+
+    Attributes:
+        radius_km: how far off they may be.
+        count: of the photos.
+        share: count / images.
+        low, high: Wilson's 95 % interval of the share.
+    """
+
+    radius_km: float
+    count: int
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Errors of all photos that were placed and whose true place is known.
+
+    Attributes:
+        images: how many these are.
+        failed: photos whose true place is known, but which could not be placed; they count
+            nowhere else.
+        within: for each radius.
+        median_km: half of the photos are closer.
+        median_low_km, median_high_km: its 95 % interval, from the order of the errors; infinite
+            above where there are too few photos.
+        mean_km: of the errors.
+    """
+
+    images: int
+    failed: int
+    within: tuple[Within, ...]
+    median_km: float
+    median_low_km: float
+    median_high_km: float
+    mean_km: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; what is infinite is null."""
+        values = asdict(self)
+        if not math.isfinite(self.median_high_km):
+            values["median_high_km"] = None
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
+        values = dict(values)
+        if values["median_high_km"] is None:
+            values["median_high_km"] = math.inf
+        return cls(**values | {"within": tuple(Within(**row) for row in values["within"])})
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to print: names and values."""
+        rows = [
+            (
+                f"within {row.radius_km:g} km",
+                f"{row.share:.1%} ({row.low:.1%} to {row.high:.1%})",
+            )
+            for row in self.within
+        ]
+        median = (
+            f"{self.median_km:,.1f} km ({self.median_low_km:,.1f} to {self.median_high_km:,.1f})"
+        )
+        of = f"{self.images} photos" + (f", {self.failed} not placed" if self.failed else "")
+        return [*rows, ("median error", f"{median}, of {of}; intervals of 95 %")]
+
+
+def measure(errors_km: Any, failed: int = 0) -> Accuracy | None:
+    """The accuracy of errors; None where there are none.
+
+    Args:
+        errors_km: [N], kilometres.
+        failed: photos without an error, see :class:`Accuracy`.
+
+    Raises:
+        ValueError: an error that is negative or NaN.
+    """
+    errors = np.sort(np.asarray(errors_km, np.float64))
+    if not (errors >= 0).all():
+        raise ValueError("accuracy: expected errors >= 0 km, got a negative one, or NaN")
+    n = len(errors)
+    if n == 0:
+        return None
+    within = []
+    for radius in RADII_KM:
+        count = int(np.searchsorted(errors, radius, side="right"))
+        within.append(Within(radius, count, count / n, *wilson(count, n)))
+    # Of n errors, about Binomial(n, 1/2) lie below the true median.
+    half_width = _Z * math.sqrt(n) / 2
+    low, high = math.floor(n / 2 - half_width), math.ceil(n / 2 + half_width)
+    return Accuracy(
+        images=n,
+        failed=failed,
+        within=tuple(within),
+        median_km=float(np.median(errors)),
+        median_low_km=float(errors[low - 1]) if low >= 1 else 0.0,
+        median_high_km=float(errors[high]) if high < n else math.inf,
+        mean_km=float(errors.mean()),
+    )
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+    JASA 22 (1927).
+    """
+    share, square = count / total, _Z**2 / total
+    middle = (share + square / 2) / (1 + square)
+    width = _Z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    # At none and at all, rounding must not leave the bound.
+    return (
+        0.0 if count == 0 else max(0.0, middle - width),
+        1.0 if count == total else min(1.0, middle + width),
+    )

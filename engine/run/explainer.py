@@ -1,0 +1,33 @@
+"""Make the explainer that a run's configuration names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.factory import make_explainer
+from combicam.engine.explain.sessions import Request
+from combicam.engine.geo.location_target import read_question
+from combicam.engine.run.config import RunConfig
+
+
+def make_run_explainer(config: RunConfig) -> Explainer:
+    """The explainer that a run's configuration names; the same in every process of the run.
+
+    Raises:
+        CombicamError, ValueError, FileNotFoundError: see
+            :func:`~combicam.engine.explain.factory.make_explainer`.
+    """
+    compute = config.compute
+    if config.devices or config.ray is not None:
+        # Others explain; a compiled package cannot be loaded for another device than its own.
+        if not config.model.model.endswith(".pt2"):
+            compute = replace(compute, device="cpu")
+    cam = config.cam
+    if config.explain and not config.model.is_artifact:
+        cam = replace(cam, targets=len(config.explain))
+    explainer = make_explainer(config.model, cam, compute, keep_layers=config.store == "layers")
+    if (question := read_question(config.explain, explainer)) is not None:
+        # Traced now, or refused now by an artifact that takes other targets.
+        explainer.session.execute(Request(question.kind, len(question.words)))
+    return explainer
