@@ -18,6 +18,7 @@ from combicam.cli import main
 from combicam.commands.status import Config
 from combicam.engine.distribution.executor import Died, Distribution, Ready
 from combicam.engine.distribution.worker import ShardReport
+from combicam.engine.run import progress as progress_module
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.log import LOG, event, read_log, run_log
 from combicam.engine.run.progress import PROGRESS, Progress
@@ -214,7 +215,7 @@ def test_a_heartbeat_that_a_power_failure_emptied(tmp_path: Path, photos: Any, f
 def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress(tmp_path, 10, 0, show=False, fields={}) as progress:
         now = time.time() - 3600
-        monkeypatch.setattr("combicam.engine.run.progress.heartbeat_s", lambda run: 0.01)
+        monkeypatch.setattr(progress_module, "heartbeat_s", lambda run: 0.01)
         monkeypatch.setattr("combicam.engine.run.progress.time.time", lambda: now)
         time.sleep(0.02)
         progress.update(5, None)
