@@ -26,7 +26,6 @@ from combicam.engine.images.decode import DecodeConfig, decode_image
 Pixels = NDArray[np.uint8]
 BASELINE = "decode, Pillow"
 _PIXELS_PER_CALL = 4_000_000
-_MAX_PIXELS = 10**9
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,7 @@ def contenders(data: bytes, size: tuple[int, int], pool: ThreadPoolExecutor) -> 
     for name, config in ENGINE.items():
         yield Contender(
             name,
-            lambda config=config: times(
-                lambda d: decode_image(d, preprocess, _MAX_PIXELS, config).pixels
-            ),
+            lambda config=config: times(lambda d: decode_image(d, preprocess, config).pixels),
             count,
             lambda found: float(np.abs(found[0] - covering).max()),
             tolerance=float("inf") if config.fast_scale else 1,

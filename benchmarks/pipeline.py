@@ -27,8 +27,12 @@ from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.commit import write_shards
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
 from combicam.engine.pipeline.load import Loaded, load
+from combicam.engine.run.config import StorageConfig
 from combicam.engine.run.directory import RunDirectory
 from combicam.engine.run.explainer import make_run_explainer
+from combicam.engine.run.failure_limit import FailureLimit
+from combicam.engine.run.layout import RunLayout
+from combicam.engine.run.work import ShardWork
 from combicam.engine.runner import run_images
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.row_format import ShardFormat
@@ -87,9 +91,9 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
     """Every stage alone, as a function that returns how many images went through it."""
     config, explainer = bench.config, bench.explainer
     run_images(bench.fresh("first"), explainer)  # warm, and gives the manifest
-    with Manifest(bench.folder / "first" / "manifest.parquet") as manifest:
+    with Manifest(RunLayout(bench.folder / "first").manifest) as manifest:
         entries = [entry for shard in range(manifest.shards) for entry in manifest.shard(shard)]
-    maps = map_format(explainer, config.store, config.heatmap_size)
+    maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
     shard_format = ShardFormat(explainer.spec, maps, explainer.classes)
 
     def pooled(work: Callable[[int], object]) -> int:
@@ -99,7 +103,7 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
         return len(entries)
 
     def one(i: int) -> Loaded:
-        return load(entries[i], explainer.preprocess, config.max_pixels, config.decode)
+        return load(entries[i], explainer.preprocess, config.decode)
 
     ready = [one(i) for i in range(min(len(entries), 4 * config.batch_size))]
 
@@ -109,7 +113,11 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
 
     def batched() -> Iterator[Batch]:
         return batches(
-            0, range(len(entries)), config.batch_size, loaded(), explainer.device.type == "cuda"
+            ShardWork(0),
+            range(len(entries)),
+            config.batch_size,
+            loaded(),
+            explainer.device.type == "cuda",
         )
 
     def explained() -> Iterator[ExplainedBatch]:
@@ -129,14 +137,8 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
                 ExplainedBatch(batch, results.map(lambda t, n=batch.count: t[:n]))
                 for batch in batched()
             )
-            write_shards(
-                items,
-                run,
-                shard_format,
-                kept=lambda shard: None,
-                tally=lambda statuses: None,
-                done=lambda seconds, rows: None,
-            )
+            for _ in write_shards(items, run.layout, shard_format, FailureLimit()):
+                pass
         return len(entries)
 
     return {
@@ -171,7 +173,7 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
         "images": images,
         "batch": bench.config.batch_size,
         "workers": bench.config.workers,
-        "store": bench.config.store,
+        "store": bench.config.storage.store,
     }
     rows = [_row(name, params, values, images) for name, values in seconds.items()]
     rates = {row.name: row.images_per_s or 0.0 for row in rows}
@@ -220,8 +222,10 @@ def growth_rows(
 
     def watch() -> None:
         while not done.wait(0.1):
-            shards = len(list((config.output / "shards").glob("*.json")))
-            samples.append((shards * config.shard_size, time.perf_counter() - started, _rss_mib()))
+            shards = len(list(RunLayout(config.output).shards.glob("*.json")))
+            samples.append(
+                (shards * config.storage.shard_size, time.perf_counter() - started, _rss_mib())
+            )
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -267,9 +271,9 @@ def bytes_per_image(bench: Bench) -> list[Result]:
     """What a row takes on disk for every way to store maps."""
     rows = []
     for store in ("full", "grid", "layers"):
-        config = replace(bench.fresh(f"store-{store}"), store=store)
+        config = replace(bench.fresh(f"store-{store}"), storage=StorageConfig(store))
         summary = run_images(config, make_run_explainer(config))
-        files = sum(p.stat().st_size for p in (config.output / "shards").glob("*.parquet"))
+        files = sum(p.stat().st_size for p in RunLayout(config.output).shards.glob("*.parquet"))
         params = {"store": store, "bytes_per_image": files / summary.images}
         rows.append(Result(f"store {store}", {"model": config.model.model, **params}))
     return rows

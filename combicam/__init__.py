@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from combicam.engine.run.config import RunConfig as RunConfig
     from combicam.engine.run.open_run import OpenRun as OpenRun
     from combicam.engine.run.open_run import open_run as open_run
+    from combicam.engine.run.open_run import read_shard as read_shard
     from combicam.engine.run.status import RunStatus as RunStatus
     from combicam.engine.run.status import run_status as run_status
     from combicam.engine.run.summary import RunSummary as RunSummary
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
         export_triton_repository as export_triton_repository,
     )
     from combicam.engine.shards.files import ShardData as ShardData
-    from combicam.engine.shards.files import read_shard as read_shard
     from combicam.errors import ArtifactError as ArtifactError
     from combicam.errors import CombicamError as CombicamError
     from combicam.errors import DecodeError as DecodeError
@@ -90,10 +90,10 @@ __all__ = make_lazy(
         "combicam.engine.outputs.geoparquet": ("write_geoparquet",),
         "combicam.engine.outputs.concept_influence": ("concept_influence",),
         "combicam.engine.explain.factory": ("make_explainer",),
-        "combicam.engine.run.open_run": ("OpenRun", "open_run"),
+        "combicam.engine.run.open_run": ("OpenRun", "open_run", "read_shard"),
         "combicam.engine.report.report": ("write_report",),
         "combicam.engine.runner": ("run",),
-        "combicam.engine.shards.files": ("ShardData", "read_shard"),
+        "combicam.engine.shards.files": ("ShardData",),
         "combicam.engine.run.status": ("RunStatus", "run_status"),
         "combicam.engine.run.summary": ("RunSummary",),
         "combicam.engine.explain.targets": ("Contrast", "contrast"),

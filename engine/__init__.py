@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from combicam.engine.explain.targets import Contrast as Contrast
     from combicam.engine.explain.targets import contrast as contrast
     from combicam.engine.run.config import RunConfig as RunConfig
+    from combicam.engine.run.open_run import read_shard as read_shard
     from combicam.engine.run.stage_times import StageSeconds as StageSeconds
     from combicam.engine.run.summary import RunSummary as RunSummary
     from combicam.engine.runner import run as run
     from combicam.engine.runner import run_images as run_images
     from combicam.engine.shards.files import ShardData as ShardData
-    from combicam.engine.shards.files import read_shard as read_shard
 
 __all__ = make_lazy(
     __name__,
@@ -36,8 +36,9 @@ __all__ = make_lazy(
         "combicam.engine.explain.explanation": ("Explanation",),
         "combicam.engine.explain.artifact_export": ("export",),
         "combicam.engine.explain.factory": ("make_explainer",),
+        "combicam.engine.run.open_run": ("read_shard",),
         "combicam.engine.runner": ("run", "run_images"),
-        "combicam.engine.shards.files": ("ShardData", "read_shard"),
+        "combicam.engine.shards.files": ("ShardData",),
         "combicam.engine.run.stage_times": ("StageSeconds",),
         "combicam.engine.run.summary": ("RunSummary",),
         "combicam.engine.explain.targets": ("Contrast", "contrast"),

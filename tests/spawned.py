@@ -17,8 +17,12 @@ from combicam.engine.run.config import RunConfig
 class Slow(FakeExplainer):
     """Takes its time, so that it can be killed meanwhile."""
 
+    def __init__(self, pause: float = 0.15) -> None:
+        super().__init__()
+        self.pause = pause
+
     def __call__(self, images: Tensor, /) -> Explanation:
-        time.sleep(0.15)
+        time.sleep(self.pause)
         return super().__call__(images)
 
 

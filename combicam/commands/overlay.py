@@ -16,6 +16,7 @@ from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.geo.location_target import read_question
+from combicam.engine.images.decode import MAX_PIXELS
 from combicam.engine.outputs.photo_overlay import FIGURE_FORMATS, PhotoPictures
 from combicam.errors import DecodeError
 from combicam.export.models.models import ModelConfig
@@ -51,7 +52,7 @@ class Config:
     figure: bool = False
     figure_format: str = "png"
     colormap: str = DEFAULT_COLORMAP
-    max_pixels: int = 200_000_000
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         colormap(self.colormap)  # refuses an unknown one

@@ -14,6 +14,7 @@ from PIL import Image
 from combicam.demo.model import load
 from combicam.demo.planet import CELLS, Postcard, postcard
 from combicam.engine import Explainer, RunConfig, RunSummary, blend, panel, read_shard, run_images
+from combicam.engine.run.config import StorageConfig
 from combicam.export.models.models import ModelConfig
 
 JPEG_QUALITY = 92
@@ -96,7 +97,7 @@ def demo(config: DemoConfig) -> DemoResult:
         str(config.output / "photos"),
         config.output / "run",
         ModelConfig("demo"),
-        shard_size=100,
+        storage=StorageConfig(shard_size=100),
         overlays=config.overlays,
         progress=config.progress,
     )

@@ -1,20 +1,19 @@
-"""``Distribution``: hands the shards of a run to workers, and survives their deaths."""
+"""Hand the shards of a run to workers, and give the shards of a lost worker to another."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from combicam.engine.distribution.worker import ShardReport
-from combicam.engine.pipeline.pipeline import check_failures
 from combicam.engine.run.config import RunConfig
+from combicam.engine.run.failure_limit import FailureLimit
 from combicam.engine.run.log import event
 from combicam.engine.run.stage_times import StageTimes
-from combicam.engine.run.work import ShardWork
+from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.errors import RunError
 
 DEATHS = 3
@@ -27,30 +26,30 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Died:
+class WorkerLost:
     """The worker is gone, and everything that it had in hand with it."""
 
     reason: str
 
 
-class Crew(Protocol):
-    """Workers in numbered seats, wherever they run."""
+class WorkerBackend(Protocol):
+    """Workers in numbered slots, wherever they run."""
 
     @property
-    def seats(self) -> int:
+    def slots(self) -> int:
         """How many."""
 
     @property
     def config(self) -> RunConfig:
         """Of every worker."""
 
-    def start(self, seat: int) -> None:
+    def start(self, slot: int) -> None:
         """Put a new worker there; it says :class:`Ready` once."""
 
-    def hand(self, seat: int, work: ShardWork) -> None:
+    def hand(self, slot: int, work: ShardWork) -> None:
         """Give a shard to a ready worker; it answers each with a :class:`ShardReport`."""
 
-    def events(self, timeout_s: float) -> Iterable[tuple[int, Ready | ShardReport | Died]]:
+    def events(self, timeout_s: float) -> Iterable[tuple[int, Ready | ShardReport | WorkerLost]]:
         """What happened, and where; waits a little for it.
 
         Raises:
@@ -62,7 +61,7 @@ class Crew(Protocol):
 
 
 @dataclass
-class _Seat:
+class _Slot:
     number: int
     is_ready: bool = False
     failed_starts: int = 0
@@ -113,113 +112,92 @@ class Backlog:
             self._suspects.append(item)
 
 
-class Distribution:
-    """A run's shards, done by a crew; to the runner it looks like one pipeline.
+class DistributedExecutor:
+    """The :class:`~combicam.engine.run.work.ShardExecutor` that has workers do the shards.
 
     Args:
-        crew: not started yet.
+        backend: not started yet.
+        limit: of failures; default: none.
 
     Attributes:
-        times: seconds per stage so far, of all workers.
-        images: rows done so far.
-        failures: how many of the run's rows are not ok; may start above zero.
-        max_failures: more of them end the run.
-        batch_limit: images that fit into the smallest memory, where that is less than asked for.
+        times: seconds per stage, of all workers, since the first of them was ready.
     """
 
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
-        self._ahead = shards_ahead(crew.config)
+    def __init__(self, backend: WorkerBackend, limit: FailureLimit | None = None) -> None:
+        self._backend = backend
+        self._limit = limit or FailureLimit()
+        self._ahead = shards_ahead(backend.config)
         self._is_working = False
-        self._halvings: dict[int, int] = {}
-        self.times = StageTimes(crew.config.workers, crew.seats)
-        self.images = 0
-        self.failures = 0
-        self.max_failures: int | None = None
-        self.batch_limit: int | None = None
+        self.times = StageTimes(backend.config.workers, backend.slots)
 
-    @property
-    def halvings(self) -> int:
-        """How often a worker's memory was not enough."""
-        return sum(self._halvings.values())
-
-    def process(self, work: Iterable[ShardWork], on_tick: Callable[[], None]) -> None:
-        """Have shards processed and committed.
-
-        Args:
-            work: every shard once.
-            on_tick: called in this thread, some times a second.
-
-        Raises:
-            RunError: a worker's explainer failed, workers die of a shard or before they are
-                ready, or too many images failed; whatever else a worker raises.
-        """
+    def process(self, work: Iterable[ShardWork]) -> Generator[ShardReport, None, None]:
+        """See :class:`~combicam.engine.run.work.ShardExecutor`."""
         backlog = Backlog(work)
-        seats = [_Seat(number) for number in range(min(self._crew.seats, len(backlog)))]
+        slots = [_Slot(number) for number in range(min(self._backend.slots, len(backlog)))]
         try:
-            for seat in seats:
-                self._crew.start(seat.number)
-            while len(backlog) or any(seat.in_hand for seat in seats):
-                left = len(backlog) + sum(len(seat.in_hand) for seat in seats)
-                for seat in seats:
-                    self._fill(seat, backlog, math.ceil(left / len(seats)))
-                for number, happened in self._crew.events(_TICK_S):
-                    self._handle(seats[number], happened, backlog)
-                on_tick()
+            for slot in slots:
+                self._backend.start(slot.number)
+            while len(backlog) or any(slot.in_hand for slot in slots):
+                left = len(backlog) + sum(len(slot.in_hand) for slot in slots)
+                for slot in slots:
+                    self._fill(slot, backlog, math.ceil(left / len(slots)))
+                yield ShardReport()
+                for number, happened in self._backend.events(_TICK_S):
+                    if isinstance(happened, ShardReport):
+                        yield self._committed(slots[number], happened)
+                    elif isinstance(happened, Ready):
+                        self._begin(slots[number])
+                    else:
+                        self._replace(slots[number], happened, backlog)
         finally:
-            self._crew.stop()
+            self._backend.stop()
 
-    def _fill(self, seat: _Seat, backlog: Backlog, share: int) -> None:
-        while seat.is_ready and len(seat.in_hand) < min(share, self._ahead):
-            work = backlog.take(seat.in_hand)
+    def _fill(self, slot: _Slot, backlog: Backlog, share: int) -> None:
+        while slot.is_ready and len(slot.in_hand) < min(share, self._ahead):
+            work = backlog.take(slot.in_hand)
             if work is None:
                 return
-            seat.in_hand[work.index] = work
-            self._crew.hand(seat.number, work)
+            slot.in_hand[work.index] = work
+            self._backend.hand(slot.number, work)
 
-    def _handle(self, seat: _Seat, happened: Ready | ShardReport | Died, backlog: Backlog) -> None:
-        if isinstance(happened, Ready):
-            seat.is_ready, seat.failed_starts = True, 0
-            if not self._is_working:  # the first: until now nothing could be read
-                self.times = StageTimes(self._crew.config.workers, self._crew.seats)
-                self._is_working = True
-        elif isinstance(happened, ShardReport):
-            del seat.in_hand[happened.shard]
-            self._count(seat, happened)
-        else:
-            if not seat.is_ready:
-                seat.failed_starts += 1
-                if seat.failed_starts >= DEATHS:
-                    raise RunError(
-                        f"run: expected worker {seat.number} to start, got {DEATHS} that died "
-                        f"before they were ready (the last: {happened.reason}); its machine may "
-                        "lack memory for one more network"
-                    )
-            event("worker_died", logging.WARNING, worker=seat.number, reason=happened.reason)
-            backlog.put_back(list(seat.in_hand.values()), happened.reason)
-            seat.in_hand.clear()
-            seat.is_ready = False
-            self._crew.start(seat.number)
+    def _begin(self, slot: _Slot) -> None:
+        slot.is_ready, slot.failed_starts = True, 0
+        if not self._is_working:  # the first: until now nothing could be read
+            self.times = StageTimes(self._backend.config.workers, self._backend.slots)
+            self._is_working = True
 
-    def _count(self, seat: _Seat, report: ShardReport) -> None:
+    def _committed(self, slot: _Slot, report: ShardReport) -> ShardReport:
+        assert report.shard is not None
+        del slot.in_hand[report.shard]
         event(
             "committed",
             shard=report.shard,
             images=report.images,
             failures=report.failures,
-            worker=seat.number,
+            worker=slot.number,
             seconds=report.seconds,
         )
         self.times.add(report.seconds)
-        self.images += report.images
-        self.failures += report.failures
-        self._halvings[seat.number] = report.halvings
-        limits = [n for n in (self.batch_limit, report.batch_limit) if n is not None]
-        self.batch_limit = min(limits, default=None)
-        check_failures(self.failures, self.max_failures)
+        self._limit.count(report.failures, report.last_failure)
+        return report
+
+    def _replace(self, slot: _Slot, lost: WorkerLost, backlog: Backlog) -> None:
+        if not slot.is_ready:
+            slot.failed_starts += 1
+            if slot.failed_starts >= DEATHS:
+                raise RunError(
+                    f"run: expected worker {slot.number} to start, got {DEATHS} that died "
+                    f"before they were ready (the last: {lost.reason}); its machine may "
+                    "lack memory for one more network"
+                )
+        event("worker_died", logging.WARNING, worker=slot.number, reason=lost.reason)
+        backlog.put_back(list(slot.in_hand.values()), lost.reason)
+        slot.in_hand.clear()
+        slot.is_ready = False
+        self._backend.start(slot.number)
 
 
 def shards_ahead(config: RunConfig) -> int:
     """How many shards a worker has in hand: the one it reads, and those still in its pipeline."""
     in_pipeline = 6 * config.batch_size + 4 * config.workers
-    return 2 + in_pipeline // config.shard_size
+    return 2 + in_pipeline // config.storage.shard_size

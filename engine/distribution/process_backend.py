@@ -1,4 +1,4 @@
-"""``ProcessCrew``: one process for each device of this machine."""
+"""Run one worker process for each device of this machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from combicam.engine.distribution.executor import Died, Ready, shards_ahead
-from combicam.engine.distribution.worker import ShardReport, ShardWorker, WorkerTask
+from combicam.engine.distribution.executor import Ready, WorkerLost, shards_ahead
+from combicam.engine.distribution.worker import ShardWorker, WorkerTask
 from combicam.engine.explain.arguments import known_device
-from combicam.engine.run.work import ShardWork
+from combicam.engine.run.config import DistributionConfig
+from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.errors import RunError, first_line
 
 _STOP_S = 10.0
@@ -51,7 +52,7 @@ class _Child:
     connection: Connection
 
 
-class ProcessCrew:
+class ProcessBackend:
     """Spawned processes; each has its device, its explainer and a pipe to this one.
 
     They end when the pipe does, so none outlives this process, however it dies.
@@ -64,7 +65,7 @@ class ProcessCrew:
     def __init__(self, task: WorkerTask, devices: Sequence[str]) -> None:
         workers = max(1, task.config.workers // len(devices))
         on_cpu = sum(known_device(device).type == "cpu" for device in devices)
-        self.config = replace(task.config, workers=workers, devices=())
+        self.config = replace(task.config, workers=workers, distribution=DistributionConfig())
         self._tasks = [
             replace(
                 task,
@@ -77,55 +78,55 @@ class ProcessCrew:
         self._ready: set[int] = set()
 
     @property
-    def seats(self) -> int:
+    def slots(self) -> int:
         """One per device."""
         return len(self._tasks)
 
-    def start(self, seat: int) -> None:
+    def start(self, slot: int) -> None:
         """Spawn a process."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        name = f"combicam-{seat}"
+        name = f"combicam-{slot}"
         process = context.Process(
-            target=_serve, args=(theirs, self._tasks[seat]), name=name, daemon=True
+            target=_serve, args=(theirs, self._tasks[slot]), name=name, daemon=True
         )
         with _signals_wait():
             process.start()
         theirs.close()  # or its death would not end the pipe
-        self._children[seat] = _Child(process, ours)
-        self._ready.discard(seat)
+        self._children[slot] = _Child(process, ours)
+        self._ready.discard(slot)
 
-    def hand(self, seat: int, work: ShardWork) -> None:
+    def hand(self, slot: int, work: ShardWork) -> None:
         """Send a shard."""
         try:
-            self._children[seat].connection.send(work)
+            self._children[slot].connection.send(work)
         except OSError:
             return  # it just died: the end of its pipe is the next event
 
-    def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | Died]]:
+    def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | WorkerLost]]:
         """What the processes sent, and which of them died.
 
         Raises:
             Exception: what a process raised.
         """
-        by_connection = {child.connection: seat for seat, child in self._children.items()}
+        by_connection = {child.connection: slot for slot, child in self._children.items()}
         for connection in wait(list(by_connection), timeout_s):
             assert isinstance(connection, Connection)
-            seat = by_connection[connection]
+            slot = by_connection[connection]
             try:
                 message = connection.recv()
             except (EOFError, OSError, pickle.UnpicklingError):
-                yield seat, Died(self._buried(seat))
+                yield slot, WorkerLost(self._buried(slot))
                 continue
             if isinstance(message, BaseException):
                 raise message
             if isinstance(message, Ready):
-                self._ready.add(seat)
-            yield seat, message
+                self._ready.add(slot)
+            yield slot, message
 
-    def _buried(self, seat: int) -> str:
+    def _buried(self, slot: int) -> str:
         """Make sure that it is dead, so that nobody else writes its shards; says how it died."""
-        child = self._children.pop(seat)
+        child = self._children.pop(slot)
         child.connection.close()
         child.process.join(_STOP_S)
         if child.process.is_alive():
@@ -137,12 +138,12 @@ class ProcessCrew:
 
     def stop(self) -> None:
         """Close the pipes; who does not end soon is killed, who has not begun at once."""
-        for seat, child in self._children.items():
+        for slot, child in self._children.items():
             child.connection.close()
-            if seat not in self._ready:
+            if slot not in self._ready:
                 child.process.kill()
-        for seat in list(self._children):
-            self._buried(seat)
+        for slot in list(self._children):
+            self._buried(slot)
 
 
 @contextmanager

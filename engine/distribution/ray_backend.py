@@ -1,4 +1,4 @@
-"""``RayCrew``: a run's workers as actors of a Ray cluster.
+"""Run a run's workers as actors of a Ray cluster.
 
 Every machine of the cluster sees the run directory, the inputs and the network's files under the
 same names: on a file system that they share.
@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from combicam.engine.distribution.executor import Died, Ready, shards_ahead
-from combicam.engine.distribution.worker import ShardReport, ShardWorker, WorkerTask
-from combicam.engine.run.work import ShardWork
+from combicam.engine.distribution.executor import Ready, WorkerLost, shards_ahead
+from combicam.engine.distribution.worker import ShardWorker, WorkerTask
+from combicam.engine.run.config import DistributionConfig
+from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.errors import MissingExtra, RunError, first_line
 
 LOCAL = "local"
@@ -22,38 +23,37 @@ _CPUS = 4
 _STOP_S = 10.0
 
 
-class RayCrew:
+class RayBackend:
     """One actor for each GPU of a cluster, or for some CPUs where there is none.
 
     Actors that die, alone or with their machine, are replaced wherever there is room. The number
     of actors is that of the cluster at the start.
 
     Args:
-        task: what all of them do.
-        address: of the cluster; ``local`` starts one that ends with the run. A cluster that the
-            program is connected to already is used as it is.
-        cpus: of an actor, and its threads that read and decode; None for a share of the machine.
+        task: what all of them do. Its configuration names the cluster; ``local`` starts one that
+            ends with the run. A cluster that the program is connected to already is used as it is.
 
     Raises:
         MissingExtra: Ray is not installed.
         RunError: no such cluster, or one without room for an actor.
     """
 
-    def __init__(self, task: WorkerTask, address: str, cpus: int | None = None) -> None:
+    def __init__(self, task: WorkerTask) -> None:
+        asked = task.config.distribution
         self._ray = _import_ray()
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
-            self._connect(address)
+            self._connect(asked.ray or LOCAL)
         device = task.config.compute.device
         on_gpus = device is None or torch.device(device).type == "cuda"
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         try:
-            room = fitted(machines, on_gpus, cpus)
+            room = fitted(machines, on_gpus, asked.ray_cpus)
         except RunError:
             self._leave()
             raise
-        self.seats = room.actors
-        self.config = replace(task.config, workers=room.cpus, ray=None, ray_cpus=None)
+        self.slots = room.actors
+        self.config = replace(task.config, workers=room.cpus, distribution=DistributionConfig())
         self._task = replace(task, config=self.config, threads=room.cpus)
         self._actor = self._ray.remote(ShardWorker).options(
             num_cpus=room.cpus,
@@ -75,17 +75,17 @@ class RayCrew:
                 "one with 'ray start --head', or leave the address out for one on this machine"
             ) from error
 
-    def start(self, seat: int) -> None:
+    def start(self, slot: int) -> None:
         """Create an actor; it waits in Ray's queue until there is room."""
         actor = self._actor.remote(self._task)
-        self._actors[seat] = actor
-        self._answers[actor.start.remote()] = seat
+        self._actors[slot] = actor
+        self._answers[actor.start.remote()] = slot
 
-    def hand(self, seat: int, work: ShardWork) -> None:
+    def hand(self, slot: int, work: ShardWork) -> None:
         """Call an actor with a shard."""
-        self._answers[self._actors[seat].process_shard.remote(work)] = seat
+        self._answers[self._actors[slot].process_shard.remote(work)] = slot
 
-    def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | Died]]:
+    def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | WorkerLost]]:
         """What the actors answered, and which of them died.
 
         Raises:
@@ -93,28 +93,28 @@ class RayCrew:
         """
         answered, _ = self._ray.wait(list(self._answers), timeout=timeout_s)
         for answer in answered:
-            seat = self._answers.pop(answer)
+            slot = self._answers.pop(answer)
             try:
-                yield seat, self._ray.get(answer) or Ready()
+                yield slot, self._ray.get(answer) or Ready()
             except self._ray.exceptions.RayTaskError as error:
                 cause = error.cause or RunError(f"run: a worker failed: {first_line(error)}")
                 raise cause from error
             except self._ray.exceptions.RayError as error:
-                self._bury(seat)
-                yield seat, Died(first_line(error))
+                self._bury(slot)
+                yield slot, WorkerLost(first_line(error))
 
-    def _bury(self, seat: int) -> None:
+    def _bury(self, slot: int) -> None:
         """Nobody else may write its shards while it can."""
-        self._ray.kill(self._actors.pop(seat))
-        self._answers = {answer: s for answer, s in self._answers.items() if s != seat}
+        self._ray.kill(self._actors.pop(slot))
+        self._answers = {answer: s for answer, s in self._answers.items() if s != slot}
 
     def stop(self) -> None:
         """Let actors clean up, then end them; a cluster that was started here ends, too."""
         stopped = [actor.stop.remote() for actor in self._actors.values()]
         if stopped:
             self._ray.wait(stopped, num_returns=len(stopped), timeout=_STOP_S)
-        for seat in list(self._actors):
-            self._bury(seat)
+        for slot in list(self._actors):
+            self._bury(slot)
         self._leave()
 
     def _leave(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from combicam.engine.pipeline.batch import Batch, batches
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.explain_stage import ExplainStage
 from combicam.engine.pipeline.load import Loaded, load
+from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.row_format import Record, ShardFormat
 from combicam.export.models.models import ModelConfig
@@ -56,7 +57,7 @@ class Explain:
         store: ``full``, ``grid`` or ``layers``, as for a run.
         heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
         decode: how ``bytes`` are decoded.
-        max_pixels: photos with more are refused as ``too_large``.
+        max_pixels: of ``decode``.
 
     Raises:
         CombicamError, ValueError, FileNotFoundError: see
@@ -72,7 +73,7 @@ class Explain:
         store: str = "full",
         heatmap_size: tuple[int, int] | None = None,
         decode: DecodeConfig | None = None,
-        max_pixels: int = 200_000_000,
+        max_pixels: int | None = None,
     ) -> None:
         config = model if isinstance(model, ModelConfig) else ModelConfig(model)
         self._explainer = make_explainer(config, cam, compute, keep_layers=store == "layers")
@@ -82,9 +83,10 @@ class Explain:
             self._explainer, maps, compute.cuda_graphs if compute is not None else False
         )
         self._decode = decode or DecodeConfig()
+        if max_pixels is not None:
+            self._decode = replace(self._decode, max_pixels=max_pixels)
         if self._decode.decoder == "gpu":
             check_gpu_decoding(self._explainer.device)
-        self._max_pixels = max_pixels
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> Any:
         """Explain a batch.
@@ -112,7 +114,7 @@ class Explain:
 
     def _encoded(self, data: bytes) -> Loaded:
         entry = _Held("", "", data=data)
-        return load(entry, self._explainer.preprocess, self._max_pixels, self._decode)
+        return load(entry, self._explainer.preprocess, self._decode)
 
     def _pixels(self, image: NDArray[Any]) -> Loaded:
         image = np.asarray(image)
@@ -130,7 +132,7 @@ class Explain:
         """The rows of all, in order; images of one size are explained together."""
         pin = self._explainer.device.type == "cuda"
         inbox: Channel[Batch] = Channel(len(loaded))
-        for batch in batches(0, range(len(loaded)), len(loaded), iter(loaded), pin):
+        for batch in batches(ShardWork(0), range(len(loaded)), len(loaded), iter(loaded), pin):
             inbox.put(batch)
         inbox.close()
         explained = list(self._stage.explained(inbox))

@@ -1,4 +1,4 @@
-"""``ShardWorker``: what a process or an actor does with the shards that it is handed."""
+"""Explain and commit the shards that a process or an actor is handed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,16 +16,13 @@ from typing import Any
 import torch
 
 from combicam.engine.explain.protocol import BatchExplainer
-from combicam.engine.geo.location_target import read_question
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.pipeline import Pipeline
 from combicam.engine.run.config import RunConfig
-from combicam.engine.run.directory import RunDirectory
 from combicam.engine.run.explainer import make_run_explainer
-from combicam.engine.run.work import ShardWork
-from combicam.engine.shards.map_format import map_format
-from combicam.engine.shards.row_format import ShardFormat
-from combicam.engine.shards.status import OK
+from combicam.engine.run.layout import RunLayout
+from combicam.engine.run.plan import plan_run
+from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.errors import RunError
 
 _STOPPED = "run: the worker was stopped; run it again to do what is missing"
@@ -50,27 +47,6 @@ class WorkerTask:
     folder: str = field(default_factory=os.getcwd)
     threads: int | None = None
     make: Callable[[RunConfig], BatchExplainer] = make_run_explainer
-
-
-@dataclass(frozen=True)
-class ShardReport:
-    """A shard that is committed: all that travels back.
-
-    Attributes:
-        shard: its index.
-        images: rows that were done now.
-        failures: how many of them are not ok.
-        seconds: stage -> busy seconds.
-        batch_limit: images that fit into the worker's memory, where that is less than asked for.
-        halvings: how often its memory was not enough so far.
-    """
-
-    shard: int
-    images: int
-    failures: int
-    seconds: dict[str, float]
-    batch_limit: int | None
-    halvings: int
 
 
 class ShardWorker:
@@ -108,14 +84,9 @@ class ShardWorker:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what it warns of is a row, or harmless
         explainer = task.make(config)
         _check_same(explainer.fingerprint(), task.fingerprint)
-        run = _WorkersRun(task.run, self._committed)
+        run = RunLayout(task.run)
         manifest = self._open.enter_context(Manifest(run.manifest))
-        maps = map_format(explainer, config.store, config.heatmap_size)
-        shard_format = ShardFormat(
-            explainer.spec, maps, explainer.classes, manifest.has_truth, config.explain
-        )
-        question = read_question(config.explain, explainer)
-        self._pipeline = Pipeline(config, explainer, run, manifest, shard_format, question)
+        self._pipeline = Pipeline(config, plan_run(config, explainer), run, manifest)
         self._thread = Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -145,7 +116,7 @@ class ShardWorker:
     def _serve(self) -> None:
         while not self._stopping.is_set() and (first := self._inbox.get()) is not None:
             try:
-                self._pipeline.process(self._shards(first), self._tick)
+                self._answer(self._shards(first))
             except BaseException as error:
                 begun, self._begun = self._begun, {}
                 for _, done in begun.values():
@@ -166,35 +137,16 @@ class ShardWorker:
                 return
         self._inbox.put(None)  # for the loop of threads
 
-    def _tick(self) -> None:
-        if self._stopping.is_set():
-            raise RunError(_STOPPED)
-
-    def _committed(self, record: dict[str, Any]) -> None:
-        work, done = self._begun.pop(record["shard"])
-        stage = self._pipeline.explain_stage
-        done.set_result(
-            ShardReport(
-                shard=work.index,
-                images=record["images"] if work.rows is None else len(work.rows),
-                failures=record["images"] - record["statuses"].get(OK, 0),
-                seconds=record["seconds"],
-                batch_limit=stage.limit,
-                halvings=stage.halvings,
-            )
-        )
-
-
-class _WorkersRun(RunDirectory):
-    """A run directory whose lock its owner holds; tells of every shard that is committed."""
-
-    def __init__(self, path: Path, committed: Callable[[dict[str, Any]], None]) -> None:
-        super().__init__(path, is_owner=False)
-        self._committed = committed
-
-    def write_record(self, index: int, record: dict[str, Any]) -> None:
-        super().write_record(index, record)
-        self._committed(record)
+    def _answer(self, work: Iterator[ShardWork]) -> None:
+        done = ShardReport()
+        with closing(self._pipeline.process(work)) as reports:
+            for report in reports:
+                if self._stopping.is_set():
+                    raise RunError(_STOPPED)
+                done += report
+                if done.shard is not None:
+                    self._begun.pop(done.shard)[1].set_result(done)
+                    done = ShardReport()
 
 
 def _check_same(here: dict[str, Any], there: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import tyro
 
 from combicam.engine.evaluation.metrics import MetricSettings
 from combicam.engine.explain.config import ComputeConfig
+from combicam.engine.images.decode import MAX_PIXELS
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import FORWARD_METHODS, SCORES
 from combicam.kernels.combine import FUSES
@@ -67,7 +68,7 @@ class EvaluateConfig:
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     seed: int = 0
-    max_pixels: int = 200_000_000
+    max_pixels: int = MAX_PIXELS
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -32,7 +32,9 @@ from combicam.engine.evaluation.samples import (
 from combicam.engine.evaluation.score_network import score_network
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ModelSession
+from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.pipeline.load import Loaded
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.open_run import OpenRun, open_run
 from combicam.engine.shards.status import NON_FINITE
 from combicam.engine.storage.paths import is_remote, location
@@ -156,7 +158,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             network.
     """
     where = location(config.input)
-    run = open_run(where) if (where / "run.json").exists() else None
+    run = open_run(where) if RunLayout(where).fingerprint.exists() else None
     beside = run is not None and not is_remote(where)
     output = config.output or (where if beside else Path("evaluation"))
     if run is not None:
@@ -196,7 +198,9 @@ def _images(
 ) -> Iterator[_Image]:
     """Images that can be measured; every sample gets a row."""
     preprocess = evaluator.explainer.preprocess
-    loaded = loaded_samples(samples, pool, 2 * config.workers, preprocess, config.max_pixels)
+    loaded = loaded_samples(
+        samples, pool, 2 * config.workers, preprocess, DecodeConfig(max_pixels=config.max_pixels)
+    )
     for sample, item in tqdm(loaded, total=total, unit="image", disable=not config.progress):
         record = item.record
         row = {"id": sample.entry.id, "uri": sample.entry.uri, "status": record.status}

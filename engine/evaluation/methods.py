@@ -107,7 +107,7 @@ def check_network(run: OpenRun, explainer: Explainer) -> None:
     Raises:
         RunError: its weights or its preprocessing are others.
     """
-    earlier = json.loads((run.path / "run.json").read_text(encoding="utf-8"))["explainer"]
+    earlier = run.fingerprint["explainer"]
     now = json.loads(json.dumps(explainer.fingerprint()))
     other = [key for key in ("weights", "preprocess") if earlier.get(key) != now[key]]
     if other:

@@ -10,6 +10,7 @@ from itertools import tee
 import numpy as np
 from numpy.typing import NDArray
 
+from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.listing import list_inputs
 from combicam.engine.inputs.manifest import Manifest
@@ -79,7 +80,7 @@ def run_samples(
     rows = np.flatnonzero([status == "ok" for status in _statuses(run)])
     wanted = rows[_drawn(len(rows), images, seed)]
     start = 0
-    with Manifest(run.path / "manifest.parquet") as manifest:
+    with Manifest(run.layout.manifest) as manifest:
         for index in run.shards:
             size = manifest.shard_images(index)
             here = wanted[(wanted >= start) & (wanted < start + size)] - start
@@ -106,7 +107,11 @@ def _drawn(count: int, images: int | None, seed: int) -> NDArray[np.int64]:
 
 
 def loaded_samples(
-    samples: Iterable[Sample], pool: Executor, window: int, preprocess: Preprocess, max_pixels: int
+    samples: Iterable[Sample],
+    pool: Executor,
+    window: int,
+    preprocess: Preprocess,
+    decode: DecodeConfig,
 ) -> Iterator[tuple[Sample, Loaded]]:
     """Samples with their pixels, in order, read and decoded ahead.
 
@@ -115,9 +120,9 @@ def loaded_samples(
         pool: of threads.
         window: how far ahead.
         preprocess: of the network.
-        max_pixels: see ``load``.
+        decode: how photos are decoded.
     """
     ahead, behind = tee(samples)
     entries = (sample.entry for sample in ahead)
-    loaded = load_in_order(entries, pool, window, preprocess, max_pixels)
+    loaded = load_in_order(entries, pool, window, preprocess, decode)
     return zip(behind, loaded, strict=True)

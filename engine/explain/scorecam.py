@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from combicam.engine.explain.backends import LOADERS, Execute
+from combicam.engine.explain.memory import BatchLimit
 from combicam.errors import TraceError
 from combicam.export.spec import CamSpec
 from combicam.export.trace.forward import ForwardGraph, trace_forward
@@ -55,7 +56,6 @@ class ScoreCam:
 
     Attributes:
         graph: the traced network.
-        chunk: masked images at once; halved, for good, when memory was not enough.
 
     Raises:
         ValueError: a backend that executes files, or a chunk below 1.
@@ -84,7 +84,7 @@ class ScoreCam:
         compiled: Callable[..., Any] = torch.compile if backend == "compile" else (lambda m: m)
         self._with_layers = compiled(self.graph.with_layers)
         self._logits = compiled(self.graph.logits)
-        self.chunk = _default_chunk(self.graph, device) if chunk is None else chunk
+        self._limit = BatchLimit(_default_chunk(self.graph, device) if chunk is None else chunk)
 
     def execute(self, target_input: str, count: int) -> Execute:
         """The method as a function ``images[, targets] -> outputs``, as of a joint graph.
@@ -126,6 +126,12 @@ class ScoreCam:
         )
         return [logits, chosen, probability, heatmaps, ranges, *(maps if self.keep_layers else [])]
 
+    @property
+    def chunk(self) -> int:
+        """Masked images at once; halved, for good, when memory was not enough."""
+        assert self._limit.most is not None
+        return self._limit.most
+
     def _scores(self, images: Tensor, acts: Tensor, targets: Tensor, target_input: str) -> Tensor:
         """s(x H_c) of a layer's channels, [B,K,C], chunk by chunk."""
         batch, channels = acts.shape[:2]
@@ -133,20 +139,15 @@ class ScoreCam:
         alone = acts.flatten(0, 1)[:, None]  # [B C,1,h,w]
         scores = images.new_empty(len(owner), targets.shape[1], dtype=torch.float32)
         start = 0
-        while start < len(owner):
-            part = slice(start, start + self.chunk)
+
+        def score_chunk(size: int) -> int:
+            part = slice(start, start + size)
             mine = owner[part]
-            try:
-                scores[part] = self._part(images[mine], alone[part], targets[mine], target_input)
-                start += len(mine)
-                continue
-            except torch.OutOfMemoryError:
-                if len(mine) == 1:
-                    raise
-                self.chunk = min(self.chunk, len(mine) // 2)
-            # Outside of the except clause: its traceback holds the tensors that did not fit.
-            if images.is_cuda:
-                torch.cuda.empty_cache()
+            scores[part] = self._part(images[mine], alone[part], targets[mine], target_input)
+            return size
+
+        while start < len(owner):
+            start += self._limit.halve_on_oom(len(owner) - start, score_chunk)
         return scores.unflatten(0, (batch, channels)).transpose(1, 2)
 
     def _part(self, images: Tensor, channels: Tensor, targets: Tensor, target_input: str) -> Tensor:

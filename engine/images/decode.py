@@ -1,4 +1,4 @@
-"""Encoded photo -> uint8 RGB at a model's input size."""
+"""Decode a photo to uint8 RGB at a model's input size."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from combicam.export.preprocess import Preprocess
 
 # Named, because Pillow would otherwise start other programs for some (EPS: Ghostscript).
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+MAX_PIXELS = 200_000_000
 DECODERS = ("auto", "pillow", "gpu")
 _PILLOW, _SIMPLEJPEG, _NVIMAGECODEC = "pillow", "simplejpeg", "nvimagecodec"
 _ORIENTATION = 0x0112
@@ -34,17 +35,22 @@ class DecodeConfig:
         fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 (where that divides their sides), so that
             twice the model's size is left: up to twice as fast for photos of 12 megapixels, and
             some pixels differ by several levels. Not on a GPU.
+        max_pixels: photos with more pixels in their header are refused as ``too_large``
+            (Pillow itself refuses above 178,956,970).
 
     Raises:
-        ValueError: an unknown decoder, or fast_scale on a GPU.
+        ValueError: an unknown decoder, fast_scale on a GPU, or max_pixels below 1.
     """
 
     decoder: str = "auto"
     fast_scale: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
             raise ValueError(f"DecodeConfig: expected decoder in {DECODERS}, got {self.decoder!r}")
+        if self.max_pixels < 1:
+            raise ValueError(f"DecodeConfig: expected max_pixels >= 1, got {self.max_pixels}")
         if self.decoder == "gpu" and self.fast_scale:
             raise ValueError(
                 "DecodeConfig: expected fast_scale with a CPU decoder, got decoder='gpu', which "
@@ -52,7 +58,7 @@ class DecodeConfig:
             )
 
 
-_AUTO = DecodeConfig()
+_DEFAULT = DecodeConfig()
 
 
 class TooLargeError(DecodeError):
@@ -79,9 +85,7 @@ class Decoded:
     decoder: str
 
 
-def decode_image(
-    data: bytes, preprocess: Preprocess, max_pixels: int, config: DecodeConfig = _AUTO
-) -> Decoded:
+def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) -> Decoded:
     """Decode, make RGB, turn upright (EXIF), resize.
 
     Transparency is laid on white, 16 bits are scaled to 8, of animations the first frame is taken.
@@ -91,15 +95,15 @@ def decode_image(
     Args:
         data: the whole encoded file.
         preprocess: its input_size, resize, crop_pct, side_step and interpolation are used.
-        max_pixels: checked against the header, before anything is decoded.
-        config: which decoder.
+        config: which decoder; its max_pixels is checked against the header, before anything is
+            decoded.
 
     Raises:
-        TooLargeError: more pixels than ``max_pixels``, or than Pillow allows.
+        TooLargeError: more pixels than the config allows, or than Pillow allows.
         DecodeError: no image, or a damaged one.
     """
     try:
-        with _open(data, max_pixels) as image:
+        with _open(data, config.max_pixels) as image:
             return _decoded(data, image, preprocess, config)
     except (DecodeError, MissingExtra):
         raise

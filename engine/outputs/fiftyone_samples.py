@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def fiftyone_samples(run: str | Path) -> Iterator[Any]:
 
 
 def _samples(fo: Any, opened: OpenRun) -> Iterator[Any]:
-    preprocess = _preprocess(opened.path)
+    preprocess = opened.preprocess
     for index in opened.shards:
         shard = opened.shard(index)
         rows = shard.table.to_pylist()
@@ -114,12 +113,6 @@ def over_photo(
     whole = np.zeros(shape, np.uint8)
     whole[y : y + rows, x : x + columns] = heatmap
     return whole
-
-
-def _preprocess(run: Path) -> Preprocess | None:
-    explainer = json.loads((run / "run.json").read_text(encoding="utf-8"))["explainer"]
-    values = explainer.get("preprocess")
-    return None if values is None else Preprocess.from_dict(values)
 
 
 def _import_fiftyone() -> Any:

@@ -17,7 +17,7 @@ from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.targets import Targets
 from combicam.engine.geo.location_target import Question
-from combicam.engine.images.decode import decode_image
+from combicam.engine.images.decode import MAX_PIXELS, DecodeConfig, decode_image
 from combicam.engine.images.resize import kept_box, scaled_size
 from combicam.export.preprocess import Preprocess
 
@@ -45,7 +45,7 @@ class PhotoPictures:
         question: Question | None = None,
         colormap: str = DEFAULT_COLORMAP,
         figure: str | None = None,
-        max_pixels: int = 200_000_000,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if question is not None and question.needs_truth:
             raise ValueError(
@@ -56,7 +56,7 @@ class PhotoPictures:
         self._question = question
         self._colormap = colormap
         self._figure = figure
-        self._max_pixels = max_pixels
+        self._decode = DecodeConfig(max_pixels=max_pixels)
 
     def draw(self, photo: Path, stem: Path) -> list[str]:
         """Explain a photo, and write ``STEM.overlay.png``, one picture per target.
@@ -73,9 +73,9 @@ class PhotoPictures:
             DecodeError: no image, or too large a one.
         """
         data = photo.read_bytes()
-        seen = decode_image(data, self._explainer.preprocess, self._max_pixels)
+        seen = decode_image(data, self._explainer.preprocess, self._decode)
         size = Preprocess((seen.height, seen.width), resize="squash")
-        pixels = decode_image(data, size, self._max_pixels).pixels
+        pixels = decode_image(data, size, self._decode).pixels
         explanation = self._explain(seen.pixels)
         box = seen_box((seen.width, seen.height), self._explainer.preprocess)
         names = self._names(explanation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ def run_influence(
     numbers = np.arange(len(concepts.names))
     found: dict[str, _Found] = {}
     counts = {"images": 0, "without_mask": 0, "flat": 0}
-    preprocess = _preprocess(opened)
+    preprocess = opened.preprocess
     for row, heatmap, flat in _explained(opened):
         path = _mask_path(Path(masks), row["id"])
         kind = "flat" if flat else "images" if path is not None else "without_mask"
@@ -170,12 +169,6 @@ def _seen(row: dict[str, Any], preprocess: Preprocess | None) -> Box:
     size = preprocess.input_size[::-1]
     left, top, right, bottom = kept_box(photo, scaled_size(photo, preprocess), size)
     return left / width, top / height, right / width, bottom / height
-
-
-def _preprocess(opened: OpenRun) -> Preprocess | None:
-    explainer = json.loads((opened.path / "run.json").read_text(encoding="utf-8"))["explainer"]
-    values = explainer.get("preprocess")
-    return None if values is None else Preprocess.from_dict(values)
 
 
 def _names(path: Path) -> dict[int, str]:

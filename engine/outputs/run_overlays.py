@@ -15,8 +15,7 @@ from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.load import load
 from combicam.engine.run.config import RunConfig
-from combicam.engine.run.directory import RunDirectory
-from combicam.engine.shards.files import shard_path
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.status import OK
 from combicam.engine.storage.atomic import commit, temporary_path
@@ -26,28 +25,28 @@ _ROWS = 16
 
 
 def draw_overlays(
-    run: RunDirectory, manifest: Manifest, config: RunConfig, explainer: BatchExplainer
+    run: RunLayout, manifest: Manifest, config: RunConfig, explainer: BatchExplainer
 ) -> tuple[Path, ...]:
     """Draw the first ``config.overlays`` ok rows; photos that are gone since are left out.
 
     Args:
         run: whose shards are all committed.
         manifest: of the run.
-        config: overlays, explain, store, heatmap_size, max_pixels and decode are used.
+        config: overlays, explain, storage and decode are used.
         explainer: gives the preprocessing: the photo is shown as the model saw it.
 
     Returns:
         The files, in the order of the rows.
     """
-    folder = run.path / "overlays"
+    folder = run.overlays
     if not is_remote(folder):
         folder.mkdir(exist_ok=True)
-    maps = map_format(explainer, config.store, config.heatmap_size)
+    maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
     rows = _ok_rows(run, manifest)
     paths: list[Path] = []
     while len(paths) < config.overlays and (found := next(rows, None)) is not None:
         number, entry, row = found
-        pixels = load(entry, explainer.preprocess, config.max_pixels, config.decode).pixels
+        pixels = load(entry, explainer.preprocess, config.decode).pixels
         if pixels is None:
             continue
         size = (row["heatmap_height"], row["heatmap_width"]) if maps.varies else None
@@ -66,12 +65,12 @@ def draw_overlays(
     return tuple(paths)
 
 
-def _ok_rows(run: RunDirectory, manifest: Manifest) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+def _ok_rows(run: RunLayout, manifest: Manifest) -> Iterator[tuple[int, Any, dict[str, Any]]]:
     """Number, entry and columns of the explained rows, in order, a few at a time."""
     number = 0
     for shard in range(manifest.shards):
         entries = iter(manifest.shard(shard))
-        with open_parquet(shard_path(run.path, shard)) as file:
+        with open_parquet(run.shard(shard)) as file:
             for batch in file.iter_batches(_ROWS):
                 for row in batch.to_pylist():
                     entry = next(entries)

@@ -52,7 +52,7 @@ def write_webdataset(run: str | Path, folder: str | Path, photos: bool = False) 
             "another folder"
         )
     samples = 0
-    with Manifest(opened.path / "manifest.parquet") as manifest:
+    with Manifest(opened.layout.manifest) as manifest:
         for index in opened.shards:
             path = folder / f"{index:05d}.tar"
             if path.exists():

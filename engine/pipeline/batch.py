@@ -1,4 +1,4 @@
-"""The ``batch`` stage: pixels of one shard become full batches."""
+"""Collect the pixels of a shard in full batches: the ``batch`` stage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from combicam.engine.pipeline.load import Loaded
+from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.row_format import Record
 
 
@@ -19,7 +20,7 @@ class Batch:
     """Rows of a shard whose images have one size.
 
     Attributes:
-        shard: index of the shard.
+        work: the shard.
         records: the rows, failures included.
         rows: their places in the shard.
         images: uint8 [B,H,W,3] of the rows that can be explained; None when there are none. B is
@@ -29,7 +30,7 @@ class Batch:
         seconds: stage -> what this batch took.
     """
 
-    shard: int
+    work: ShardWork
     records: list[Record] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     images: Tensor | None = None
@@ -59,25 +60,25 @@ def even_batch_size(images: int, batch_size: int) -> int:
 
 
 def batches(
-    shard: int, rows: Sequence[int], batch_size: int, loaded: Iterator[Loaded], pin: bool
+    work: ShardWork, rows: Sequence[int], batch_size: int, loaded: Iterator[Loaded], pin: bool
 ) -> Iterator[Batch]:
     """Batches of a shard, one open for every size of images.
 
     Args:
-        shard: its index.
+        work: the shard.
         rows: places in the shard of what ``loaded`` gives next.
         batch_size: of full batches.
         loaded: in order.
         pin: use page-locked memory, for fast copies to a GPU.
     """
     waiting: dict[tuple[int, ...], Batch] = {}
-    latest = Batch(shard)  # takes what failed, which has no size
+    latest = Batch(work)  # takes what failed, which has no size
     for row in rows:
         item = next(loaded)
         start = perf_counter()
         if item.pixels is not None:
             shape = item.pixels.shape
-            batch = waiting.setdefault(shape, Batch(shard))
+            batch = waiting.setdefault(shape, Batch(work))
             if latest.count == 0:
                 batch.take_rows(latest)
             latest = batch
@@ -93,7 +94,7 @@ def batches(
         if row != rows[-1] and latest.images is not None and latest.count == batch_size:
             del waiting[tuple(latest.images.shape[1:])]
             yield _filled(latest)
-            latest = Batch(shard)
+            latest = Batch(work)
     rest = list(waiting.values())
     if latest.records and latest.count == 0:
         rest.append(latest)

@@ -1,4 +1,4 @@
-"""``Replay``: a function of one batch as a CUDA graph: its launches cost the host nothing."""
+"""Capture a function of one batch as a CUDA graph, so that its launches cost the host nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Captured:
     results: QuantisedExplanation
 
 
-class Replay:
+class CudaGraph:
     """Captures the function at the first batch of a shape, and replays it for the others.
 
     Args:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.memory import BatchLimit
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.explain.targets import Targets
 from combicam.engine.geo.location_estimate import TOP_PLACES, Placer
 from combicam.engine.geo.location_target import Question
 from combicam.engine.pipeline.batch import Batch
 from combicam.engine.pipeline.channel import Channel
-from combicam.engine.pipeline.cuda_graph import Replay
+from combicam.engine.pipeline.cuda_graph import CudaGraph
 from combicam.engine.pipeline.transfer import Transfer
 from combicam.engine.run.log import event
 from combicam.engine.shards.map_format import MapFormat, Size, finest
@@ -28,10 +29,19 @@ from combicam.errors import RunError
 
 @dataclass
 class ExplainedBatch:
-    """A batch and its results, on the CPU; None when nothing could be explained."""
+    """A batch and what the stage made of it.
+
+    Attributes:
+        batch: without its images.
+        results: on the CPU; None when nothing could be explained.
+        batch_limit: images that fit into memory, where that is less than asked for.
+        halvings: how often memory was not enough for this batch.
+    """
 
     batch: Batch
     results: QuantisedExplanation | None
+    batch_limit: int | None = None
+    halvings: int = 0
 
 
 @dataclass
@@ -66,10 +76,6 @@ class ExplainStage:
 
     Raises:
         ValueError: CUDA graphs on another device.
-
-    Attributes:
-        limit: the most images that fit; None as long as all batches do.
-        halvings: how often memory was not enough.
     """
 
     def __init__(
@@ -87,15 +93,13 @@ class ExplainStage:
         self._placer: Placer | None = None
         if classes is not None and classes.has_places:
             self._placer = Placer(classes, top_places, explainer.device)
-        self._is_cuda = explainer.device.type == "cuda"
-        if cuda_graphs and not self._is_cuda:
+        if cuda_graphs and explainer.device.type != "cuda":
             raise ValueError(
                 f"run: expected a CUDA device for cuda_graphs, got {explainer.device}; leave it out"
             )
         self._transfer = Transfer(explainer.device)
-        self._replay = Replay(self._piece) if cuda_graphs else None
-        self.limit: int | None = None
-        self.halvings = 0
+        self._cuda_graph = CudaGraph(self._piece) if cuda_graphs else None
+        self._limit = BatchLimit()
 
     def explained(self, inbox: Channel[Batch]) -> Iterator[ExplainedBatch]:
         """Results of all batches, in order.
@@ -116,7 +120,7 @@ class ExplainStage:
             yield launched.wait()
 
     def _launch(self, batch: Batch) -> _Launched:
-        start = perf_counter()
+        start, halvings = perf_counter(), self._limit.halvings
         results = None
         if batch.images is not None:
             try:
@@ -130,7 +134,10 @@ class ExplainStage:
                     f"{type(error).__name__}: {error}"
                 ) from error
         batch.add_seconds("explain", perf_counter() - start)
-        return _Launched(ExplainedBatch(batch, results), self._transfer.arrival())
+        explained = ExplainedBatch(
+            batch, results, self._limit.most, self._limit.halvings - halvings
+        )
+        return _Launched(explained, self._transfer.arrival())
 
     def _targets(self, batch: Batch) -> Tensor | None:
         """What of a batch is explained, on the CPU: [B,K] or [B,K,n]."""
@@ -140,32 +147,24 @@ class ExplainStage:
         return self._question.targets(photos, len(batch.images))
 
     def _explain(self, images: Tensor, count: int, targets: Tensor | None) -> QuantisedExplanation:
-        while True:
-            size = self.limit or len(images)
+        def explain_pieces(size: int) -> QuantisedExplanation:
             pieces = torch.split(images, size)
             asked = [None] * len(pieces) if targets is None else torch.split(targets, size)
-            try:
-                if self._replay is not None:
-                    parts = [self._replay(self._transfer.up(piece)) for piece in pieces]
-                else:
-                    parts = [
-                        self._piece(self._transfer.up(piece), ids)
-                        for piece, ids in zip(pieces, asked, strict=True)
-                    ]
-            except torch.OutOfMemoryError:
-                size = len(pieces[0])
-                if size == 1:
-                    raise
-                self.limit = size // 2
-                self.halvings += 1
-                event("out_of_memory", logging.WARNING, images=size, limit=self.limit)
+            if self._cuda_graph is not None:
+                parts = [self._cuda_graph(self._transfer.up(piece)) for piece in pieces]
             else:
-                return self._transfer.down(QuantisedExplanation.concatenate(parts), count)
-            # Outside of the except clause: its traceback holds the tensors that did not fit.
-            if self._replay is not None:
-                self._replay.forget()
-            if self._is_cuda:
-                torch.cuda.empty_cache()
+                parts = [
+                    self._piece(self._transfer.up(piece), ids)
+                    for piece, ids in zip(pieces, asked, strict=True)
+                ]
+            return QuantisedExplanation.concatenate(parts)
+
+        halvings = self._limit.halvings
+        release = None if self._cuda_graph is None else self._cuda_graph.forget
+        results = self._limit.halve_on_oom(len(images), explain_pieces, release)
+        if self._limit.halvings > halvings:
+            event("out_of_memory", logging.WARNING, images=len(images), limit=self._limit.most)
+        return self._transfer.down(results, count)
 
     def _piece(self, images: Tensor, targets: Tensor | None = None) -> QuantisedExplanation:
         explanation = self._explainer(images) if targets is None else self._answer(images, targets)

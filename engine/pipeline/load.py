@@ -1,4 +1,4 @@
-"""The ``read`` and ``decode`` stages: entries to pixels, in a pool of threads, in order."""
+"""Read and decode inputs in a pool of threads, in order: the ``read`` and ``decode`` stages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from combicam.engine.shards.status import DECODE_ERROR, MISSING, TOO_LARGE
 from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
 
-_AUTO = DecodeConfig()
+_DEFAULT = DecodeConfig()
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Loaded:
     decode_s: float = 0.0
 
 
-def load(
-    entry: Entry, preprocess: Preprocess, max_pixels: int, config: DecodeConfig = _AUTO
-) -> Loaded:
+def load(entry: Entry, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) -> Loaded:
     """Read and decode one input; what fails becomes the record's status."""
     start = perf_counter()
     try:
@@ -44,7 +42,7 @@ def load(
     middle = perf_counter()
     pixels = None
     try:
-        decoded = decode_image(data, preprocess, max_pixels, config)
+        decoded = decode_image(data, preprocess, config)
     except TooLargeError as error:
         width, height = error.size or (None, None)
         record = Record(entry, TOO_LARGE, str(error), width, height)
@@ -61,13 +59,12 @@ def load_in_order(
     pool: Executor,
     window: int,
     preprocess: Preprocess,
-    max_pixels: int,
-    config: DecodeConfig = _AUTO,
+    config: DecodeConfig = _DEFAULT,
 ) -> Iterator[Loaded]:
     """Load with ``pool``, at most ``window`` ahead of what is taken."""
     ahead: deque[Future[Loaded]] = deque()
     for entry in entries:
-        ahead.append(pool.submit(load, entry, preprocess, max_pixels, config))
+        ahead.append(pool.submit(load, entry, preprocess, config))
         if len(ahead) >= window:
             yield ahead.popleft().result()
     while ahead:

@@ -64,7 +64,7 @@ class Cards:
             rows: places in the committed rows.
         """
         groups = _by_group(run, rows)
-        with Manifest(run.path / "manifest.parquet") as manifest:
+        with Manifest(run.layout.manifest) as manifest:
             shards = {shard: manifest.shard(shard) for shard in {g.shard for g in groups}}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = pool.map(lambda group: self._group(run, facts, group, shards), groups)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from combicam.engine.report.selection import Chosen
 from combicam.engine.report.thumbnails import RunFacts
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.open_run import OpenRun
 from combicam.engine.run.status import RunStatus
 from combicam.engine.shards.status import OK
@@ -52,7 +52,7 @@ def tell(
         "matching": table.num_rows,
         "filtered": chosen.filtered,
         "statuses": dict(Counter(table.column("status").to_pylist()).most_common()),
-        "speed": _speed(run.path, status),
+        "speed": _speed(run.layout, status),
         "made": _made(run, facts),
         "scores": _histogram(ok.column("score")),
         "answers": _answers(ok),
@@ -67,7 +67,7 @@ def tell(
     return told
 
 
-def _speed(run: Path, status: RunStatus) -> dict[str, Any]:
+def _speed(run: RunLayout, status: RunStatus) -> dict[str, Any]:
     """Of the finished run's summary; of one that goes on, what its heartbeat says."""
     speed: dict[str, Any] = {
         "images_per_s": status.images_per_s,
@@ -75,9 +75,8 @@ def _speed(run: Path, status: RunStatus) -> dict[str, Any]:
         "remaining_s": status.remaining_s,
         "stages": {},
     }
-    path = run / "summary.json"
-    if status.state == "finished" and path.exists():
-        summary = json.loads(path.read_text(encoding="utf-8"))
+    if status.state == "finished" and run.summary.exists():
+        summary = json.loads(run.summary.read_text(encoding="utf-8"))
         speed |= {"images_per_s": summary["images_per_s"], "bottleneck": summary["bottleneck"]}
         speed |= {"wall_s": summary["wall_s"], "new_images": summary["new_images"]}
         speed["stages"] = {

@@ -62,7 +62,7 @@ def write_report(
     if not path.parent.is_dir():
         raise ValueError(f"report: expected a folder at {path.parent}, got none; make it")
     chosen = choose_rows(opened, sample, where, sort)
-    facts = run_facts(opened.path)
+    facts = run_facts(opened)
     made = cards if cards is not None else Cards()
     shown = made.of(opened, facts, chosen.rows)
     name = _name(opened.path)

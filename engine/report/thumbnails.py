@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
-from combicam.engine.images.decode import DecodeConfig
+from combicam.engine.images.decode import MAX_PIXELS, DecodeConfig
 from combicam.engine.images.resize import kept_box, scaled_size
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.pipeline.load import load
+from combicam.engine.run.open_run import OpenRun
 from combicam.engine.shards.status import MISSING
 from combicam.export.preprocess import Preprocess
 
@@ -38,12 +37,10 @@ class RunFacts:
     max_pixels: int
 
 
-def run_facts(run: Path) -> RunFacts:
+def run_facts(run: OpenRun) -> RunFacts:
     """Read ``run.json``."""
-    values: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    found = values.get("explainer", {}).get("preprocess")
-    preprocess = None if found is None else Preprocess.from_dict(found)
-    return RunFacts(values, preprocess, int(values.get("max_pixels", 200_000_000)))
+    values = run.fingerprint
+    return RunFacts(values, run.preprocess, int(values.get("max_pixels", MAX_PIXELS)))
 
 
 def picture(entry: Entry, photo: tuple[int, int], max_pixels: int) -> dict[str, Any]:
@@ -60,7 +57,7 @@ def picture(entry: Entry, photo: tuple[int, int], max_pixels: int) -> dict[str, 
     width, height = photo
     scale = min(1.0, _SIDE / max(photo))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    loaded = load(entry, Preprocess(size, resize="squash"), max_pixels, _FAST)
+    loaded = load(entry, Preprocess(size, resize="squash"), replace(_FAST, max_pixels=max_pixels))
     if loaded.pixels is None:
         if loaded.record.status == MISSING:
             return {"gone": "the photo is not where it was when the run read it"}

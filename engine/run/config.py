@@ -1,4 +1,4 @@
-"""``RunConfig``: everything that a run over many photos is told."""
+"""Configure a run over many photos."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.geo.location_estimate import TOP_PLACES
 from combicam.engine.images.decode import DecodeConfig
+from combicam.engine.run.nested import accepts_flat_keywords
 from combicam.engine.storage.paths import LOCATION, location
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
@@ -31,8 +32,96 @@ _RAY_FLAG = PrimitiveConstructorSpec(
 
 
 @dataclass(frozen=True)
+class StorageConfig:
+    """What is kept of an image, and how.
+
+    Args:
+        store: ``full``, its heatmap at the model's input size; ``grid``, on the grid of the finest
+            layer; ``layers``, that and every layer's map on its own grid.
+        heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
+        top_places: where classes have places, how many of them a row keeps.
+        shard_size: images per committed file.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    store: str = "full"
+    heatmap_size: tuple[int, int] | None = None
+    top_places: int = TOP_PLACES
+    shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "top_places"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
+        if self.store not in STORES:
+            raise ValueError(f"RunConfig: expected store in {STORES}, got {self.store!r}")
+        if self.heatmap_size is None:
+            return
+        if self.store != "full":
+            raise ValueError(
+                f"RunConfig: expected heatmap_size with store='full', got store={self.store!r}, "
+                "whose heatmaps have the size of a layer's grid; leave one out"
+            )
+        size = tuple(int(s) for s in self.heatmap_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(
+                f"RunConfig: expected heatmap_size as (H, W) in pixels, got {self.heatmap_size!r}"
+            )
+        object.__setattr__(self, "heatmap_size", size)
+
+
+@dataclass(frozen=True)
+class DistributionConfig:
+    """Which processes do the work; this one where nothing is said.
+
+    Args:
+        devices: one process for each of these devices of this machine: ``cuda:0 cuda:1``, ``all``
+            GPUs, or ``cpu cpu``, which share its cores; ``workers`` are shared among them. Empty
+            for one process on ``device``.
+        ray: address of a Ray cluster that does the work, one actor for each of its GPUs, or each
+            ``ray_cpus`` CPUs if it has none; ``local`` starts one on this machine. None for none.
+        ray_cpus: CPUs of an actor, and its threads that read and decode; None for the CPUs of a
+            machine shared among its GPUs, and for at most 4 on machines without.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    devices: tuple[str, ...] = ()
+    ray: Annotated[str | None, _RAY_FLAG] = None
+    ray_cpus: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.devices, str):
+            raise ValueError(f"RunConfig: expected devices as a list, got {self.devices!r}")
+        object.__setattr__(self, "devices", tuple(self.devices))
+        if "all" in self.devices and len(self.devices) > 1:
+            raise ValueError(
+                f"RunConfig: expected devices as 'all' or a list of devices, got {self.devices}"
+            )
+        if self.devices and self.ray is not None:
+            raise ValueError("RunConfig: expected devices or ray, got both; leave one of them out")
+        if self.ray_cpus is not None and (self.ray is None or self.ray_cpus < 1):
+            raise ValueError(
+                f"RunConfig: expected ray_cpus >= 1 together with ray, got {self.ray_cpus} and "
+                f"ray={self.ray!r}"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this process does the work."""
+        return not self.devices and self.ray is None
+
+
+@accepts_flat_keywords
+@dataclass(frozen=True)
 class RunConfig:
     """One streaming run over many photos.
+
+    The fields of ``storage``, ``distribution``, ``decode`` and the others may be given as keywords,
+    too: ``RunConfig("photos/", "run/", "model.onnx", shard_size=100)``.
 
     Args:
         input: folder, glob, list (text, CSV, Parquet) or WebDataset tars; ``s3://…`` too.
@@ -41,6 +130,8 @@ class RunConfig:
         cam: what is computed; an artifact brings its own.
         compute: device, precision and backend.
         decode: how photos are decoded.
+        storage: what is kept of an image.
+        distribution: which processes do the work.
         explain: what is explained of every photo instead of its best classes, one or several:
             ``top``; ``truth``, the class where it was taken, by the list's latitude and longitude;
             a class number; ``LAT,LON``, the class whose cell holds that place; an S2 token of a
@@ -48,27 +139,13 @@ class RunConfig:
             ``under:TOKEN``, an S2 cell; or ``ONE-not-OTHER``, why one of these and not another.
         batch_size: most images explained at once.
         workers: threads that read and decode.
-        shard_size: images per committed file.
         overlays: how many of the first explained photos are also drawn as PNG.
-        store: what is kept of an image: ``full``, its heatmap at the model's input size; ``grid``,
-            on the grid of the finest layer; ``layers``, that and every layer's map on its own grid.
-        heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
-        top_places: where classes have places, how many of them a row keeps.
         truth: CSV or Parquet file with the columns id, latitude and longitude: where the photos
             were taken. Lists may have these columns themselves. Rows tell how far off they are.
-        devices: one process for each of these devices of this machine: ``cuda:0 cuda:1``, ``all``
-            GPUs, or ``cpu cpu``, which share its cores; ``workers`` are shared among them. Empty
-            for one process on ``device``.
-        ray: address of a Ray cluster that does the work, one actor for each of its GPUs, or each
-            ``ray_cpus`` CPUs if it has none; ``local`` starts one on this machine. None for none.
-        ray_cpus: CPUs of an actor, and its threads that read and decode; None for the CPUs of a
-            machine shared among its GPUs, and for at most 4 on machines without.
         retry_failed: try the failed images of committed shards again (their files may have been
             mended since); the other rows stay as they are.
         max_failures: end the run when more images than that fail, those of earlier invocations
             included: a number, or a share of all inputs such as ``5%``; None for no limit.
-        max_pixels: photos with more pixels in their header are refused as ``too_large``
-            (Pillow itself refuses above 178,956,970).
         progress: show a progress bar on stderr.
 
     Raises:
@@ -81,21 +158,15 @@ class RunConfig:
     cam: CamSpec = field(default_factory=CamSpec)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    distribution: DistributionConfig = field(default_factory=DistributionConfig)
     explain: tuple[str, ...] = ()
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    shard_size: int = 1000
     overlays: int = 0
-    store: str = "full"
-    heatmap_size: tuple[int, int] | None = None
-    top_places: int = TOP_PLACES
     truth: Annotated[Path | None, LOCATION] = None
-    devices: tuple[str, ...] = ()
-    ray: Annotated[str | None, _RAY_FLAG] = None
-    ray_cpus: int | None = None
     retry_failed: bool = False
     max_failures: str | None = None
-    max_pixels: int = 200_000_000
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -108,31 +179,19 @@ class RunConfig:
         object.__setattr__(self, "output", location(self.output))
         if self.truth is not None:
             object.__setattr__(self, "truth", location(self.truth))
-        for name in ("batch_size", "workers", "shard_size", "max_pixels", "top_places"):
+        for name in ("batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
         self._check_explain()
-        self._check_places()
         if self.max_failures is not None:
             object.__setattr__(self, "max_failures", str(self.max_failures))
             self.failure_limit(1)
         if self.overlays < 0:
             raise ValueError(f"RunConfig: expected overlays >= 0, got {self.overlays}")
-        if self.store not in STORES:
-            raise ValueError(f"RunConfig: expected store in {STORES}, got {self.store!r}")
-        if self.heatmap_size is not None and self.store != "full":
+        if self.distribution.devices and self.compute.device is not None:
             raise ValueError(
-                f"RunConfig: expected heatmap_size with store='full', got store={self.store!r}, "
-                "whose heatmaps have the size of a layer's grid; leave one out"
+                "RunConfig: expected devices or device, got both; leave one of them out"
             )
-        if self.heatmap_size is not None:
-            size = tuple(int(s) for s in self.heatmap_size)
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(
-                    f"RunConfig: expected heatmap_size as (H, W) in pixels, "
-                    f"got {self.heatmap_size!r}"
-                )
-            object.__setattr__(self, "heatmap_size", size)
 
     def _check_explain(self) -> None:
         """What is explained."""
@@ -148,26 +207,6 @@ class RunConfig:
             raise ValueError(
                 "RunConfig: expected explain or cuda_graphs, got both: a captured graph holds no "
                 "targets; leave one out"
-            )
-
-    def _check_places(self) -> None:
-        """Where the work is done."""
-        if isinstance(self.devices, str):
-            raise ValueError(f"RunConfig: expected devices as a list, got {self.devices!r}")
-        object.__setattr__(self, "devices", tuple(self.devices))
-        if "all" in self.devices and len(self.devices) > 1:
-            raise ValueError(
-                f"RunConfig: expected devices as 'all' or a list of devices, got {self.devices}"
-            )
-        if self.devices and (self.compute.device is not None or self.ray is not None):
-            other = "device" if self.ray is None else "ray"
-            raise ValueError(
-                f"RunConfig: expected devices or {other}, got both; leave one of them out"
-            )
-        if self.ray_cpus is not None and (self.ray is None or self.ray_cpus < 1):
-            raise ValueError(
-                f"RunConfig: expected ray_cpus >= 1 together with ray, got {self.ray_cpus} and "
-                f"ray={self.ray!r}"
             )
 
     def failure_limit(self, images: int) -> int | None:

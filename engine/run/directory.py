@@ -1,24 +1,22 @@
-"""``RunDirectory``: whose it is, who writes to it, and what is already there."""
+"""Lock a run directory, start or continue the run in it, and find what is committed."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from combicam.engine.inputs.entry import printable
-from combicam.engine.shards.files import shard_path
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.storage.atomic import write_json
-from combicam.engine.storage.locks import LOCK, Lock, lock
-from combicam.engine.storage.paths import is_remote, read_parquet, read_texts
+from combicam.engine.storage.locks import lock
+from combicam.engine.storage.paths import is_remote
 from combicam.errors import RunError
 from combicam.export.classes.classes import ClassTable
 
 _PARQUET_END = b"PAR1"
-CLASSES = "classes.json"
 
 
 class RunDirectory:
@@ -26,17 +24,18 @@ class RunDirectory:
 
     Args:
         path: created when missing; in a file system or an object store.
-        is_owner: take the lock; workers of the owner do not.
+
+    Attributes:
+        path: the same.
+        layout: where its files lie.
 
     Raises:
         RunError: not a run directory, or another run is writing to it.
     """
 
-    def __init__(self, path: Path, is_owner: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: Lock | None = None
-        if not is_owner:
-            return
+        self.layout = RunLayout(path)
         if printable(str(path)) != str(path):
             raise RunError(
                 f"run: expected an output whose name is UTF-8, got {printable(str(path))}; use "
@@ -48,10 +47,10 @@ class RunDirectory:
             )
         names = [p.name for p in path.iterdir()] if path.exists() else []
         # A run that was killed early leaves hidden files, its lock among them, and these.
-        early = {self.manifest.name, CLASSES}
-        ours = early if any(name.startswith(LOCK) for name in names) else set()
+        early = {self.layout.manifest.name, self.layout.classes.name}
+        ours = early if any(name.startswith(self.layout.lock.name) for name in names) else set()
         foreign = [name for name in names if name[0] != "." and name not in ours]
-        if foreign and self._fingerprint.name not in names:
+        if foreign and self.layout.fingerprint.name not in names:
             raise RunError(
                 f"run: expected {path} to be empty or a run directory, got {foreign[0]} "
                 "in it; use another output"
@@ -69,8 +68,7 @@ class RunDirectory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.release()
 
     def check_lock(self) -> None:
         """Whether the run is still ours; costs nothing.
@@ -78,27 +76,7 @@ class RunDirectory:
         Raises:
             RunError: another run took it, which can happen in an object store.
         """
-        if self._lock is not None:
-            self._lock.check()
-
-    @property
-    def manifest(self) -> Path:
-        """Of all inputs."""
-        return self.path / "manifest.parquet"
-
-    @property
-    def shards(self) -> Path:
-        """The folder of shards."""
-        return self.path / "shards"
-
-    @property
-    def summary(self) -> Path:
-        """Written last."""
-        return self.path / "summary.json"
-
-    @property
-    def _fingerprint(self) -> Path:
-        return self.path / "run.json"
+        self._lock.check()
 
     def prepare(
         self,
@@ -119,20 +97,20 @@ class RunDirectory:
         Raises:
             RunError: started with another fingerprint; the message names what differs.
         """
-        is_new = not self._fingerprint.exists()
+        is_new = not self.layout.fingerprint.exists()
         if is_new:
-            write_manifest(self.manifest)
+            write_manifest(self.layout.manifest)
             if classes is not None:
-                write_json(self.path / CLASSES, classes.to_dict())
-            write_json(self._fingerprint, fingerprint)
+                write_json(self.layout.classes, classes.to_dict())
+            write_json(self.layout.fingerprint, fingerprint)
         else:
             self._check(fingerprint)
         if not is_remote(self.path):
-            self.shards.mkdir(exist_ok=True)
+            self.layout.shards.mkdir(exist_ok=True)
         return is_new
 
     def _check(self, fingerprint: dict[str, Any]) -> None:
-        earlier = _flat(json.loads(self._fingerprint.read_text(encoding="utf-8")))
+        earlier = _flat(json.loads(self.layout.fingerprint.read_text(encoding="utf-8")))
         now = _flat(json.loads(json.dumps(fingerprint)))
         differences = [
             f"{key}: {_short(earlier.get(key))} there, {_short(now.get(key))} now"
@@ -145,39 +123,10 @@ class RunDirectory:
                 f"({'; '.join(differences)}); use another output"
             )
 
-    def committed(self) -> frozenset[int]:
-        """The shards that are there, and so complete; not what a broken disk has cut off."""
-        shards = self.shards.glob("[0-9]*.parquet")
-        return frozenset(int(path.stem) for path in shards if _is_whole(path))
 
-    def write_record(self, index: int, record: dict[str, Any]) -> None:
-        """Write ``shards/00042.json``."""
-        write_json(shard_path(self.path, index).with_suffix(".json"), record)
-
-    def forget_record(self, index: int) -> None:
-        """Remove ``shards/00042.json``, if it is there: it is about to be wrong."""
-        shard_path(self.path, index).with_suffix(".json").unlink(missing_ok=True)
-
-    def records(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """Counts and seconds of committed shards; recounted if death came before they were."""
-        paths = [shard_path(self.path, index).with_suffix(".json") for index in sorted(indices)]
-        there = {path.name for path in self.shards.glob("[0-9]*.json")}
-        for path in paths:
-            if path.name not in there:
-                statuses = read_parquet(path.with_suffix(".parquet"), ["status"])
-                counts = Counter(statuses.column("status").to_pylist())
-                self.write_record(int(path.stem), shard_record(int(path.stem), counts, {}))
-        return [json.loads(text) for text in read_texts(paths)]
-
-
-def shard_record(index: int, statuses: Counter[str], seconds: dict[str, float]) -> dict[str, Any]:
-    """What ``shards/00042.json`` holds."""
-    return {
-        "shard": index,
-        "images": statuses.total(),
-        "statuses": dict(sorted(statuses.items())),
-        "seconds": {name: round(value, 6) for name, value in seconds.items()},
-    }
+def committed_shards(run: RunLayout) -> frozenset[int]:
+    """The shards that are there, and so complete; not what a broken disk has cut off."""
+    return frozenset(shard for shard, path in run.shard_files().items() if _is_whole(path))
 
 
 def _is_whole(path: Path) -> bool:

@@ -19,14 +19,16 @@ def make_run_explainer(config: RunConfig) -> Explainer:
             :func:`~combicam.engine.explain.factory.make_explainer`.
     """
     compute = config.compute
-    if config.devices or config.ray is not None:
+    if not config.distribution.is_local:
         # Others explain; a compiled package cannot be loaded for another device than its own.
         if not config.model.model.endswith(".pt2"):
             compute = replace(compute, device="cpu")
     cam = config.cam
     if config.explain and not config.model.is_artifact:
         cam = replace(cam, targets=len(config.explain))
-    explainer = make_explainer(config.model, cam, compute, keep_layers=config.store == "layers")
+    explainer = make_explainer(
+        config.model, cam, compute, keep_layers=config.storage.store == "layers"
+    )
     if (question := read_question(config.explain, explainer)) is not None:
         # Traced now, or refused now by an artifact that takes other targets.
         explainer.session.execute(Request(question.kind, len(question.words)))

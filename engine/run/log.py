@@ -1,4 +1,4 @@
-"""``log.jsonl``: what happened in a run, one JSON object a line; warnings also on stderr."""
+"""Write and read a run's log: one JSON object a line; warnings also on stderr."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.storage.atomic import temporary_path
 from combicam.engine.storage.paths import is_remote
 
 log = logging.getLogger("combicam.run")
-
-LOG = "log.jsonl"
 
 
 class JsonLines(logging.Formatter):
@@ -49,27 +48,27 @@ class _AboveBar(logging.Handler):
 
 
 @contextmanager
-def run_log(run: Path, show: bool) -> Iterator[Callable[[], None]]:
+def run_log(run: RunLayout, show: bool) -> Iterator[Callable[[], None]]:
     """Append this process's events to a run's ``log.jsonl``, each when it happens.
 
     Nothing can be appended to an object: there the log grows on this machine, and is uploaded when
     it is saved.
 
     Args:
-        run: the run directory.
+        run: where.
         show: print warnings on stderr, too.
 
     Returns:
         What saves it.
     """
-    path = run / LOG
-    if is_remote(run):
+    path = run.log
+    if is_remote(path):
         path = temporary_path(path)
-        path.write_bytes((run / LOG).read_bytes() if (run / LOG).exists() else b"")
+        path.write_bytes(run.log.read_bytes() if run.log.exists() else b"")
 
     def save() -> None:
-        if is_remote(run):
-            (run / LOG).write_bytes(path.read_bytes())
+        if path != run.log:
+            run.log.write_bytes(path.read_bytes())
 
     _end_last_line(path)
     to_file = logging.FileHandler(path, encoding="utf-8")
@@ -103,13 +102,12 @@ def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
     log.log(level, name, extra={"fields": fields})
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
+def read_log(run: RunLayout) -> list[dict[str, Any]]:
     """All events, oldest first; without the lines that a death cut off, and those without a log."""
-    path = run / LOG
-    if not path.exists():
+    if not run.log.exists():
         return []
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in run.log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""``open_run``: a run's rows as one table, its maps as arrays."""
+"""Open a run to read its rows as one table and its maps as arrays."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from combicam.engine.run.directory import CLASSES
-from combicam.engine.shards.files import ShardData, read_shard
+from combicam.engine.run.layout import RunLayout
+from combicam.engine.shards.files import ShardData, read_shard_file
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.storage.paths import arrow_file, location, open_parquet, read_parquet
 from combicam.errors import RunError
 from combicam.export.classes.classes import ClassTable
+from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
 
 
@@ -27,16 +28,24 @@ class OpenRun:
 
     Attributes:
         path: of the run directory.
+        layout: where its files lie.
         shards: indices of the committed shards.
         spec: what was computed.
         maps: what is stored of the maps.
         dataset: ``pyarrow.dataset.Dataset`` of all rows: for DuckDB, Polars, pandas, Arrow.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path]) -> None:
-        self.path = path
-        self._files = {int(file.stem): file for file in files}
+    def __init__(self, layout: RunLayout) -> None:
+        self.path = layout.path
+        self.layout = layout
+        self._files = layout.shard_files()
+        if not self._files:
+            raise RunError(
+                f"open_run: expected a run directory with committed shards, got {self.path} "
+                "without; see combicam status"
+            )
         self.shards = tuple(self._files)
+        files = list(self._files.values())
         with open_parquet(files[0]) as first:
             schema = first.schema_arrow
         self.spec = CamSpec.from_json(schema.metadata[b"combicam.spec"])
@@ -48,10 +57,20 @@ class OpenRun:
     @cached_property
     def classes(self) -> ClassTable | None:
         """Names and places of all classes; None where the network has none."""
-        path = self.path / CLASSES
-        if not path.exists():
+        if not self.layout.classes.exists():
             return None
-        return ClassTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return ClassTable.from_dict(_json(self.layout.classes))
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides what rows hold, as ``run.json`` has it."""
+        return _json(self.layout.fingerprint)
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How photos became the model's input; None where the run does not say."""
+        values = self.fingerprint.get("explainer", {}).get("preprocess")
+        return None if values is None else Preprocess.from_dict(values)
 
     def __len__(self) -> int:
         """How many rows are committed."""
@@ -88,7 +107,7 @@ class OpenRun:
                 f"open_run: expected one of the {len(self.shards)} committed shards, got {index}; "
                 "the run may still go on"
             )
-        return read_shard(self._files[index])
+        return read_shard_file(self._files[index])
 
     def find(self, identity: str) -> tuple[ShardData, int]:
         """The shard of an input, and its row there; reads ids alone until it is found.
@@ -107,6 +126,26 @@ class OpenRun:
 _MAPS = frozenset({"heatmap", "layer_maps", "layer_highs", "layer_sizes"})
 
 
+def read_shard(path: str | Path, index: int | None = None) -> ShardData:
+    """Read a shard as arrays.
+
+    Args:
+        path: a shard file, or a run directory.
+        index: of the shard in the run directory.
+
+    Raises:
+        ValueError: a run directory without ``index``, or an index with a file.
+        RunError: no such shard, or a Parquet file that combicam did not write.
+    """
+    path = location(path)
+    if path.is_dir() == (index is None):
+        raise ValueError(
+            f"read_shard: expected a shard file, or a run directory and an index, "
+            f"got {path} and {index}"
+        )
+    return read_shard_file(path if index is None else RunLayout(path).shard(index))
+
+
 def open_run(path: str | Path) -> OpenRun:
     """Open a run directory to read it.
 
@@ -116,12 +155,8 @@ def open_run(path: str | Path) -> OpenRun:
     Raises:
         RunError: no run directory, or one without a committed shard.
     """
-    path = location(path)
-    # By number: of more than 100,000 names, 100000 comes before 10001.
-    files = sorted((path / "shards").glob("[0-9]*.parquet"), key=lambda file: int(file.stem))
-    if not files:
-        raise RunError(
-            f"open_run: expected a run directory with committed shards, got {path} without; see "
-            "combicam status"
-        )
-    return OpenRun(path, files)
+    return OpenRun(RunLayout(location(path)))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

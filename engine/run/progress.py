@@ -1,4 +1,4 @@
-"""``Progress``: what a run says of itself meanwhile: a bar, ``progress.json``, its log."""
+"""Tell how far a run is while it goes on: a bar, ``progress.json``, its log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.log import event, run_log
 from combicam.engine.storage.atomic import write_json
 from combicam.engine.storage.paths import is_remote
 from combicam.errors import first_line
 
-PROGRESS = "progress.json"
 _HEARTBEAT_S, _STORE_HEARTBEAT_S = 2.0, 10.0
 _RECENT_S = 60.0
 
@@ -31,7 +31,7 @@ class Progress:
     without fsync: it is a heartbeat, not a result); ``log.jsonl`` gets a line for every event.
 
     Args:
-        run: the run directory.
+        run: where.
         images: of the whole run.
         done: how many were committed before.
         show: whether to draw a bar on stderr, and to print warnings above it.
@@ -39,7 +39,7 @@ class Progress:
     """
 
     def __init__(
-        self, run: Path, images: int, done: int, *, show: bool, fields: dict[str, Any]
+        self, run: RunLayout, images: int, done: int, *, show: bool, fields: dict[str, Any]
     ) -> None:
         self._run = run
         self._images = images
@@ -93,7 +93,7 @@ class Progress:
         if bottleneck is not None:
             self._bar.set_postfix_str(f"busiest: {bottleneck}", refresh=False)
         self._bar.update(self._before + new - self._bar.n)
-        if time.monotonic() - self._written >= heartbeat_s(self._run):
+        if time.monotonic() - self._written >= heartbeat_s(self._run.path):
             self._write("running")
             self._save_log()
 
@@ -115,7 +115,7 @@ class Progress:
             "recent_images_per_s": (self._new - count) / max(now - since, 1e-9),
             "bottleneck": self._bottleneck,
         }
-        write_json(self._run / PROGRESS, values, durable=False)
+        write_json(self._run.progress, values, durable=False)
 
 
 def heartbeat_s(run: Path) -> float:

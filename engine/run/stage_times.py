@@ -1,4 +1,4 @@
-"""``StageTimes``: where a run's time goes, and which stage is the bottleneck."""
+"""Measure where a run's time goes, and which stage is the bottleneck."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StageTimes:
         processes: how many there are.
     """
 
-    def __init__(self, workers: int, processes: int = 1) -> None:
+    def __init__(self, workers: int = 1, processes: int = 1) -> None:
         self._busy = dict.fromkeys(STAGES, 0.0)
         self._threads = {
             ("read", "decode"): workers * processes,

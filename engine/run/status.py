@@ -1,19 +1,21 @@
-"""``run_status``: how far a run is; reads its files only, also while it goes on."""
+"""Read how far a run is, from its files alone, also while it goes on."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.log import read_log
-from combicam.engine.run.progress import PROGRESS, heartbeat_s
+from combicam.engine.run.progress import heartbeat_s
+from combicam.engine.run.records import count_statuses
 from combicam.engine.shards.status import OK
-from combicam.engine.storage.paths import location, open_parquet, read_parquet, read_texts
+from combicam.engine.storage.paths import location, open_parquet
 from combicam.errors import RunError
 
 _SILENT_BEATS = 15
@@ -90,29 +92,26 @@ def run_status(path: str | Path) -> RunStatus:
     Raises:
         RunError: no run directory.
     """
-    run = location(path)
-    manifest = run / "manifest.parquet"
-    if not manifest.is_file():
+    run = RunLayout(location(path))
+    if not run.manifest.is_file():
         raise RunError(
-            f"status: expected a run directory, got {run} without a manifest.parquet; a run writes "
-            "it when it has listed its inputs"
+            f"status: expected a run directory, got {run.path} without a {run.manifest.name}; a "
+            "run writes it when it has listed its inputs"
         )
-    with open_parquet(manifest) as file:
+    with open_parquet(run.manifest) as file:
         footer = file.metadata
-    shards = sorted((run / "shards").glob("[0-9]*.parquet"))
-    times = [shard.stat().st_mtime for shard in shards]
-    statuses: Counter[str] = Counter()
-    for counts in _statuses(shards):
-        statuses.update(counts)
+    shards = run.shard_files()
+    times = [shard.stat().st_mtime for shard in shards.values()]
+    statuses = count_statuses(run, shards)
     now, last = time.time(), _heartbeat(run)
     age = None if last is None else max(0.0, now - last["updated"])
     state = "not begun" if last is None else last["state"]
-    if state == "running" and age is not None and age > _SILENT_BEATS * heartbeat_s(run):
+    if state == "running" and age is not None and age > _SILENT_BEATS * heartbeat_s(run.path):
         state = "dead"
     rate = None if last is None else last["recent_images_per_s"]
     left = footer.num_rows - (last["done"] if last is not None else 0)
     return RunStatus(
-        run=run,
+        run=run.path,
         state=state,
         images=footer.num_rows,
         shards=footer.num_row_groups,
@@ -130,22 +129,9 @@ def run_status(path: str | Path) -> RunStatus:
     )
 
 
-def _statuses(shards: Sequence[Path]) -> Iterator[Mapping[str, int]]:
-    """From the statistics beside shards; from a shard where death came between the two."""
-    files = [shard.with_suffix(".json") for shard in shards]
+def _heartbeat(run: RunLayout) -> dict[str, Any] | None:
     try:
-        yield from [json.loads(text)["statuses"] for text in read_texts(files)]
-    except FileNotFoundError:
-        for shard, file in zip(shards, files, strict=True):
-            try:
-                yield json.loads(file.read_text(encoding="utf-8"))["statuses"]
-            except FileNotFoundError:
-                yield Counter(read_parquet(shard, ["status"]).column(0).to_pylist())
-
-
-def _heartbeat(run: Path) -> dict[str, Any] | None:
-    try:
-        values: dict[str, Any] = json.loads((run / PROGRESS).read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(run.progress.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None  # it is written without fsync: a power failure may leave an empty file
     return values

@@ -1,18 +1,19 @@
-"""``ShardWork``: one shard to do, whole or in part; and what of its old file stays."""
+"""Describe the shards that are left to do, who does them, and what is reported of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
 
 from combicam.engine.inputs.manifest import Manifest
-from combicam.engine.run.directory import RunDirectory
-from combicam.engine.shards.files import shard_path
+from combicam.engine.run.directory import committed_shards
+from combicam.engine.run.layout import RunLayout
+from combicam.engine.run.records import statuses_by_shard
+from combicam.engine.run.stage_times import StageTimes
 from combicam.engine.shards.status import OK
 from combicam.engine.storage.paths import read_parquet
 
@@ -29,25 +30,90 @@ class ShardWork:
     index: int
     rows: tuple[int, ...] | None = None
 
+    def places(self, images: int) -> Sequence[int]:
+        """The rows to do, of a shard with so many images."""
+        return range(images) if self.rows is None else self.rows
+
 
 @dataclass(frozen=True)
-class Kept:
+class ShardReport:
+    """What was done since the last report; empty where nothing was finished.
+
+    Attributes:
+        images: rows that were done.
+        failures: how many of them are not ok.
+        last_failure: id and error of the last of them.
+        seconds: stage -> busy seconds.
+        shard: index of the shard that was committed with these rows; None while it goes on.
+        batch_limit: images that fit into memory, where that is less than asked for.
+        halvings: how often memory was not enough.
+    """
+
+    images: int = 0
+    failures: int = 0
+    last_failure: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    shard: int | None = None
+    batch_limit: int | None = None
+    halvings: int = 0
+
+    def __add__(self, later: ShardReport) -> ShardReport:
+        """Both as one report."""
+        limits = [n for n in (self.batch_limit, later.batch_limit) if n is not None]
+        return ShardReport(
+            images=self.images + later.images,
+            failures=self.failures + later.failures,
+            last_failure=later.last_failure or self.last_failure,
+            seconds={
+                stage: self.seconds.get(stage, 0.0) + later.seconds.get(stage, 0.0)
+                for stage in {**self.seconds, **later.seconds}
+            },
+            shard=later.shard,
+            batch_limit=min(limits, default=None),
+            halvings=self.halvings + later.halvings,
+        )
+
+
+class ShardExecutor(Protocol):
+    """Explains and commits shards: in this process, or by others."""
+
+    @property
+    def times(self) -> StageTimes:
+        """Seconds per stage since the first photo could be read."""
+
+    def process(self, work: Iterable[ShardWork]) -> Generator[ShardReport, None, None]:
+        """Explain and commit shards; closing the generator stops what is under way.
+
+        Args:
+            work: every shard once.
+
+        Yields:
+            A report some times a second, an empty one where nothing was finished meanwhile.
+
+        Raises:
+            RunError: the explainer failed, too many images failed, or workers were lost again
+                and again; whatever else a stage raises.
+        """
+
+
+@dataclass(frozen=True)
+class CommittedRows:
     """Rows of a committed shard that stay as they are, and their places in it."""
 
     table: Any
     rows: Sequence[int]
 
 
-def kept_rows(run: Path, work: ShardWork) -> Kept | None:
+def committed_rows(run: RunLayout, work: ShardWork) -> CommittedRows | None:
     """What of a shard's old file goes into the new one; None for a new shard."""
     if work.rows is None:
         return None
-    table = read_parquet(shard_path(run, work.index))
+    table = read_parquet(run.shard(work.index))
     stay = np.setdiff1d(np.arange(table.num_rows), work.rows)
-    return Kept(table.take(stay), stay.tolist())
+    return CommittedRows(table.take(stay), stay.tolist())
 
 
-def work_left(run: RunDirectory, manifest: Manifest, retry_failed: bool) -> list[ShardWork]:
+def work_left(run: RunLayout, manifest: Manifest, retry_failed: bool) -> list[ShardWork]:
     """The shards that are missing and, if asked for, the failed rows of the others.
 
     Args:
@@ -55,12 +121,12 @@ def work_left(run: RunDirectory, manifest: Manifest, retry_failed: bool) -> list
         manifest: of the run.
         retry_failed: whether rows whose status is not ok are tried again.
     """
-    committed = run.committed()
+    committed = committed_shards(run)
     work = [ShardWork(index) for index in range(manifest.shards) if index not in committed]
-    for record in run.records(committed) if retry_failed else ():
-        if set(record["statuses"]) - {OK}:
-            path = shard_path(run.path, record["shard"])
-            status = read_parquet(path, ["status"]).column(0)
-            failed = pc.indices_nonzero(pc.not_equal(status, OK)).to_pylist()
-            work.append(ShardWork(record["shard"], tuple(failed)))
+    if retry_failed:
+        for shard, statuses in statuses_by_shard(run, committed, repair=True).items():
+            if set(statuses) - {OK}:
+                status = read_parquet(run.shard(shard), ["status"]).column(0)
+                failed = pc.indices_nonzero(pc.not_equal(status, OK)).to_pylist()
+                work.append(ShardWork(shard, tuple(failed)))
     return sorted(work, key=lambda item: item.index)

@@ -20,7 +20,7 @@ from combicam.engine.shards.map_format import SCALE, MapFormat
 from combicam.engine.shards.row_format import ShardFormat
 from combicam.engine.shards.status import OK
 from combicam.engine.storage.atomic import commit, temporary_path
-from combicam.engine.storage.paths import arrow_file, location, read_parquet
+from combicam.engine.storage.paths import arrow_file, read_parquet
 from combicam.errors import RunError
 from combicam.export.spec import CamSpec
 
@@ -36,11 +36,6 @@ _MAPS = (
 )
 # Smallest and largest heatmap say nothing, and cost a comparison of every byte.
 _STATISTICS = ["id", "uri", "status", "width", "height", "class_name", "lat", "lon", "error_km"]
-
-
-def shard_path(run: Path, index: int) -> Path:
-    """``RUN/shards/00042.parquet``."""
-    return run / "shards" / f"{index:05d}.parquet"
 
 
 class ShardWriter:
@@ -194,25 +189,15 @@ class ShardData:
         )
 
 
-def read_shard(path: str | Path, index: int | None = None) -> ShardData:
+def read_shard_file(path: Path) -> ShardData:
     """Read a shard as arrays.
 
     Args:
-        path: a shard file, or a run directory.
-        index: of the shard in the run directory.
+        path: of the file.
 
     Raises:
-        ValueError: a run directory without ``index``, or an index with a file.
         RunError: no such shard, or a Parquet file that combicam did not write.
     """
-    path = location(path)
-    if path.is_dir() == (index is None):
-        raise ValueError(
-            f"read_shard: expected a shard file, or a run directory and an index, "
-            f"got {path} and {index}"
-        )
-    if index is not None:
-        path = shard_path(path, index)
     if not path.is_file():
         raise RunError(f"read_shard: expected a committed shard, got nothing at {path}")
     table = read_parquet(path)

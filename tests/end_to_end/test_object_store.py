@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import fakes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import spawned
+from fakes import shard_bytes, start_run
 from s3fs import S3FileSystem
 from upath import UPath
 
-from combicam.engine import runner
-from combicam.engine.distribution.worker import WorkerTask
 from combicam.engine.inputs.listing import list_inputs
 from combicam.engine.run.config import RunConfig
+from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.log import read_log
-from combicam.engine.run.open_run import open_run
+from combicam.engine.run.open_run import open_run, read_shard
 from combicam.engine.run.status import run_status
 from combicam.engine.runner import run, run_images
-from combicam.engine.shards.files import read_shard
 from combicam.engine.storage import locks
 from combicam.engine.storage.atomic import temporary_path
 from combicam.engine.storage.locks import StoreLock
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import RunError
-
-TESTS = Path(__file__).parents[1]
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from combicam.engine import RunConfig, run_images
-import spawned
-config = RunConfig({source!r}, {output!r}, "fake", batch_size=4, shard_size=8, progress=False)
-run_images(config, spawned.Slow())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +71,7 @@ def uploaded(folder: Path, to: Any) -> Any:
 
 
 def configured(source: Any, output: Any, **changes: Any) -> RunConfig:
-    values: dict[str, Any] = {
-        "input": str(source),
-        "output": output,
-        "model": "fake",
-        "batch_size": 4,
-        "workers": 2,
-        "shard_size": 8,
-        "progress": False,
-    }
-    return RunConfig(**values | changes)
-
-
-def shard_bytes(run: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((run / "shards").glob("*.parquet"))}
+    return fakes.configured(Path(), input=str(source), output=output, **changes)
 
 
 def names(bucket: Any, folder: str) -> list[str]:
@@ -119,7 +93,7 @@ def test_the_same_bytes_as_on_a_disk(tmp_path: Path, bucket: Any, photos: Any, f
         *(f"shards/{i:05d}.{kind}" for i in range(3) for kind in ("parquet", "json")),
         "overlays/000000_p000.png",
     }
-    events = [event["event"] for event in read_log(bucket / "run")]
+    events = [event["event"] for event in read_log(RunLayout(bucket / "run"))]
     assert events == ["started", *["committed"] * 3, "finished"]
     status = run_status(str(bucket / "run"))
     assert (status.state, status.committed_images, status.shards) == ("finished", 20, 3)
@@ -187,12 +161,7 @@ def test_killed_and_continued(tmp_path: Path, bucket: Any, photos: Any, fake: An
     photos(tmp_path / "in", 48)
     run_images(configured(tmp_path / "in", tmp_path / "whole"), fake())
     output = bucket / "run"
-    script = SCRIPT.format(tests=str(TESTS), source=str(tmp_path / "in"), output=str(output))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (output / "shards" / "00001.parquet").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.01)
+    process = start_run(tmp_path, output=output, committed=2)
     with pytest.raises(RunError, match=f"another run is writing to .*pid {process.pid}"):
         run_images(configured(tmp_path / "in", output), fake())
     process.send_signal(signal.SIGKILL)
@@ -202,7 +171,7 @@ def test_killed_and_continued(tmp_path: Path, bucket: Any, photos: Any, fake: An
     assert shard_bytes(output) == shard_bytes(tmp_path / "whole")
     assert 2 <= len(committed) < 6 and summary.new_images == 48 - 8 * len(committed)
     # The dead one's log reached the store as far as its last heartbeat.
-    assert [e["event"] for e in read_log(output)][-1] == "finished"
+    assert [e["event"] for e in read_log(RunLayout(output))][-1] == "finished"
 
 
 def test_a_lease_is_one_runs(bucket: Any) -> None:
@@ -289,21 +258,16 @@ def test_a_store_that_does_not_answer_ends_the_run(
 
 
 @pytest.mark.slow
-def test_two_workers_commit_at_once(
-    tmp_path: Path, bucket: Any, photos: Any, fake: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.syspath_prepend(str(TESTS))
-    import spawned
-
-    monkeypatch.setattr(runner, "WorkerTask", partial(WorkerTask, make=spawned.other_machine))
+def test_two_workers_commit_at_once(tmp_path: Path, bucket: Any, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 48)
     run_images(configured(tmp_path / "in", tmp_path / "whole"), fake())
     config = configured(tmp_path / "in", str(bucket / "run"), devices=["cpu", "cpu"])
-    summary = run(config, spawned.Slow())
+    summary = run(config, spawned.Slow(), make=spawned.other_machine)
     assert shard_bytes(bucket / "run") == shard_bytes(tmp_path / "whole")
     assert summary.images == 48
-    workers = {e["worker"] for e in read_log(bucket / "run") if e["event"] == "committed"}
+    workers = {
+        e["worker"] for e in read_log(RunLayout(bucket / "run")) if e["event"] == "committed"
+    }
     assert workers == {0, 1}
 
 

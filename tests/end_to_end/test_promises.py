@@ -15,71 +15,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fakes import configured, shard_bytes, start_run
+from slow_run import STEPS
 
-from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run_images
 from combicam.errors import RunError
-
-SCRIPT = """
-import os, signal, sys, time
-sys.path.insert(0, {tests!r})
-from fakes import FakeExplainer
-from combicam.engine import RunConfig, run_images
-from combicam.engine.storage import atomic
-from combicam.engine.run import directory as run_directory
-from combicam.engine.shards import files as shards
-
-class Slow(FakeExplainer):
-    def __call__(self, images, /):
-        time.sleep({pause})
-        return super().__call__(images)
-
-def die(*_args, **_kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def at(call, module, name, when):
-    original = getattr(module, name)
-    def counted(*args, **kwargs):
-        counted.calls += 1
-        return (die if counted.calls == call and when(*args) else original)(*args, **kwargs)
-    counted.calls = 0
-    setattr(module, name, counted)
-
-{patch}
-config = RunConfig({source!r}, {output!r}, "fake", workers=2, progress=False, **{options!r})
-run_images(config, Slow())
-"""
-# Which call of which function is never finished: writing, fsync, rename and statistics of a shard.
-STEPS = {
-    "before the first byte of a shard": "at(2, shards, 'temporary_path', lambda p: True)",
-    "before its fsync": "at(9, atomic, '_sync', lambda p: True)",
-    "before its rename": "at(2, shards, 'commit', lambda p: True)",
-    "before its statistics": "at(2, run_directory, 'write_json', lambda p, v: True)",
-    "before the manifest": "at(1, __import__('combicam.engine.runner').engine.runner, "
-    "'write_manifest', lambda *a: True)",
-    "between manifest and fingerprint": "at(1, run_directory, 'write_json', lambda p, v: True)",
-}
-
-
-def command(tmp_path: Path, patch: str = "", pause: float = 0.0, **options: Any) -> list[str]:
-    script = SCRIPT.format(
-        tests=str(Path(__file__).parents[1]),
-        source=str(tmp_path / "in"),
-        output=str(tmp_path / "run"),
-        options={"batch_size": 4, "shard_size": 8} | options,
-        patch=patch,
-        pause=pause,
-    )
-    return [sys.executable, "-c", script]
-
-
-def configured(tmp_path: Path, output: str = "run", **changes: Any) -> RunConfig:
-    values = {"batch_size": 4, "shard_size": 8, "workers": 2, "progress": False} | changes
-    return RunConfig(str(tmp_path / "in"), tmp_path / output, "fake", **values)  # type: ignore[arg-type]
-
-
-def files(run: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((run / "shards").glob("*.parquet"))}
 
 
 def column(run: Path, name: str) -> list[Any]:
@@ -87,17 +27,17 @@ def column(run: Path, name: str) -> list[Any]:
     return [v for path in shards for v in pq.read_table(path, columns=[name]).column(0).to_pylist()]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "before the next record"])
 def test_death_at_every_step_of_a_commit(step: str, tmp_path: Path, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 28)
-    run_images(configured(tmp_path, "whole"), fake())
-    dead = subprocess.run(command(tmp_path, STEPS[step]), capture_output=True, check=False)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
-    whole = files(tmp_path / "whole")
-    left = files(tmp_path / "run")
+    run_images(configured(tmp_path, output="whole"), fake())
+    dead = start_run(tmp_path, pause=0, step=step)
+    assert dead.wait() == -signal.SIGKILL, dead.stderr
+    whole = shard_bytes(tmp_path / "whole")
+    left = shard_bytes(tmp_path / "run")
     assert len(left) < len(whole) and left.items() <= whole.items()
     summary = run_images(configured(tmp_path), fake())
-    assert summary.images == 28 and files(tmp_path / "run") == whole
+    assert summary.images == 28 and shard_bytes(tmp_path / "run") == whole
     assert not list((tmp_path / "run" / "shards").glob(".*"))
 
 
@@ -112,30 +52,30 @@ def test_death_at_random_moments(
     for i in range(40, images):
         (tmp_path / "in" / f"q{i:05d}.jpg").hardlink_to(first[i % 40])
     size = {"batch_size": 16, "shard_size": images // 50}
-    run_images(configured(tmp_path, "whole", **size), fake())
+    run_images(configured(tmp_path, output="whole", **size), fake())
     moments = random.Random(0)
     died = 0
     for _ in range(kills):
-        process = subprocess.Popen(command(tmp_path, pause=0.02, **size))
-        before = len(files(tmp_path / "run"))
+        process = start_run(tmp_path, pause=0.02, **size)
+        before = len(shard_bytes(tmp_path / "run"))
         deadline = time.monotonic() + 60
         # Its start takes seconds, its work not: wait for the work, then for a moment of it.
-        while len(files(tmp_path / "run")) == before and process.poll() is None:
+        while len(shard_bytes(tmp_path / "run")) == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.2))
         process.kill()
         died += process.wait() == -signal.SIGKILL
-        assert files(tmp_path / "run").items() <= files(tmp_path / "whole").items()
+        assert shard_bytes(tmp_path / "run").items() <= shard_bytes(tmp_path / "whole").items()
     assert died >= kills // 2
     assert run_images(configured(tmp_path, **size), fake()).images == images
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert shard_bytes(tmp_path / "run") == shard_bytes(tmp_path / "whole")
     assert column(tmp_path / "run", "id") == column(tmp_path / "whole", "id")
 
 
 def test_failed_images_are_tried_again(tmp_path: Path, photos: Any, fake: Any) -> None:
     paths = photos(tmp_path / "in", 20)
-    run_images(configured(tmp_path, "whole"), fake())
+    run_images(configured(tmp_path, output="whole"), fake())
     mended = {paths[i]: paths[i].read_bytes() for i in (0, 3, 9, 10)}
     for path in mended:
         path.write_bytes(b"")
@@ -150,7 +90,7 @@ def test_failed_images_are_tried_again(tmp_path: Path, photos: Any, fake: Any) -
     assert sum(explainer.batch_sizes) == 8  # a batch for each of two shards
     paths[10].write_bytes(mended[paths[10]])
     run_images(configured(tmp_path, retry_failed=True), fake())
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert shard_bytes(tmp_path / "run") == shard_bytes(tmp_path / "whole")
     assert run_images(configured(tmp_path, retry_failed=True), fake()).new_images == 1
     assert (tmp_path / "run/shards/00002.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
 
@@ -159,22 +99,24 @@ def test_death_while_trying_again_keeps_the_old_rows(
     tmp_path: Path, photos: Any, fake: Any
 ) -> None:
     paths = photos(tmp_path / "in", 8)
-    run_images(configured(tmp_path, "whole"), fake())
+    run_images(configured(tmp_path, output="whole"), fake())
     data = paths[5].read_bytes()
     paths[5].write_bytes(b"")
     run_images(configured(tmp_path), fake())
-    before = files(tmp_path / "run")
+    before = shard_bytes(tmp_path / "run")
     paths[5].write_bytes(data)
-    for patch, changed in (
-        ("at(1, shards, 'commit', lambda p: True)", False),
-        # The first is the count of the old file, which the death before has left without.
-        ("at(2, run_directory, 'write_json', lambda p, v: True)", True),
+    for step, changed in (
+        ("before the rename of the first", False),
+        # The first record is that of the old file, which the death before has left without.
+        ("before the next record", True),
     ):
-        dead = subprocess.run(command(tmp_path, patch, retry_failed=True), check=False)
-        assert dead.returncode == -signal.SIGKILL
-        assert (files(tmp_path / "run") != before) == changed
+        dead = start_run(tmp_path, pause=0, step=step, retry_failed=True)
+        assert dead.wait() == -signal.SIGKILL
+        assert (shard_bytes(tmp_path / "run") != before) == changed
     summary = run_images(configured(tmp_path), fake())
-    assert summary.failures == {} and files(tmp_path / "run") == files(tmp_path / "whole")
+    assert summary.failures == {} and shard_bytes(tmp_path / "run") == shard_bytes(
+        tmp_path / "whole"
+    )
 
 
 @pytest.mark.parametrize("limit, ends", [("4", False), ("3", True), ("20%", False), ("19%", True)])
@@ -194,7 +136,7 @@ def test_too_many_failures_end_the_run(
         ):
             run_images(config, fake())
         assert not list((tmp_path / "run" / "shards").glob(".*"))
-    assert len(files(tmp_path / "run")) >= 2
+    assert len(shard_bytes(tmp_path / "run")) >= 2
     assert run_images(configured(tmp_path), fake()).images == 20
 
 
@@ -236,10 +178,10 @@ def test_a_shard_that_a_disk_has_cut_off_is_done_again(
 ) -> None:
     photos(tmp_path / "in", 20)
     run_images(configured(tmp_path), fake())
-    whole = files(tmp_path / "run")
+    whole = shard_bytes(tmp_path / "run")
     (tmp_path / "run/shards/00001.parquet").write_bytes(whole["00001.parquet"][:left])
     assert run_images(configured(tmp_path), fake()).new_images == 8
-    assert files(tmp_path / "run") == whole
+    assert shard_bytes(tmp_path / "run") == whole
 
 
 def test_inputs_that_changed_since_the_run_began_are_told(
@@ -247,7 +189,7 @@ def test_inputs_that_changed_since_the_run_began_are_told(
 ) -> None:
     paths = photos(tmp_path / "in", 4)
     run_images(configured(tmp_path), fake())
-    before = files(tmp_path / "run")
+    before = shard_bytes(tmp_path / "run")
     run_images(configured(tmp_path), fake())
     caplog.set_level(logging.WARNING, "combicam.run")
     caplog.clear()
@@ -266,4 +208,4 @@ def test_inputs_that_changed_since_the_run_began_are_told(
     shutil.rmtree(tmp_path / "in")
     run_images(configured(tmp_path), fake())
     assert "no such" in caplog.messages[2]
-    assert files(tmp_path / "run") == before
+    assert shard_bytes(tmp_path / "run") == before

@@ -4,63 +4,32 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fakes
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fakes import shard_bytes, start_run
 from PIL import Image
 
 from combicam.engine.images.decode import decode_image
-from combicam.engine.run.config import RunConfig
+from combicam.engine.run.open_run import read_shard
 from combicam.engine.run.summary import RunSummary
 from combicam.engine.runner import run_images
-from combicam.engine.shards.files import read_shard
 from combicam.errors import RunError
 
-SCRIPT = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
-sys.path.insert(0, {tests!r})
-from fakes import FakeExplainer
-from combicam.engine import RunConfig, run_images
-
-class Slow(FakeExplainer):
-    def __call__(self, images, /):
-        time.sleep(0.15)
-        return super().__call__(images)
-
-config = RunConfig({source!r}, {output!r}, "fake", batch_size=4, shard_size=8, progress=False)
-run_images(config, Slow())
-"""
-
-
-def configured(tmp_path: Path, **changes: Any) -> RunConfig:
-    values: dict[str, Any] = {
-        "input": str(tmp_path / "in"),
-        "output": tmp_path / "run",
-        "model": "fake",
-        "batch_size": 4,
-        "workers": 3,
-        "shard_size": 10,
-        "progress": False,
-    }
-    return RunConfig(**values | changes)
+configured = partial(fakes.configured, workers=3, shard_size=10)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
     shards = sorted((run / "shards").glob("*.parquet"))
     return [row for shard in shards for row in pq.read_table(shard).to_pylist()]
-
-
-def shard_bytes(run: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((run / "shards").glob("*.parquet"))}
 
 
 def test_every_input_is_one_row_in_order(tmp_path: Path, photos: Any, fake: Any) -> None:
@@ -106,7 +75,7 @@ def test_rows_are_what_the_explainer_says(tmp_path: Path, photos: Any, fake: Any
     run_images(config, explainer)
     data = read_shard(config.output, 0)
     for i, path in enumerate(paths):
-        pixels = decode_image(path.read_bytes(), explainer.preprocess, config.max_pixels).pixels
+        pixels = decode_image(path.read_bytes(), explainer.preprocess, config.decode).pixels
         alone = explainer(torch.from_numpy(pixels)[None])
         assert np.array_equal(
             data.heatmaps[i], alone.heatmaps[0].mul(255).round().to(torch.uint8).numpy()
@@ -207,25 +176,11 @@ def test_summary_adds_up(tmp_path: Path, photos: Any, fake: Any) -> None:
     assert total == pytest.approx(3 * summary.wall_s, rel=0.05)
 
 
-def started(tmp_path: Path) -> subprocess.Popen[bytes]:
-    script = SCRIPT.format(
-        tests=str(Path(__file__).parents[1]),
-        source=str(tmp_path / "in"),
-        output=str(tmp_path / "run"),
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "shards" / "00001.parquet").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.01)
-    return process
-
-
 def test_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 48)
     changes: dict[str, Any] = {"batch_size": 4, "shard_size": 8}
     run_images(configured(tmp_path, output=tmp_path / "whole", **changes), fake())
-    process = started(tmp_path)
+    process = start_run(tmp_path, committed=2)
     try:
         with pytest.raises(RunError, match="another run is writing"):
             run_images(configured(tmp_path, **changes), fake())
@@ -242,7 +197,7 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, photos: Any, 
 
 def test_interrupt_stops_promptly_and_leaves_whole_shards(tmp_path: Path, photos: Any) -> None:
     photos(tmp_path / "in", 200)
-    process = started(tmp_path)
+    process = start_run(tmp_path, committed=2)
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
     _, stderr = process.communicate(timeout=30)

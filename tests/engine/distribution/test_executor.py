@@ -4,46 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import configured
 
-from combicam.engine.distribution.executor import Backlog, Died, Distribution, Ready, shards_ahead
-from combicam.engine.distribution.worker import ShardReport, ShardWorker, WorkerTask
+from combicam.engine.distribution.executor import (
+    Backlog,
+    DistributedExecutor,
+    Ready,
+    WorkerLost,
+    shards_ahead,
+)
+from combicam.engine.distribution.worker import ShardWorker, WorkerTask
 from combicam.engine.run.config import RunConfig
-from combicam.engine.run.work import ShardWork
+from combicam.engine.run.failure_limit import FailureLimit
+from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.engine.runner import run_images
 from combicam.errors import RunError
 
 
-def configured(tmp_path: Path, **changes: Any) -> RunConfig:
-    values: dict[str, Any] = {
-        "input": str(tmp_path / "in"),
-        "output": tmp_path / "run",
-        "model": "fake",
-        "batch_size": 4,
-        "workers": 2,
-        "shard_size": 8,
-        "progress": False,
-    }
-    return RunConfig(**values | changes)
-
-
-class ScriptedCrew:
+class ScriptedBackend:
     """Does a shard per event; dies of those that are poison, and where it is told to."""
 
     def __init__(
         self,
         config: RunConfig,
-        seats: int = 2,
+        slots: int = 2,
         poison: Iterable[int] = (),
         deaths: Iterable[int] = (),
         starts: int = 100,
     ) -> None:
         self.config = config
-        self.seats = seats
+        self.slots = slots
         self.poison = set(poison)
         self.deaths = list(deaths)  # shards that kill once
         self.starts = starts
@@ -53,28 +49,28 @@ class ScriptedCrew:
         self.done: list[int] = []
         self.stopped = 0
 
-    def start(self, seat: int) -> None:
-        self.hands[seat] = []
+    def start(self, slot: int) -> None:
+        self.hands[slot] = []
         self.starts -= 1
-        self.news.append((seat, Ready() if self.starts >= 0 else Died("no memory")))
+        self.news.append((slot, Ready() if self.starts >= 0 else WorkerLost("no memory")))
 
-    def hand(self, seat: int, work: ShardWork) -> None:
-        self.hands[seat].append(work.index)
-        self.most_in_hand = max(self.most_in_hand, len(self.hands[seat]))
+    def hand(self, slot: int, work: ShardWork) -> None:
+        self.hands[slot].append(work.index)
+        self.most_in_hand = max(self.most_in_hand, len(self.hands[slot]))
 
     def events(self, timeout_s: float) -> Iterator[tuple[int, Any]]:
         if self.news:
             yield self.news.pop(0)
             return
-        for seat, hand in self.hands.items():
+        for slot, hand in self.hands.items():
             if not hand:
                 continue
             if self.poison & set(hand) or hand[0] in self.deaths:
                 self.deaths = [shard for shard in self.deaths if shard != hand[0]]
-                yield seat, Died("SIGKILL")
+                yield slot, WorkerLost("SIGKILL")
             else:
                 self.done.append(shard := hand.pop(0))
-                yield seat, ShardReport(shard, 8, 1, {"explain": 0.5}, None, 0)
+                yield slot, ShardReport(8, 1, f"{shard}.jpg, gone", {"explain": 0.5}, shard)
             return
 
     def stop(self) -> None:
@@ -86,36 +82,34 @@ def work(count: int) -> list[ShardWork]:
 
 
 def test_every_shard_is_done_once(tmp_path: Path) -> None:
-    crew = ScriptedCrew(configured(tmp_path), seats=3)
-    distribution = Distribution(crew)
-    ticks: list[int] = []
-    distribution.process(work(40), lambda: ticks.append(distribution.images))
-    assert sorted(crew.done) == list(range(40))
-    assert (distribution.images, distribution.failures) == (320, 40)
-    assert ticks == sorted(ticks) and ticks[-1] == 320
-    assert distribution.times.seconds()["explain"].busy == 20.0
-    assert 1 < crew.most_in_hand <= shards_ahead(crew.config)
-    assert crew.stopped == 1
+    backend = ScriptedBackend(configured(tmp_path), slots=3)
+    executor = DistributedExecutor(backend)
+    done = sum(executor.process(work(40)), ShardReport())
+    assert sorted(backend.done) == list(range(40))
+    assert (done.images, done.failures, done.seconds) == (320, 40, {"explain": 20.0})
+    assert executor.times.seconds()["explain"].busy == 20.0
+    assert 1 < backend.most_in_hand <= shards_ahead(backend.config)
+    assert backend.stopped == 1
 
 
 def test_few_shards_are_shared_evenly(tmp_path: Path) -> None:
-    crew = ScriptedCrew(configured(tmp_path), seats=3)
-    Distribution(crew).process(work(3), lambda: None)
-    assert crew.most_in_hand == 1 and sorted(crew.done) == [0, 1, 2]
+    backend = ScriptedBackend(configured(tmp_path), slots=3)
+    list(DistributedExecutor(backend).process(work(3)))
+    assert backend.most_in_hand == 1 and sorted(backend.done) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("deaths", [[0], [0, 0], [3, 7, 11, 15]])
 def test_what_a_dead_worker_had_is_done_by_another(tmp_path: Path, deaths: list[int]) -> None:
-    crew = ScriptedCrew(configured(tmp_path), deaths=deaths)
-    Distribution(crew).process(work(20), lambda: None)
-    assert sorted(crew.done) == list(range(20))
+    backend = ScriptedBackend(configured(tmp_path), deaths=deaths)
+    list(DistributedExecutor(backend).process(work(20)))
+    assert sorted(backend.done) == list(range(20))
 
 
 def test_shard_that_kills_every_worker_ends_the_run_by_name(tmp_path: Path) -> None:
-    crew = ScriptedCrew(configured(tmp_path), poison=[6])
+    backend = ScriptedBackend(configured(tmp_path), poison=[6])
     with pytest.raises(RunError, match=r"shard 6 .*3 workers that died.*SIGKILL"):
-        Distribution(crew).process(work(20), lambda: None)
-    assert crew.stopped == 1 and 6 not in crew.done
+        list(DistributedExecutor(backend).process(work(20)))
+    assert backend.stopped == 1 and 6 not in backend.done
 
 
 def test_shards_beside_a_deadly_one_are_not_blamed() -> None:
@@ -129,28 +123,29 @@ def test_shards_beside_a_deadly_one_are_not_blamed() -> None:
 
 
 def test_workers_that_never_start_end_the_run(tmp_path: Path) -> None:
-    crew = ScriptedCrew(configured(tmp_path), seats=1, starts=0)
+    backend = ScriptedBackend(configured(tmp_path), slots=1, starts=0)
     with pytest.raises(RunError, match=r"worker 0 to start, got 3 that died.*no memory"):
-        Distribution(crew).process(work(2), lambda: None)
+        list(DistributedExecutor(backend).process(work(2)))
 
 
 def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
-    crew = ScriptedCrew(configured(tmp_path))
-    distribution = Distribution(crew)
-    distribution.failures, distribution.max_failures = 2, 5
-    with pytest.raises(RunError, match="at most 5 failed images"):
-        distribution.process(work(20), lambda: None)
-    assert len(crew.done) == 4 and crew.stopped == 1
+    backend = ScriptedBackend(configured(tmp_path))
+    executor = DistributedExecutor(backend, FailureLimit(5, failures=2))
+    with pytest.raises(RunError, match=r"at most 5 failed images .* \(the last: \d+\.jpg, gone\)"):
+        list(executor.process(work(20)))
+    assert len(backend.done) == 4 and backend.stopped == 1
 
 
 def test_interrupt_stops_the_crew(tmp_path: Path) -> None:
-    def interrupt() -> None:
+    backend = ScriptedBackend(configured(tmp_path))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        closing(DistributedExecutor(backend).process(work(2))) as reports,
+    ):
+        next(reports)
+        assert backend.stopped == 0
         raise KeyboardInterrupt
-
-    crew = ScriptedCrew(configured(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        Distribution(crew).process(work(2), interrupt)
-    assert crew.stopped == 1
+    assert backend.stopped == 1
 
 
 @pytest.fixture

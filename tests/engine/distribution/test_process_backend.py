@@ -5,65 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+import spawned
+from fakes import configured, shard_bytes, start_run, wait_for
 from PIL import Image
 
 from combicam import cli
 from combicam.engine.distribution.process_backend import named_devices, portable
-from combicam.engine.distribution.worker import WorkerTask
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run, run_images
 from combicam.errors import ArtifactError, DecodeError, RunError
-
-TESTS = Path(__file__).parents[2]
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from functools import partial
-from combicam.engine import RunConfig, runner
-from combicam.engine.distribution.worker import WorkerTask
-import spawned
-
-runner.WorkerTask = partial(WorkerTask, make=spawned.slow)
-config = RunConfig({source!r}, {output!r}, "fake", devices=["cpu"], batch_size=4,
-                   shard_size=8, progress=False)
-runner.run(config, spawned.Slow())
-"""
-
-
-def configured(tmp_path: Path, **changes: Any) -> RunConfig:
-    values: dict[str, Any] = {
-        "input": str(tmp_path / "in"),
-        "output": tmp_path / "run",
-        "model": "fake",
-        "batch_size": 4,
-        "workers": 2,
-        "shard_size": 8,
-        "progress": False,
-    }
-    return RunConfig(**values | changes)
-
-
-def shard_bytes(run: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((run / "shards").glob("*.parquet"))}
-
-
-def wait_for(condition: Any, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 def pids(tmp_path: Path) -> list[int]:
@@ -76,17 +33,6 @@ def is_alive(pid: int) -> bool:
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-@pytest.fixture
-def spawned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module that children import by name."""
-    monkeypatch.syspath_prepend(str(TESTS))
-    import spawned
-
-    yield spawned
-    for name in ("fakes", "spawned"):
-        sys.modules.pop(name, None)
 
 
 def kill_one_in_the_middle(tmp_path: Path) -> Thread:
@@ -102,14 +48,12 @@ def kill_one_in_the_middle(tmp_path: Path) -> Thread:
 
 
 def test_killed_process_loses_nothing_and_bytes_are_those_of_one(
-    tmp_path: Path, photos: Any, fake: Any, spawned: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, photos: Any, fake: Any
 ) -> None:
     photos(tmp_path / "in", 100)[40].write_bytes(b"")
     run_images(configured(tmp_path, output=tmp_path / "whole"), fake())
-    task = partial(WorkerTask, make=spawned.slow)
-    monkeypatch.setattr("combicam.engine.runner.WorkerTask", task)
     killer = kill_one_in_the_middle(tmp_path)
-    summary = run(configured(tmp_path, devices=["cpu", "cpu"]), fake())
+    summary = run(configured(tmp_path, devices=["cpu", "cpu"]), fake(), make=spawned.slow)
     killer.join()
     assert shard_bytes(tmp_path / "run") == shard_bytes(tmp_path / "whole")
     assert summary.images == summary.new_images == 100
@@ -122,24 +66,13 @@ def test_killed_process_loses_nothing_and_bytes_are_those_of_one(
     assert not list((tmp_path / "run" / "shards").glob(".*"))
 
 
-def started(tmp_path: Path) -> subprocess.Popen[bytes]:
-    script = SCRIPT.format(
-        tests=str(TESTS), source=str(tmp_path / "in"), output=str(tmp_path / "run")
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True
-    )
-    wait_for(lambda: len(shard_bytes(tmp_path / "run")) >= 2 or process.poll() is not None)
-    assert process.poll() is None and len(pids(tmp_path)) == 1
-    return process
-
-
 @pytest.mark.parametrize(
     "death", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_no_process_outlives_the_run(tmp_path: Path, photos: Any, death: signal.Signals) -> None:
     photos(tmp_path / "in", 400)
-    process = started(tmp_path)
+    process = start_run(tmp_path, committed=2, devices=["cpu"])
+    assert len(pids(tmp_path)) == 1
     if death == signal.SIGKILL:
         process.kill()
     else:
@@ -160,19 +93,11 @@ def test_no_process_outlives_the_run(tmp_path: Path, photos: Any, death: signal.
     [("other", "got another weights"), ("unlucky", "worker 0 to start.*SIGABRT")],
 )
 def test_workers_that_cannot_work_end_the_run(
-    tmp_path: Path,
-    photos: Any,
-    fake: Any,
-    spawned: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    make: str,
-    words: str,
+    tmp_path: Path, photos: Any, fake: Any, make: str, words: str
 ) -> None:
     photos(tmp_path / "in", 3)
-    task = partial(WorkerTask, make=getattr(spawned, make))
-    monkeypatch.setattr("combicam.engine.runner.WorkerTask", task)
     with pytest.raises(RunError, match=words):
-        run(configured(tmp_path, devices=["cpu"]), fake())
+        run(configured(tmp_path, devices=["cpu"]), fake(), make=getattr(spawned, make))
     assert shard_bytes(tmp_path / "run") == {}
 
 
@@ -225,7 +150,7 @@ def test_flags(
     seen: list[RunConfig] = []
     monkeypatch.setattr("combicam.commands.run.main", seen.append)
     cli.main(["run", "in", "-o", str(tmp_path / "run"), "-m", "demo", *flags])
-    assert expected.items() <= vars(seen[0]).items()
+    assert expected.items() <= vars(seen[0].distribution).items()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,12 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import spawned
+from fakes import configured
 from PIL import Image
 
 from combicam.demo.tour import write_postcards
 from combicam.engine.distribution.ray_backend import Room, fitted
 from combicam.engine.distribution.ray_data import Explain
-from combicam.engine.distribution.worker import WorkerTask
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run, run_images
 from combicam.errors import MissingExtra, RunError
@@ -130,19 +130,6 @@ def test_no_room_is_an_error(machines: list[dict[str, float]], cpus: int | None)
         fitted(machines, True, cpus)
 
 
-def configured(tmp_path: Path, **changes: Any) -> RunConfig:
-    values: dict[str, Any] = {
-        "input": str(tmp_path / "in"),
-        "output": tmp_path / "run",
-        "model": "fake",
-        "batch_size": 4,
-        "workers": 2,
-        "shard_size": 8,
-        "progress": False,
-    }
-    return RunConfig(**values | changes)
-
-
 def test_missing_extra_is_named(
     tmp_path: Path, photos: Any, fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,17 +154,6 @@ def cluster() -> Iterator[Any]:
     ray.shutdown()
 
 
-@pytest.fixture
-def spawned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module that actors import by name."""
-    monkeypatch.syspath_prepend(str(TESTS))
-    import spawned
-
-    yield spawned
-    for name in ("fakes", "spawned"):
-        sys.modules.pop(name, None)
-
-
 def kill_one_in_the_middle(tmp_path: Path) -> Thread:
     def kill() -> None:
         deadline = time.monotonic() + 120
@@ -193,19 +169,12 @@ def kill_one_in_the_middle(tmp_path: Path) -> Thread:
 
 @pytest.mark.slow
 def test_killed_actor_loses_nothing_and_bytes_are_those_of_one_machine(
-    cluster: Any,
-    tmp_path: Path,
-    photos: Any,
-    fake: Any,
-    spawned: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Any, tmp_path: Path, photos: Any, fake: Any
 ) -> None:
     photos(tmp_path / "in", 120)[40].write_bytes(b"")
     run_images(configured(tmp_path, output=tmp_path / "whole"), fake())
-    task = partial(WorkerTask, make=spawned.slow)
-    monkeypatch.setattr("combicam.engine.runner.WorkerTask", task)
     killer = kill_one_in_the_middle(tmp_path)
-    summary = run(configured(tmp_path, ray="local", ray_cpus=1), fake())
+    summary = run(configured(tmp_path, ray="local", ray_cpus=1), fake(), make=spawned.slow)
     killer.join()
     shards = sorted((tmp_path / "whole" / "shards").glob("*.parquet"))
     assert len(shards) == 15
@@ -221,18 +190,11 @@ def test_killed_actor_loses_nothing_and_bytes_are_those_of_one_machine(
 
 @pytest.mark.slow
 def test_actor_of_another_network_is_refused(
-    cluster: Any,
-    tmp_path: Path,
-    photos: Any,
-    fake: Any,
-    spawned: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Any, tmp_path: Path, photos: Any, fake: Any
 ) -> None:
     photos(tmp_path / "in", 3)
-    task = partial(WorkerTask, make=spawned.other)
-    monkeypatch.setattr("combicam.engine.runner.WorkerTask", task)
     with pytest.raises(RunError, match="got another weights"):
-        run(configured(tmp_path, ray="local", ray_cpus=1), fake())
+        run(configured(tmp_path, ray="local", ray_cpus=1), fake(), make=spawned.other)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from combicam.engine.inputs.entry import Entry
 from combicam.engine.pipeline.batch import Batch
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.explain_stage import ExplainStage
+from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import MapFormat, map_format
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.row_format import Record
@@ -26,7 +27,7 @@ def through(stage: ExplainStage, batches: list[Tensor], pin: bool) -> list[Quant
     for images in batches:
         records = [Record(Entry(f"{i}", f"/{i}")) for i in range(len(images))]
         images = images.pin_memory() if pin else images.clone()
-        inbox.put(Batch(0, records, [*range(len(images))], images, len(images)))
+        inbox.put(Batch(ShardWork(0), records, [*range(len(images))], images, len(images)))
     inbox.close()
     found = [item.results for item in stage.explained(inbox)]
     return [results for results in found if results is not None]

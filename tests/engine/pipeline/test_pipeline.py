@@ -9,8 +9,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from fakes import configured
 from hypothesis import given
 from hypothesis import strategies as st
+from spawned import Slow
 
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.listing import list_inputs
@@ -19,12 +21,10 @@ from combicam.engine.pipeline.batch import even_batch_size
 from combicam.engine.pipeline.channel import Aborted, Channel
 from combicam.engine.pipeline.load import load_in_order
 from combicam.engine.pipeline.pipeline import Pipeline
-from combicam.engine.run.config import RunConfig
-from combicam.engine.run.directory import RunDirectory
+from combicam.engine.run.directory import RunDirectory, committed_shards
+from combicam.engine.run.plan import plan_run
 from combicam.engine.run.stage_times import StageTimes
-from combicam.engine.run.work import ShardWork
-from combicam.engine.shards.map_format import MapFormat
-from combicam.engine.shards.row_format import ShardFormat
+from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.export.preprocess import Preprocess
 
 
@@ -91,7 +91,7 @@ def test_loading_looks_no_further_ahead_than_its_window(tmp_path: Path, photos: 
             yield Entry(str(i), str(path))
 
     with ThreadPoolExecutor(3) as pool:
-        for item in load_in_order(entries(), pool, 5, Preprocess((8, 8)), 10**6):
+        for item in load_in_order(entries(), pool, 5, Preprocess((8, 8))):
             taken.append(int(item.record.entry.id))
     assert taken == list(range(30))
 
@@ -108,14 +108,28 @@ def test_bottleneck_is_the_stage_whose_threads_wait_least() -> None:
 
 def test_pipeline_takes_shards_one_after_another(tmp_path: Path, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 9)
-    config = RunConfig(str(tmp_path / "in"), tmp_path / "run", "fake", shard_size=4, progress=False)
+    config = configured(tmp_path, shard_size=4)
     with RunDirectory(config.output) as run:
         run.prepare({}, lambda path: write_manifest(path, list_inputs(config.input), 4))
-        with Manifest(run.manifest) as manifest:
-            explainer = fake()
-            shard_format = ShardFormat(explainer.spec, MapFormat(1, (24, 32)))
-            pipeline = Pipeline(config, explainer, run, manifest, shard_format)
-            for shard in (2, 0):
-                pipeline.process([ShardWork(shard)], lambda: None)
-            assert run.committed() == {0, 2}
-            assert pipeline.images == 5
+        with Manifest(run.layout.manifest) as manifest:
+            pipeline = Pipeline(config, plan_run(config, fake()), run.layout, manifest)
+            done = [sum(pipeline.process([ShardWork(shard)]), ShardReport()) for shard in (2, 0)]
+            assert committed_shards(run.layout) == {0, 2}
+            assert [report.images for report in done] == [1, 4]
+
+
+def test_closed_pipeline_leaves_no_half_shard(tmp_path: Path, photos: Any) -> None:
+    photos(tmp_path / "in", 64)
+    config = configured(tmp_path, shard_size=16)
+    with RunDirectory(config.output) as run:
+        run.prepare({}, lambda path: write_manifest(path, list_inputs(config.input), 16))
+        with Manifest(run.layout.manifest) as manifest:
+            pipeline = Pipeline(config, plan_run(config, Slow(0.02)), run.layout, manifest)
+            reports = pipeline.process(ShardWork(shard) for shard in range(4))
+            done = ShardReport()
+            while done.shard is None:
+                done += next(reports)
+            reports.close()
+            names = {path.name for path in run.layout.shards.iterdir()}
+            assert "00000.parquet" in names and "00003.parquet" not in names
+            assert not [name for name in names if name.startswith(".")]

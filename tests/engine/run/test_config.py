@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from combicam.engine.run.config import RunConfig
+from combicam.engine.images.decode import DecodeConfig
+from combicam.engine.run.config import DistributionConfig, RunConfig, StorageConfig
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,6 @@ from combicam.engine.run.config import RunConfig
         {"batch_size": 0},
         {"workers": 0},
         {"shard_size": 0},
-        {"max_pixels": 0},
         {"overlays": -1},
         {"heatmap_size": (0, 3)},
         {"heatmap_size": (3,)},
@@ -30,7 +31,31 @@ def test_values_that_cannot_be(changes: dict[str, Any]) -> None:
 
 def test_paths_are_converted() -> None:
     config = RunConfig(Path("in"), "out", "demo", heatmap_size=[3, 4])  # type: ignore[arg-type]
-    assert (config.input, config.output, config.heatmap_size) == ("in", Path("out"), (3, 4))
+    assert (config.input, config.output) == ("in", Path("out"))
+    assert config.storage == StorageConfig(heatmap_size=(3, 4))
+
+
+def test_fields_of_nested_configurations_are_keywords() -> None:
+    flat = RunConfig("in", Path("out"), "demo", store="grid", devices=["cpu"], max_pixels=9)
+    nested = RunConfig(
+        "in",
+        Path("out"),
+        "demo",
+        decode=DecodeConfig(max_pixels=9),
+        storage=StorageConfig("grid"),
+        distribution=DistributionConfig(("cpu",)),
+    )
+    assert flat == nested
+    again = RunConfig("in", Path("out"), "demo", storage=flat.storage, shard_size=7)
+    assert again.storage == StorageConfig("grid", shard_size=7)
+    assert replace(flat, batch_size=1).storage == flat.storage
+    with pytest.raises(TypeError, match=r"expected fields of .*'shard_size'.*, got \['shards'\]"):
+        RunConfig("in", Path("out"), "demo", shards=3)
+    both = RunConfig("in", Path("out"), "demo", ray_cpus=2, ray="local")
+    assert both.distribution == DistributionConfig(ray="local", ray_cpus=2)
+    for values in (("in",), ("in", "out", "demo", *[None] * 20)):
+        with pytest.raises(TypeError, match=r"output|too many"):
+            RunConfig(*values)
 
 
 @pytest.mark.parametrize("name", ["input", "output"])

@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fakes import configured, start_run
 from prometheus_client.parser import text_string_to_metric_families
 
 from combicam.cli import main
 from combicam.commands.status import Config
-from combicam.engine.distribution.executor import Died, Distribution, Ready
-from combicam.engine.distribution.worker import ShardReport
+from combicam.engine.distribution.executor import DistributedExecutor, Ready, WorkerLost
 from combicam.engine.run import progress as progress_module
-from combicam.engine.run.config import RunConfig
-from combicam.engine.run.log import LOG, event, read_log, run_log
-from combicam.engine.run.progress import PROGRESS, Progress
+from combicam.engine.run.layout import RunLayout
+from combicam.engine.run.log import event, read_log, run_log
+from combicam.engine.run.progress import Progress
 from combicam.engine.run.prometheus import write_metrics
 from combicam.engine.run.status import run_status, status_lines
-from combicam.engine.run.work import ShardWork
+from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.engine.runner import run_images
 from combicam.errors import RunError
 
 
-def configured(tmp_path: Path, **changes: Any) -> RunConfig:
-    values = {"batch_size": 4, "shard_size": 8, "workers": 2, "progress": False} | changes
-    return RunConfig(str(tmp_path / "in"), tmp_path / "run", "fake", **values)  # type: ignore[arg-type]
-
-
 def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+    return [json.loads(line) for line in RunLayout(run).log.read_text().splitlines()]
 
 
 def test_a_finished_run(tmp_path: Path, photos: Any, fake: Any, capsys: Any) -> None:
@@ -113,35 +106,12 @@ def test_warnings_are_shown_to_people(
     assert "committed" not in shown
 
 
-SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from fakes import FakeExplainer
-from combicam.engine import RunConfig, run_images
-
-class Slow(FakeExplainer):
-    def __call__(self, images, /):
-        time.sleep(0.2)
-        return super().__call__(images)
-
-config = RunConfig({source!r}, {output!r}, "fake", batch_size=4, shard_size=8, progress=False)
-run_images(config, Slow())
-"""
-
-
 def test_a_run_that_goes_on_and_one_that_died(
     tmp_path: Path, photos: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos(tmp_path / "in", 300)
     run = tmp_path / "run"
-    script = SCRIPT.format(
-        tests=str(Path(__file__).parents[2]), source=str(tmp_path / "in"), output=str(run)
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 60
-    while len(list((run / "shards").glob("*.json"))) < 4:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    process = start_run(tmp_path, committed=5, pause=0.2)
     status = run_status(run)
     assert status.state == "running" and 0 < status.committed_images < 300
     assert status.process is not None and str(process.pid) in status.process
@@ -149,35 +119,35 @@ def test_a_run_that_goes_on_and_one_that_died(
     assert lines["images"].endswith("%)") and "heard of" in lines["process"]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with (run / LOG).open("a") as file:
+    with RunLayout(run).log.open("a") as file:
         file.write('{"torn')  # what a death in the middle of a line leaves
-    beat = json.loads((run / PROGRESS).read_text())
-    (run / PROGRESS).write_text(json.dumps(beat | {"updated": beat["updated"] - 100}))
+    beat = json.loads(RunLayout(run).progress.read_text())
+    RunLayout(run).progress.write_text(json.dumps(beat | {"updated": beat["updated"] - 100}))
     found = run_status(run)
     assert found.state == "dead" and found.remaining_s is None
     assert [i.end for i in found.invocations] == [None] and found.invocations[0].shards >= 4
     (run / "shards/00000.json").unlink()
     assert run_status(run).committed_images == found.committed_images
-    with run_log(run, show=False):  # the line that was cut off does not spoil the next
+    with run_log(RunLayout(run), show=False):  # the line that was cut off does not spoil the next
         event("started", host="here", pid=1)
-    assert read_log(run)[-1]["pid"] == 1 and len(run_status(run).invocations) == 2
+    assert read_log(RunLayout(run))[-1]["pid"] == 1 and len(run_status(run).invocations) == 2
 
 
 def test_owner_of_workers_logs_their_commits(tmp_path: Path) -> None:
     class OneWorker:
-        seats = 1
+        slots = 1
         config = configured(tmp_path)
 
         def __init__(self) -> None:
             self.waiting: list[Any] = []
 
-        def start(self, seat: int) -> None:
-            self.waiting.append(Died("lost"))
+        def start(self, slot: int) -> None:
+            self.waiting.append(WorkerLost("lost"))
             self.waiting.append(Ready())
-            self.start = lambda seat: None  # type: ignore[method-assign]
+            self.start = lambda slot: None  # type: ignore[method-assign]
 
-        def hand(self, seat: int, work: ShardWork) -> None:
-            self.waiting.append(ShardReport(work.index, 8, 1, {"read": 0.5}, None, 0))
+        def hand(self, slot: int, work: ShardWork) -> None:
+            self.waiting.append(ShardReport(8, 1, shard=work.index))
 
         def events(self, timeout_s: float) -> list[tuple[int, Any]]:
             return [(0, self.waiting.pop(0))]
@@ -186,8 +156,8 @@ def test_owner_of_workers_logs_their_commits(tmp_path: Path) -> None:
             self.waiting.clear()
 
     (tmp_path / "run").mkdir()
-    with run_log(tmp_path / "run", show=False):
-        Distribution(OneWorker()).process([ShardWork(0), ShardWork(1)], lambda: None)
+    with run_log(RunLayout(tmp_path / "run"), show=False):
+        list(DistributedExecutor(OneWorker()).process([ShardWork(0), ShardWork(1)]))
     died, *committed = events(tmp_path / "run")
     assert (died["event"], died["level"], died["reason"]) == ("worker_died", "warning", "lost")
     assert [(e["event"], e["shard"], e["failures"]) for e in committed] == [
@@ -206,20 +176,20 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 def test_a_heartbeat_that_a_power_failure_emptied(tmp_path: Path, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 4)
     run_images(configured(tmp_path), fake())
-    (tmp_path / "run" / PROGRESS).write_bytes(b"")
+    RunLayout(tmp_path / "run").progress.write_bytes(b"")
     status = run_status(tmp_path / "run")
     assert (status.state, status.committed_images) == ("not begun", 4)
     assert [i.end for i in status.invocations] == ["finished"]
 
 
 def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Progress(tmp_path, 10, 0, show=False, fields={}) as progress:
+    with Progress(RunLayout(tmp_path), 10, 0, show=False, fields={}) as progress:
         now = time.time() - 3600
         monkeypatch.setattr(progress_module, "heartbeat_s", lambda run: 0.01)
-        monkeypatch.setattr("combicam.engine.run.progress.time.time", lambda: now)
+        monkeypatch.setattr(progress_module.time, "time", lambda: now)
         time.sleep(0.02)
         progress.update(5, None)
-        beat = json.loads((tmp_path / PROGRESS).read_text())
+        beat = json.loads(RunLayout(tmp_path).progress.read_text())
     assert beat["done"] == 5 and beat["updated"] == now
     assert 0 < beat["images_per_s"] <= 250 and 0 < beat["recent_images_per_s"] <= 250
     assert 0 < events(tmp_path)[-1]["seconds"] < 60

@@ -53,7 +53,7 @@ def test_the_client_prepares_photos_as_the_engine_does(
     card = Image.fromarray(postcards(1, 40)[0].numpy()).resize((333, 217))
     path = save(kind, np.asarray(card), tmp_path)
     settings = json.loads(json.dumps(preprocess.to_dict()))
-    pixels = decode_image(path.read_bytes(), preprocess, 10**7).pixels
+    pixels = decode_image(path.read_bytes(), preprocess).pixels
     ours = preprocess.normalize(torch.from_numpy(pixels.copy())[None]).numpy()
     theirs = client.normalize(client.decode(path, settings), settings)
     assert theirs.dtype == np.float32 and theirs.shape == (1, 3, *preprocess.input_size)
@@ -114,7 +114,7 @@ def test_the_client_explains_a_photo(
         result = run_client(planet, str(photo), "--url", url, "--top", "3")
         refused = run_client(planet, str(photo), "--url", url, "--targets", "1")
     assert result.returncode == 0, result.stderr
-    pixels = decode_image(photo.read_bytes(), demo_model.preprocess, 10**7).pixels
+    pixels = decode_image(photo.read_bytes(), demo_model.preprocess).pixels
     found = Explainer(demo_model, layers="stages", targets=2)(torch.from_numpy(pixels.copy())[None])
     best = found.logits.softmax(-1)[0].topk(3)
     lines = result.stdout.splitlines()

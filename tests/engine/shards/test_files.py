@@ -14,7 +14,8 @@ import torch
 
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.inputs.entry import Entry
-from combicam.engine.shards.files import ShardWriter, read_shard
+from combicam.engine.run.open_run import read_shard
+from combicam.engine.shards.files import ShardWriter
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.row_format import Record, ShardFormat

@@ -1,0 +1,36 @@
+"""End a run in which too many images fail."""
+
+from __future__ import annotations
+
+from combicam.errors import RunError
+
+
+class FailureLimit:
+    """Counts the images of a run that failed.
+
+    Args:
+        most: how many may; None for all.
+        failures: how many of the committed rows have.
+    """
+
+    def __init__(self, most: int | None = None, failures: int = 0) -> None:
+        self._most = most
+        self._failures = failures
+
+    def count(self, failures: int, last: str | None) -> None:
+        """Count failures, before their shard is committed where that can be.
+
+        Args:
+            failures: how many more.
+            last: id and error of the last of them.
+
+        Raises:
+            RunError: more failures than the limit.
+        """
+        self._failures += failures
+        if self._most is not None and self._failures > self._most:
+            raise RunError(
+                f"run: expected at most {self._most} failed images (max_failures), got "
+                f"{self._failures} (the last: {last}); see the errors of the committed shards, or "
+                "raise the limit and run again: what is committed is kept"
+            )

@@ -1,0 +1,72 @@
+"""Decide what a run explains and stores, and what makes it the same run when it is continued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from combicam.engine.explain.protocol import BatchExplainer, has_places
+from combicam.engine.geo.location_target import Question, read_question
+from combicam.engine.inputs.ground_truth import truth_digest
+from combicam.engine.run.config import RunConfig
+from combicam.engine.shards.map_format import map_format
+from combicam.engine.shards.row_format import ShardFormat
+from combicam.engine.storage.paths import names_store
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run computes; the same in every process of the run.
+
+    Attributes:
+        explainer: called with batches.
+        rows: columns of the rows.
+        question: what is explained; None for the best classes.
+    """
+
+    explainer: BatchExplainer
+    rows: ShardFormat
+    question: Question | None
+
+
+def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
+    """Check that an explainer can do what a configuration asks for.
+
+    Raises:
+        ValueError: heatmaps that cannot be stored as bytes in [0, 1], a question that the
+            explainer cannot answer, or ground truth for classes without locations.
+    """
+    spec = explainer.spec
+    if spec.fuse == "none" or not spec.unit_range:
+        raise ValueError(
+            f"run: expected a spec whose heatmaps are one map in [0, 1], got fuse={spec.fuse!r}, "
+            f"normalize={spec.normalize!r}; use normalize='map', or the explainer in memory"
+        )
+    if config.truth is not None and not has_places(explainer):
+        raise ValueError(
+            f"run: expected classes with places for truth={str(config.truth)!r}, got none; give "
+            "them with --classes, or leave out --truth"
+        )
+    maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
+    rows = ShardFormat(spec, maps, explainer.classes, explain=config.explain)
+    return RunPlan(explainer, rows, read_question(config.explain, explainer))
+
+
+def fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
+    """Everything that decides what rows hold; JSON-ready."""
+    storage, decode = config.storage, config.decode
+    return {
+        "explainer": explainer.fingerprint(),
+        "input": config.input if names_store(config.input) else str(Path(config.input).absolute()),
+        "explain": list(config.explain) or None,
+        "store": storage.store,
+        "heatmap_size": storage.heatmap_size,
+        "shard_size": storage.shard_size,
+        "top_places": storage.top_places if has_places(explainer) else None,
+        "truth": truth_digest(config.truth),
+        "max_pixels": decode.max_pixels,
+        # Not which of the others: they give the same pixels, up to rounding.
+        "fast_scale": decode.fast_scale,
+        **({"decoder": "gpu"} if decode.decoder == "gpu" else {}),
+    }
