@@ -19,7 +19,7 @@ from combicam.demo.model import load
 from combicam.demo.planet import CELLS, postcard
 from combicam.engine.evaluation.baseline_maps import edge_control, random_control
 from combicam.engine.evaluation.bootstrap import intervals
-from combicam.engine.evaluation.metrics import Judge, MetricSettings
+from combicam.engine.evaluation.metrics import Metrics, MetricSettings
 from combicam.engine.evaluation.score_network import score_network
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
@@ -90,7 +90,7 @@ def claim(config: ClaimConfig, say: Callable[[str], None]) -> dict[str, Any]:
         for name, (method, layers) in OTHERS.items()
     }
     settings = MetricSettings(steps=config.steps, tolerance=config.tolerance)
-    judge = Judge(score_network(cams), model.preprocess, settings, batch_size=64)
+    metrics = Metrics(score_network(cams), model.preprocess, settings, batch_size=64)
     rows, right, probability, evidence = _Rows(), [], [], []
     done = 0
     for start, images, masks, cells in _postcards(config):
@@ -98,13 +98,13 @@ def claim(config: ClaimConfig, say: Callable[[str], None]) -> dict[str, Any]:
             break
         x = model.preprocess.normalize(images)
         explained = cams(x)
-        subject = judge.subject(x, explained.targets[:, 0], masks)
+        subject = metrics.subject(x, explained.targets[:, 0], masks)
         right.append((explained.targets[:, 0] == cells).double())
         probability.append(subject.probability.double())
         evidence.append(masks.double().mean((1, 2)))
         for name, heatmaps in _maps(config, start, x, explained, others).items():
             wanted = config.layer_curves if _is_layer(name) else config.curves
-            rows.add(name, start, judge.measure(subject, heatmaps, removal=start < wanted))
+            rows.add(name, start, metrics.measure(subject, heatmaps, removal=start < wanted))
         done = start + len(x)
         say(f"  {done} of {config.images} postcards, {time.perf_counter() - started:.0f} s")
     return {

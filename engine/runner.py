@@ -91,7 +91,7 @@ def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
 
 def _run(config: RunConfig, explainer: BatchExplainer, make: MakeExplainer) -> RunSummary:
     plan = plan_run(config, explainer)
-    needs_truth = plan.question is not None and plan.question.needs_truth
+    needs_truth = plan.target is not None and plan.target.needs_truth
     with RunDirectory(config.output) as directory, _quiet_pillow():
         layout = directory.layout
         is_new = directory.prepare(

@@ -15,7 +15,7 @@ from combicam.engine.drawing.colormaps import DEFAULT_COLORMAP, colormap
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
-from combicam.engine.geo.location_target import read_question
+from combicam.engine.geo.location_target import read_location_target
 from combicam.engine.images.decode import MAX_PIXELS
 from combicam.engine.outputs.photo_overlay import FIGURE_FORMATS, PhotoPictures
 from combicam.errors import DecodeError
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
         print(explainer.note, file=sys.stderr)
     pictures = PhotoPictures(
         explainer,
-        read_question(config.explain, explainer),
+        read_location_target(config.explain, explainer),
         config.colormap,
         config.figure_format if config.figure else None,
         config.max_pixels,

@@ -19,7 +19,7 @@ from combicam.engine.evaluation.baseline_maps import edge_control, random_contro
 from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.evaluation.masks import mask_path, read_mask
 from combicam.engine.evaluation.methods import STORED, another, contestants
-from combicam.engine.evaluation.metrics import Judge, seeds_of
+from combicam.engine.evaluation.metrics import Metrics, seeds_of
 from combicam.engine.evaluation.randomisation import RandomisedStep, randomisation_check
 from combicam.engine.evaluation.results import EDGES, Evaluation, write_results
 from combicam.engine.evaluation.samples import (
@@ -61,7 +61,7 @@ class _Evaluator:
         self.config = config
         self.explainer, self.made = contestants(config, run)
         self.names = [*([STORED] if run is not None else []), *self.made]
-        self.judge = Judge(
+        self.metrics = Metrics(
             score_network(self.explainer),
             self.explainer.preprocess,
             config.metrics,
@@ -81,7 +81,7 @@ class _Evaluator:
             self._is_checked = True
             self.randomised = self._randomised(x)
         masks, has_mask = self._masks(images, x)
-        subject = self.judge.subject(x, targets, masks, has_mask)
+        subject = self.metrics.subject(x, targets, masks, has_mask)
         identities = [image.sample.entry.id for image in images]
         seeds = seeds_of(identities, self.config.seed)
         found: dict[str, Tensor] = {"probability": subject.probability}
@@ -91,7 +91,7 @@ class _Evaluator:
         finite = torch.ones(len(images), dtype=torch.bool, device=x.device)
         for name, heatmaps in entrants.items():
             finite &= heatmaps.isfinite().flatten(1).all(1)
-            for metric, values in self.judge.measure(subject, heatmaps.nan_to_num()).items():
+            for metric, values in self.metrics.measure(subject, heatmaps.nan_to_num()).items():
                 found[f"{name}_{metric}"] = values
         for name, heatmaps in maps.items():
             found[f"{name}_flat"] = heatmaps.amax((1, 2)) == heatmaps.amin((1, 2))

@@ -1,4 +1,4 @@
-"""``Judge``: all metrics of any number of maps of the same images."""
+"""Compute all metrics of any number of maps of the same images."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Subject:
         return self.quantities["probability"](self.ends[0], everyone)
 
 
-class Judge:
+class Metrics:
     """Measures maps against the network, and against masks where there are some.
 
     Args:

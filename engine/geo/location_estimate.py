@@ -38,7 +38,7 @@ class Placed:
     densities: Tensor
 
 
-class Placer:
+class LocationEstimator:
     """Places of a batch, on its device; nothing waits for the device.
 
     Args:

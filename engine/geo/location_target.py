@@ -1,4 +1,4 @@
-"""``Question``: what a run explains of every photo, read from words such as ``truth``."""
+"""``LocationTarget``: what a run explains of every photo, read from words such as ``truth``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Photo = TypeVar("Photo", bound=Located)
 
 
 @dataclass(frozen=True)
-class Question:
+class LocationTarget:
     """K targets of every photo.
 
     Attributes:
@@ -121,7 +121,7 @@ def located(photos: Iterable[Photo], needed: bool = True) -> Iterator[Photo]:
         yield photo
 
 
-def read_question(words: Sequence[str], explainer: BatchExplainer) -> Question | None:
+def read_location_target(words: Sequence[str], explainer: BatchExplainer) -> LocationTarget | None:
     """Understand what a run is to explain; None where nothing is asked, for the best classes.
 
     Args:
@@ -151,14 +151,14 @@ def read_question(words: Sequence[str], explainer: BatchExplainer) -> Question |
                 "is the best class, the next one the second best"
             )
         cells = reader.cells if TRUTH in ids else None
-        return Question(tuple(words), torch.tensor(ids), cells=cells)
+        return LocationTarget(tuple(words), torch.tensor(ids), cells=cells)
     if TOP in ids or TRUTH in ids:
         raise ValueError(
             f"explain: expected top and truth beside classes alone, got {list(words)}: the weights "
             "of a region or a contrast are the same for all photos; ask for it in a run of its own"
         )
     weights = np.stack([reader.one_hot(x) if isinstance(x, int) else x for x in read])
-    return Question(tuple(words), torch.tensor(ids), torch.from_numpy(weights)[None])
+    return LocationTarget(tuple(words), torch.tensor(ids), torch.from_numpy(weights)[None])
 
 
 class _Reader:

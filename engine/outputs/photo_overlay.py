@@ -16,7 +16,7 @@ from combicam.engine.drawing.overlay import overlay
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.targets import Targets
-from combicam.engine.geo.location_target import Question
+from combicam.engine.geo.location_target import LocationTarget
 from combicam.engine.images.decode import MAX_PIXELS, DecodeConfig, decode_image
 from combicam.engine.images.resize import kept_box, scaled_size
 from combicam.export.preprocess import Preprocess
@@ -30,30 +30,30 @@ class PhotoPictures:
 
     Args:
         explainer: of any model; for layer maps in figures one that keeps them.
-        question: what is explained; None for the best classes.
+        target: what is explained; None for the best classes.
         colormap: of the pictures.
         figure: ``png``, ``pdf`` or ``svg`` for figures beside the overlays; None for none.
         max_pixels: photos with more are refused.
 
     Raises:
-        ValueError: the question is where photos were taken, which a photo alone does not say.
+        ValueError: the target is where photos were taken, which a photo alone does not say.
     """
 
     def __init__(
         self,
         explainer: Explainer,
-        question: Question | None = None,
+        target: LocationTarget | None = None,
         colormap: str = DEFAULT_COLORMAP,
         figure: str | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if question is not None and question.needs_truth:
+        if target is not None and target.needs_truth:
             raise ValueError(
                 "overlay: expected targets that are the same for all photos, got 'truth'; name the "
                 "place as LAT,LON"
             )
         self._explainer = explainer
-        self._question = question
+        self._target = target
         self._colormap = colormap
         self._figure = figure
         self._decode = DecodeConfig(max_pixels=max_pixels)
@@ -96,17 +96,17 @@ class PhotoPictures:
         return found
 
     def _explain(self, pixels: NDArray[np.uint8]) -> Explanation:
-        if self._question is None:
+        if self._target is None:
             return self._explainer(pixels[None])
-        values = self._question.targets([], 1).contiguous()
-        return self._explainer(pixels[None], targets=Targets(values, self._question.kind))
+        values = self._target.targets([], 1).contiguous()
+        return self._explainer(pixels[None], targets=Targets(values, self._target.kind))
 
     def _names(self, explanation: Explanation) -> list[str]:
         targets: list[int] = explanation.targets[0].tolist()
         names = [target_name(target, self._explainer.classes) for target in targets]
-        if self._question is None:
+        if self._target is None:
             return names
-        asked = zip(targets, names, self._question.words, strict=True)
+        asked = zip(targets, names, self._target.words, strict=True)
         return [word if target < 0 else name for target, name, word in asked]
 
 

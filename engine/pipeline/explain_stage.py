@@ -14,8 +14,8 @@ from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.memory import BatchLimit
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.explain.targets import Targets
-from combicam.engine.geo.location_estimate import TOP_PLACES, Placer
-from combicam.engine.geo.location_target import Question
+from combicam.engine.geo.location_estimate import TOP_PLACES, LocationEstimator
+from combicam.engine.geo.location_target import LocationTarget
 from combicam.engine.pipeline.batch import Batch
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.cuda_graph import CudaGraph
@@ -70,8 +70,8 @@ class ExplainStage:
     Args:
         explainer: called with uint8 [B,H,W,3] on its device.
         maps: what is stored.
-        cuda_graphs: replay a batch's launches as one CUDA graph; not with a question.
-        question: what is explained; None for the best classes.
+        cuda_graphs: replay a batch's launches as one CUDA graph; not with a target.
+        target: what is explained; None for the best classes.
         top_places: how many places of a photo are kept, where classes have places.
 
     Raises:
@@ -83,16 +83,16 @@ class ExplainStage:
         explainer: BatchExplainer,
         maps: MapFormat,
         cuda_graphs: bool = False,
-        question: Question | None = None,
+        target: LocationTarget | None = None,
         top_places: int = TOP_PLACES,
     ) -> None:
         self._explainer = explainer
         self._maps = maps
-        self._question = question
+        self._target = target
         classes = explainer.classes
-        self._placer: Placer | None = None
+        self._placer: LocationEstimator | None = None
         if classes is not None and classes.has_places:
-            self._placer = Placer(classes, top_places, explainer.device)
+            self._placer = LocationEstimator(classes, top_places, explainer.device)
         if cuda_graphs and explainer.device.type != "cuda":
             raise ValueError(
                 f"run: expected a CUDA device for cuda_graphs, got {explainer.device}; leave it out"
@@ -141,10 +141,10 @@ class ExplainStage:
 
     def _targets(self, batch: Batch) -> Tensor | None:
         """What of a batch is explained, on the CPU: [B,K] or [B,K,n]."""
-        if self._question is None or batch.images is None:
+        if self._target is None or batch.images is None:
             return None
         photos = [record.entry for record in batch.records if record.status == OK]
-        return self._question.targets(photos, len(batch.images))
+        return self._target.targets(photos, len(batch.images))
 
     def _explain(self, images: Tensor, count: int, targets: Tensor | None) -> QuantisedExplanation:
         def explain_pieces(size: int) -> QuantisedExplanation:
@@ -176,14 +176,14 @@ class ExplainStage:
         return quantise(explanation, self._maps, size, self._placer)
 
     def _answer(self, images: Tensor, targets: Tensor) -> Explanation:
-        question = self._question
-        assert question is not None
+        target = self._target
+        assert target is not None
         # Weights are those of one photo, repeated: the device repeats them, too.
-        one = targets if question.weights is None else targets[:1]
+        one = targets if target.weights is None else targets[:1]
         there = self._transfer.up(one).expand(len(images), *targets.shape[1:])
-        explanation = self._explainer(images, targets=Targets(there, question.kind))
+        explanation = self._explainer(images, targets=Targets(there, target.kind))
         # Weights have no class; those of one class alone are called by it.
-        named = self._transfer.up(question.classes.clamp_min(-1))
+        named = self._transfer.up(target.classes.clamp_min(-1))
         found = explanation.targets
         return replace(explanation, targets=torch.where(found < 0, named, found))
 

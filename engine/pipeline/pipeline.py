@@ -69,7 +69,7 @@ class Pipeline:
             plan.explainer,
             plan.rows.maps,
             config.compute.cuda_graphs,
-            plan.question,
+            plan.target,
             config.storage.top_places,
         )
         if config.decode.decoder == "gpu":

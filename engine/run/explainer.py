@@ -7,7 +7,7 @@ from dataclasses import replace
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.explain.sessions import Request
-from combicam.engine.geo.location_target import read_question
+from combicam.engine.geo.location_target import read_location_target
 from combicam.engine.run.config import RunConfig
 
 
@@ -29,7 +29,7 @@ def make_run_explainer(config: RunConfig) -> Explainer:
     explainer = make_explainer(
         config.model, cam, compute, keep_layers=config.storage.store == "layers"
     )
-    if (question := read_question(config.explain, explainer)) is not None:
+    if (target := read_location_target(config.explain, explainer)) is not None:
         # Traced now, or refused now by an artifact that takes other targets.
-        explainer.session.execute(Request(question.kind, len(question.words)))
+        explainer.session.execute(Request(target.kind, len(target.words)))
     return explainer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from combicam.engine.explain.protocol import BatchExplainer, has_places
-from combicam.engine.geo.location_target import Question, read_question
+from combicam.engine.geo.location_target import LocationTarget, read_location_target
 from combicam.engine.inputs.ground_truth import truth_digest
 from combicam.engine.run.config import RunConfig
 from combicam.engine.shards.map_format import map_format
@@ -22,19 +22,19 @@ class RunPlan:
     Attributes:
         explainer: called with batches.
         rows: columns of the rows.
-        question: what is explained; None for the best classes.
+        target: what is explained; None for the best classes.
     """
 
     explainer: BatchExplainer
     rows: ShardFormat
-    question: Question | None
+    target: LocationTarget | None
 
 
 def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
     """Check that an explainer can do what a configuration asks for.
 
     Raises:
-        ValueError: heatmaps that cannot be stored as bytes in [0, 1], a question that the
+        ValueError: heatmaps that cannot be stored as bytes in [0, 1], a target that the
             explainer cannot answer, or ground truth for classes without locations.
     """
     spec = explainer.spec
@@ -50,7 +50,7 @@ def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
         )
     maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
     rows = ShardFormat(spec, maps, explainer.classes, explain=config.explain)
-    return RunPlan(explainer, rows, read_question(config.explain, explainer))
+    return RunPlan(explainer, rows, read_location_target(config.explain, explainer))
 
 
 def fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:

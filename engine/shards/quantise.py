@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from combicam.engine.explain.explanation import Explanation
-from combicam.engine.geo.location_estimate import Placer
+from combicam.engine.geo.location_estimate import LocationEstimator
 from combicam.engine.shards.map_format import MapFormat, Size
 from combicam.errors import RunError
 
@@ -78,7 +78,7 @@ def quantise(
     explanation: Explanation,
     maps: MapFormat,
     size: Size | None = None,
-    placer: Placer | None = None,
+    placer: LocationEstimator | None = None,
 ) -> QuantisedExplanation:
     """Bring heatmaps to the grid that is stored and round them to bytes, on their device.
 

@@ -23,7 +23,7 @@ from combicam.demo.planet import CELLS as PLANET
 from combicam.demo.planet import postcard
 from combicam.engine.geo.density import RADII_KM, prediction_density
 from combicam.engine.geo.distance import distance_km
-from combicam.engine.geo.location_estimate import Placer
+from combicam.engine.geo.location_estimate import LocationEstimator
 from combicam.engine.outputs.cell_outlines import cell_outline
 from combicam.engine.outputs.geojson import write_geojson
 from combicam.engine.outputs.geoparquet import write_geoparquet
@@ -186,7 +186,7 @@ def test_runs_without_places_stay_as_they_are(tmp_path: Path, photos: Any, fake:
 
 
 def test_the_place_of_a_tie_is_that_of_the_map() -> None:
-    placer = Placer(CELLS, 9, torch.device("cpu"))
+    placer = LocationEstimator(CELLS, 9, torch.device("cpu"))
     logits = torch.tensor([[2.0, 2.0, 0.0, 2.0, 1.0]]).expand(6, -1)
     explained = torch.tensor([0, 1, 3, 2, 4, -1])  # 2 and 4 are not the best; -1 is a region
     placed = placer(logits, explained)

@@ -11,7 +11,7 @@ import pytest
 
 from combicam import CellTable, ClassTable
 from combicam.demo.planet import CELLS
-from combicam.engine.geo.location_target import read_question
+from combicam.engine.geo.location_target import read_location_target
 from combicam.export.classes import s2
 from combicam.export.spec import CamSpec
 
@@ -36,15 +36,15 @@ def ask(*words: str, classes: ClassTable | None = CELLS_OF_S2) -> Any:
     explainer: Any = SimpleNamespace(
         classes=classes, spec=CamSpec(targets=len(words)), num_classes=len(CELLS)
     )
-    return read_question(words, explainer)
+    return read_location_target(words, explainer)
 
 
 def test_words_that_name_a_class() -> None:
     words = ("top", "top", "17", "41.1,-8.6", "-31.9, 115.9", f"s2:{CELLS_OF_S2.s2_tokens[4]}")
-    question = ask(*words)
-    assert question.kind == "classes" and not question.needs_truth
-    assert question.classes.tolist() == [-1, -1, 17, PORTO, PERTH, 4]
-    assert question.targets([], 3).tolist() == [question.classes.tolist()] * 3
+    target = ask(*words)
+    assert target.kind == "classes" and not target.needs_truth
+    assert target.classes.tolist() == [-1, -1, 17, PORTO, PERTH, 4]
+    assert target.targets([], 3).tolist() == [target.classes.tolist()] * 3
     # Without S2 cells a place is the nearest class.
     assert ask("-33.9,151.2", classes=PLACES).classes.tolist() == [CAIRNS]
     letters = next(i for i, t in enumerate(CELLS_OF_S2.s2_tokens) if not t.isdecimal())
@@ -54,33 +54,33 @@ def test_words_that_name_a_class() -> None:
 def test_words_that_name_a_region() -> None:
     table = CellTable.from_classes(CELLS_OF_S2)
     parent = s2.tokens(s2.ancestors(CELL_IDS[[PORTO]], 1))[0]
-    question = ask("within:2000km@41.1,-8.6", f"under:{parent}", "3")
-    assert question.kind == "weights" and question.weights.shape == (1, 3, len(CELLS))
-    weights = question.weights[0].numpy()
+    target = ask("within:2000km@41.1,-8.6", f"under:{parent}", "3")
+    assert target.kind == "weights" and target.weights.shape == (1, 3, len(CELLS))
+    weights = target.weights[0].numpy()
     assert (weights[0] == table.within(2000, 41.1, -8.6)).all() and 1 < weights[0].sum() < 36
     assert (weights[1] == table.under(parent)).all() and weights[1, PORTO] == 1
     assert weights[2].nonzero()[0].tolist() == [3]
-    assert question.targets([], 5).shape == (5, 3, len(CELLS))
+    assert target.targets([], 5).shape == (5, 3, len(CELLS))
 
 
 def test_words_that_name_a_contrast() -> None:
-    question = ask(f"41.1,-8.6-not-{PERTH}", "within:2000km@41.1,-8.6-not--31.9,115.9")
-    pair, region = question.weights[0].numpy()
+    target = ask(f"41.1,-8.6-not-{PERTH}", "within:2000km@41.1,-8.6-not--31.9,115.9")
+    pair, region = target.weights[0].numpy()
     assert (pair[PORTO], pair[PERTH], np.abs(pair).sum()) == (1, -1, 2)
     assert region[PERTH] == -1 and region[PORTO] == 1 and (region > 0).sum() > 1
-    assert (question.classes < -1).all()  # neither the best class nor any other
+    assert (target.classes < -1).all()  # neither the best class nor any other
 
 
 def test_the_truth_differs_from_photo_to_photo() -> None:
-    question = ask("top", "truth")
+    target = ask("top", "truth")
     photos = [Photo(41.0, -8.5), Photo(-32.0, 116.0), Photo(-45.0, -120.0)]
-    asked = question.targets(photos, 5)
-    assert question.needs_truth and asked[:, 0].tolist() == [-1] * 5
+    asked = target.targets(photos, 5)
+    assert target.needs_truth and asked[:, 0].tolist() == [-1] * 5
     # The third is in no cell: the nearest class, over the ocean. The last two only fill the batch.
     nearest = CellTable.from_classes(PLACES).holding(-45.0, -120.0)
     assert asked[:, 1].tolist() == [PORTO, PERTH, nearest, nearest, nearest]
     with pytest.raises(ValueError, match=r"got none for 'a\.jpg'; .* in the list, or with --truth"):
-        question.targets([Photo(41.0, None)], 1)
+        target.targets([Photo(41.0, None)], 1)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_classes_without_places_have_numbers_alone() -> None:
     with pytest.raises(ValueError, match="S2 tokens, got places alone"):
         ask("under:1", classes=PLACES)
     explainer: Any = SimpleNamespace(classes=None, spec=CamSpec(), num_classes=36)
-    assert read_question((), explainer) is None
+    assert read_location_target((), explainer) is None
     with pytest.raises(ValueError, match=r"an explainer of 2 targets.*got targets=1"):
-        read_question(("top", "5"), explainer)
+        read_location_target(("top", "5"), explainer)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from combicam import CellTable, LoadedModel, cli
 from combicam.demo.planet import postcard
-from combicam.engine.geo.location_target import TRUTH, Question
+from combicam.engine.geo.location_target import TRUTH, LocationTarget
 from combicam.engine.outputs.photo_overlay import PhotoPictures, seen_box
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run_images
@@ -92,9 +92,9 @@ def test_command_explains_what_is_asked(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_photo_alone_does_not_know_where_it_was_taken(demo_model: LoadedModel, fake: Any) -> None:
     cells = CellTable.from_classes(demo_model.classes)
-    question = Question(("truth",), torch.tensor([TRUTH]), cells=cells)
+    target = LocationTarget(("truth",), torch.tensor([TRUTH]), cells=cells)
     with pytest.raises(ValueError, match="name the place as LAT,LON"):
-        PhotoPictures(fake(), question)
+        PhotoPictures(fake(), target)
 
 
 def test_the_whole_photo_is_seen_unless_it_is_cropped() -> None:
