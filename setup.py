@@ -25,7 +25,7 @@ packages = [
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 FIGURES = ["matplotlib>=3.8"]
-GPU_DECODE = ["nvidia-nvimgcodec-cu13[nvjpeg]>=0.6"]
+GPU_DECODE = ["nvidia-nvimgcodec-cu13[nvjpeg]>=0.7"]
 STORES = ["fsspec>=2024.10", "universal-pathlib>=0.2.6"]
 # Conditional writes, which locks need, came with these.
 S3 = [*STORES, "s3fs>=2024.10"]
@@ -43,7 +43,7 @@ TEST = [
     *FIGURES,
     *GEO,
     *S3,
-    f"nvidia-nvimgcodec-cu13>=0.6; {LINUX_X86}",
+    f"nvidia-nvimgcodec-cu13>=0.7; {LINUX_X86}",
     "moto[server]>=5",
     "protobuf>=6.30",
     "pytest>=8",
@@ -54,8 +54,8 @@ TEST = [
     "pandas>=2",
     "polars>=1",
     "duckdb>=1",
-    "grad-cam>=1.5.4",
-    "torchcam>=0.4.0",
+    "grad-cam>=1.5.5",
+    "torchcam>=0.5",
     "captum>=0.7",
     "scipy>=1.11",
     "playwright>=1.50",
@@ -80,16 +80,16 @@ setup(
         "torch>=2.11",
         "numpy>=1.26",
         "onnx>=1.17",
-        "onnxscript>=0.5",
+        "onnxscript>=0.6",
         f"onnxruntime-gpu>=1.20; {LINUX_X86}",
         "onnxruntime>=1.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
-        "triton>=3.5; sys_platform == 'linux'",
+        "triton>=3.6; sys_platform == 'linux'",
         "pyarrow>=15",
         "s2cell>=1.8",
         "pillow>=10.1",
         "simplejpeg>=1.9",
         "safetensors>=0.4",
-        "tyro>=0.9",
+        "tyro>=1.0",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -175,7 +175,7 @@ import sys, resource, warnings
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {folder!r})
-from test_fast_jpeg import KINDS, damaged, jpeg, outcome, photo
+from test_jpeg import KINDS, damaged, jpeg, outcome, photo
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(1)
 whole = [jpeg(photo(800, 600), **KINDS[kind]) for kind in ("plain", "progressive", "restarts")]

@@ -139,7 +139,7 @@ def test_masks_lie_on_the_part_that_the_network_saw(
 ) -> None:
     """The centre of a photo of 40x30 at 24x24: what is cut away is no part of the coverage."""
     seen = Preprocess((24, 24), resize="crop", crop_pct=1.0)
-    monkeypatch.setattr(module, "_preprocess", lambda opened: seen)
+    monkeypatch.setattr(module.OpenRun, "preprocess", seen)
     table = run_influence(
         *(str(explained / name) for name in ("run", "masks", "names.csv")), k=100
     ).rows.to_pylist()

@@ -256,7 +256,7 @@ def test_photos_that_moved_or_changed(layers_run: Path, tmp_path: Path) -> None:
     assert "gone" not in cards["p03.jpg"] and cards["p00.jpg"]["maps"]["data"]
     # Cards that were made are kept: the next report of a run that goes on reads no photo twice.
     made, opened = Cards(), open_run(run)
-    chosen, facts = choose_rows(opened, 200, None, None), run_facts(run)
+    chosen, facts = choose_rows(opened, 200, None, None), run_facts(opened)
     first = made.of(opened, facts, chosen.rows)
     shutil.rmtree(folder / "in")
     assert made.of(opened, facts, chosen.rows) == first
