@@ -2,7 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint types check clean
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test slow test-oldest test-newest lint types check constraints clean
+
+# constraints.txt holds the versions that the tests are known to pass with.
+define install
+@$(PIP) install --quiet --constraint constraints.txt --editable '$(1)' || { \
+  echo "make: a version of constraints.txt cannot be had here (the error stands above);"; \
+  echo "make: installing what the range of setup.py allows instead, which may be untested"; \
+  $(PIP) install --quiet --editable '$(1)'; }
+@touch $@
+endef
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -10,13 +21,11 @@ BIN := .venv/bin
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/.base: .venv/.python setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	touch $@
+.venv/.base: .venv/.python setup.py pyproject.toml constraints.txt
+	$(call install,.)
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+	$(call install,.[dev])
 
 demo: .venv/.base
 	$(BIN)/combicam demo --output demo
@@ -28,6 +37,21 @@ test: .venv/.dev
 slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
 
+# In environments of their own: the lowest versions that setup.py names, the newest of the index.
+test-oldest: RESOLUTION = lowest-direct
+test-newest: RESOLUTION = highest
+test-oldest test-newest: .venv/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .$@
+	$(BIN)/uv pip install --quiet --python .$@/bin/python --resolution $(RESOLUTION) --editable '.[dev]'
+	@$(BIN)/uv pip list --python .$@/bin/python 2>/dev/null | grep -E '^(torch|triton|onnx|numpy)'
+	.$@/bin/python -m pytest -n 2 --dist loadfile
+
+# PINS="torch==2.14.1 torchvision==0.29.1" holds some back; run the tests before you commit the file.
+constraints: .venv/.dev
+	printf '%s\n' $(PINS) > .venv/pins.txt
+	$(BIN)/uv pip compile --quiet setup.py --extra dev --strip-extras --no-annotate --no-header \
+	  --python-version 3.11 --constraint .venv/pins.txt --upgrade --output-file constraints.txt
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,7 +60,7 @@ lint: .venv/.dev
 types: .venv/.dev
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	$(PIP) install --quiet --no-deps --target build/wheel dist/*.whl
 	@names=$$(ls build/wheel | grep -v -e dist-info -e '^bin$$'); test "$$names" = combicam || { \
 	  echo "types: expected the wheel to install combicam alone, got $$names"; exit 1; }
 	MYPYPATH=build/wheel $(BIN)/mypy --config-file pyproject.toml -p combicam
@@ -44,4 +68,4 @@ types: .venv/.dev
 check: lint types test
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf build dist .test-oldest .test-newest .pytest_cache .mypy_cache .ruff_cache demo

@@ -25,7 +25,7 @@ packages = [
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 FIGURES = ["matplotlib>=3.8"]
-GPU_DECODE = ["nvidia-nvimgcodec-cu13[nvjpeg]>=0.7"]
+GPU_DECODE = ["nvidia-nvimgcodec-cu13[nvjpeg]>=0.9"]
 STORES = ["fsspec>=2024.10", "universal-pathlib>=0.2.6"]
 # Conditional writes, which locks need, came with these.
 S3 = [*STORES, "s3fs>=2024.10"]
@@ -43,7 +43,7 @@ TEST = [
     *FIGURES,
     *GEO,
     *S3,
-    f"nvidia-nvimgcodec-cu13>=0.7; {LINUX_X86}",
+    f"nvidia-nvimgcodec-cu13>=0.9; {LINUX_X86}",
     "moto[server]>=5",
     "protobuf>=6.30",
     "pytest>=8",
@@ -104,7 +104,7 @@ setup(
         "geo": GEO,
         "fiftyone": ["fiftyone>=1.0"],
         "test": TEST,
-        "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2"],
+        "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2", "uv>=0.9"],
     },
     entry_points={"console_scripts": ["combicam = combicam.cli:main"]},
     classifiers=[
