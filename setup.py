@@ -53,11 +53,9 @@ TEST = [
     "hypothesis>=6.100",
     "pandas>=2",
     "polars>=1",
-    "duckdb>=1",
     "grad-cam>=1.5.5",
     "torchcam>=0.5",
     "captum>=0.7",
-    "scipy>=1.11",
     "playwright>=1.50",
 ]
 
@@ -85,6 +83,8 @@ setup(
         "onnxruntime>=1.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "triton>=3.6; sys_platform == 'linux'",
         "pyarrow>=15",
+        "duckdb>=1.1",
+        "scipy>=1.11",
         "s2cell>=1.8",
         "pillow>=10.1",
         "simplejpeg>=1.9",

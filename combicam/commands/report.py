@@ -25,9 +25,9 @@ class Config:
         run: run directory; it may still go on.
         output: the page; default: report.html in the run directory.
         sample: how many images are shown at most.
-        where: which images, in a small part of SQL: "status = 'ok' and score > 0.5". Columns are
-            those of the run, and ``score`` and ``target`` of the first target.
-        sort: which come first, such as "score desc, id"; by default they are drawn at random.
+        where: which images, a condition in SQL: "status = 'ok' and score > 0.5". Columns are those
+            of the run, and ``score`` and ``target`` of the first target.
+        sort: which come first, such as "score desc, id", in SQL; by default drawn at random.
         watch: write it again every so many seconds, until the run ends; the open page follows.
         colormap: of the heatmaps at first: viridis, cividis, inferno, jet.
 

@@ -41,8 +41,8 @@ def write_report(
         run: run directory; it may still go on.
         output: the file, ``….html``; default: ``report.html`` in the run directory.
         sample: how many images are shown at most.
-        where: which, in a small part of SQL: ``status = 'ok' and score > 0.5``.
-        sort: which come first: ``score desc, id``; default: drawn at random.
+        where: which, a condition in SQL: ``status = 'ok' and score > 0.5``.
+        sort: which come first, in SQL: ``score desc, id``; default: drawn at random.
         colormap: of the heatmaps at first: ``viridis``, ``cividis``, ``inferno``, ``jet``.
         live_s: seconds after which the page loads itself again; None for never.
         cards: of an earlier report of the run, to save work.

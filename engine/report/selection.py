@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from combicam.engine.report.where import kind_of, kinds, parse_where
+from combicam.engine.report.query import Clause
 from combicam.engine.run.open_run import OpenRun
 from combicam.engine.shards.status import OK
 
@@ -50,22 +50,24 @@ def choose_rows(run: OpenRun, sample: int, where: str | None, sort: str | None) 
     Args:
         run: to choose from.
         sample: how many rows at most.
-        where: filter, see :mod:`combicam.engine.report.where`; None for all.
-        sort: such as ``score desc, id``; None for a random draw, shown in the order of the inputs.
+        where: condition in SQL, such as ``status = 'ok' and score > 0.5``; None for all.
+        sort: order in SQL, such as ``score desc, id``; None for a random draw, shown in the order
+            of the inputs.
 
     Raises:
         ValueError: of a filter or order that is none.
     """
-    asked = _asked(run)
-    keep = None if where is None else parse_where(where, asked)
-    keys = [] if sort is None else _sort_keys(sort, asked)
-    names = {*_TOLD, *(keep.columns if keep else ()), *(name for name, _ in keys)}
-    table = _table(run, [name for name in asked.names if name in names])
-    matching = table if keep is None else table.filter(keep.expression)
+    known = _known(run)
+    keep = None if where is None else Clause("where", where, known)
+    order = None if sort is None else Clause("sort", sort, known)
+    names = {*_TOLD, *(keep.columns if keep else ()), *(order.columns if order else ())}
+    table = _table(run, [name for name in known if name in names])
+    matching = table
+    if keep is not None:
+        matching = table.filter(pc.is_in(table["row"], pa.array(keep.rows(table))))
     rows = matching.column("row").to_numpy()
-    if sort is not None:
-        order = pc.sort_indices(matching, sort_keys=keys)
-        chosen = rows[order.to_numpy()[:sample]]
+    if order is not None:
+        chosen = order.rows(matching)[:sample]
     else:
         ok = pc.equal(matching.column("status"), OK).to_numpy()
         spare = sample if where is not None else int(sample * _FAILED_SHARE)
@@ -77,10 +79,14 @@ def choose_rows(run: OpenRun, sample: int, where: str | None, sort: str | None) 
     return Chosen(matching, chosen, table.num_rows, where is not None)
 
 
-def _asked(run: OpenRun) -> Any:
+def _known(run: OpenRun) -> list[str]:
     """What filters and orders are about; ``score`` and ``target`` are of the first target."""
-    fields = [f for f in run.dataset.schema if kind_of(f.type) and f.name != _LEFT_OUT]
-    return pa.schema([*fields, pa.field("score", pa.float32()), pa.field("target", pa.int64())])
+    single = [
+        field.name
+        for field in run.dataset.schema
+        if not pa.types.is_nested(field.type) and not pa.types.is_binary(field.type)
+    ]
+    return [*(name for name in single if name != _LEFT_OUT), "score", "target"]
 
 
 def _table(run: OpenRun, names: list[str]) -> Any:
@@ -108,18 +114,3 @@ def _drawn(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
     return np.sort(rows[np.argsort(x)[:count]])
-
-
-def _sort_keys(text: str, schema: Any) -> list[tuple[str, str]]:
-    known = kinds(schema)
-    keys = []
-    for part in text.split(","):
-        words = part.split()
-        direction = words[1].lower() if len(words) == 2 else "asc"
-        if len(words) not in (1, 2) or words[0] not in known or direction not in ("asc", "desc"):
-            raise ValueError(
-                f"sort: expected one of the columns {', '.join(known)}, and maybe asc or desc, "
-                f"got {part.strip()!r} in {text!r}; write it as 'score desc, id'"
-            )
-        keys.append((words[0], f"{direction}ending"))
-    return keys

@@ -338,9 +338,9 @@ def test_watching_a_run(copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--where", "scor > 1"], "where: expected one of the columns id, status"),
-        (["--sort", "heat"], "sort: expected one of the columns id, status"),
-        (["--sort", "score down"], "got 'score down' in 'score down'"),
+        (["--where", "scor > 1"], "where: expected a condition over the columns id, status"),
+        (["--sort", "heat"], "sort: expected an order over the columns id, status"),
+        (["--sort", "score down"], "got 'score down' .syntax error"),
         (["--sample", "0"], "expected sample >= 1, got 0"),
         (["--colormap", "rainbow"], "expected colormap in .*got 'rainbow'"),
         (["-o", "page.txt"], r"expected an output that ends in \.html, got page\.txt"),
