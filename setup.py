@@ -84,7 +84,7 @@ setup(
         "triton>=3.6; sys_platform == 'linux'",
         "pyarrow>=15",
         "duckdb>=1.1",
-        "scipy>=1.11",
+        "scipy>=1.15",
         "s2cell>=1.8",
         "pillow>=10.1",
         "simplejpeg>=1.9",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from combicam.engine.evaluation.rank_correlation import rank_correlation
 from combicam.engine.explain.explanation import Explanation
 from combicam.export.trace.snapshot import snapshot
 
@@ -69,8 +69,15 @@ def randomisation_check(
             _forget(copy.get_submodule(name), seed + i)
         done = end
         changed = explain(copy)(images, targets).heatmaps[:, 0]
-        found.append(RandomisedStep(names[end - 1], end, rank_correlation(maps, changed)))
+        found.append(RandomisedStep(names[end - 1], end, _rank_correlations(maps, changed)))
     return found
+
+
+def _rank_correlations(one: Tensor, other: Tensor) -> Tensor:
+    """Spearman's, image by image: float32 [B], NaN where a map is constant."""
+    pairs = zip(*(maps.flatten(1).cpu().numpy() for maps in (one, other)), strict=True)
+    found = [spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else np.nan for a, b in pairs]
+    return torch.tensor(found, dtype=torch.float32)
 
 
 def _layers_with_weights(model: nn.Module, image: Tensor) -> list[str]:

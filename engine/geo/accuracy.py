@@ -11,9 +11,6 @@ import numpy as np
 
 from combicam.engine.geo.density import RADII_KM
 
-_Z = 1.959963984540054  # two-sided 95 % of the normal distribution
-
-
 @dataclass(frozen=True)
 class Within:
     """How many photos were placed within a radius.
@@ -96,6 +93,8 @@ def measure(errors_km: Any, failed: int = 0) -> Accuracy | None:
     Raises:
         ValueError: an error that is negative or NaN.
     """
+    from scipy.stats import binomtest, quantile_test  # a second, which `combicam status` has not
+
     errors = np.sort(np.asarray(errors_km, np.float64))
     if not (errors >= 0).all():
         raise ValueError("accuracy: expected errors >= 0 km, got a negative one, or NaN")
@@ -105,32 +104,15 @@ def measure(errors_km: Any, failed: int = 0) -> Accuracy | None:
     within = []
     for radius in RADII_KM:
         count = int(np.searchsorted(errors, radius, side="right"))
-        within.append(Within(radius, count, count / n, *wilson(count, n)))
-    # Of n errors, about Binomial(n, 1/2) lie below the true median.
-    half_width = _Z * math.sqrt(n) / 2
-    low, high = math.floor(n / 2 - half_width), math.ceil(n / 2 + half_width)
+        low, high = binomtest(count, n).proportion_ci(method="wilson")
+        within.append(Within(radius, count, count / n, float(low), float(high)))
+    low, high = quantile_test(errors, p=0.5).confidence_interval()
     return Accuracy(
         images=n,
         failed=failed,
         within=tuple(within),
         median_km=float(np.median(errors)),
-        median_low_km=float(errors[low - 1]) if low >= 1 else 0.0,
-        median_high_km=float(errors[high]) if high < n else math.inf,
+        median_low_km=0.0 if math.isnan(low) else float(low),
+        median_high_km=math.inf if math.isnan(high) else float(high),
         mean_km=float(errors.mean()),
-    )
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
-    JASA 22 (1927).
-    """
-    share, square = count / total, _Z**2 / total
-    middle = (share + square / 2) / (1 + square)
-    width = _Z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    # At none and at all, rounding must not leave the bound.
-    return (
-        0.0 if count == 0 else max(0.0, middle - width),
-        1.0 if count == total else min(1.0, middle + width),
     )

@@ -96,6 +96,26 @@ def test_a_drawing_of_the_picture_is_found_out() -> None:
         randomisation_check(small_network(), torch.randn(2, 3, 16, 16), draw, steps=0)
 
 
+def test_correlations_are_those_of_ranks_and_none_of_a_constant_map() -> None:
+    """Maps of the trained network grow with those of a step, fall as they grow, or are constant."""
+    model = small_network()
+    ramp = torch.rand(16, 16).exp()
+    calls = iter([[ramp, ramp, ramp, ramp * 0], [ramp.log(), -ramp, ramp * 0, ramp]])
+
+    def draw(module: nn.Module) -> Callable[..., Explanation]:
+        def call(images: Tensor, targets: Tensor | None = None) -> Explanation:
+            ids = torch.zeros(4, 1, dtype=torch.int64)
+            maps = torch.stack(next(calls))[:, None]
+            return Explanation(maps, ids, ids.float(), ids.float(), ids.float(), ids > 0)
+
+        return call
+
+    (step,) = randomisation_check(model, torch.randn(4, 3, 16, 16), draw, steps=1)
+    nan = float("nan")
+    expected = torch.tensor([1.0, -1.0, nan, nan])
+    torch.testing.assert_close(step.correlations, expected, equal_nan=True)
+
+
 def test_flat_maps_have_no_correlation_and_are_told() -> None:
     steps = [{"layer": "8", "layers": 1, "correlation": None, "images": 0}]
     steps += [{"layer": "4", "layers": 2, "correlation": 0.5, "images": 3}]

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from combicam.engine.geo.accuracy import Accuracy, measure, wilson
+from combicam.engine.geo.accuracy import Accuracy, measure
 
 
 def test_shares_and_median_by_hand() -> None:
@@ -32,7 +32,10 @@ def test_shares_and_median_by_hand() -> None:
     ],
 )
 def test_wilson(count: int, total: int, low: float, high: float) -> None:
-    assert wilson(count, total) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
+    found = measure([0.5] * count + [2.0] * (total - count))
+    assert found is not None
+    row = found.within[0]
+    assert (row.low, row.high) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
 
 
 def test_intervals_cover_the_truth_in_19_of_20_samples() -> None:
