@@ -7,7 +7,7 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
-from combicam.engine.report.outlines import outlines
+from tools.world_outlines import outlines
 
 
 def degrees(flat: list[int]) -> list[tuple[float, float]]:

@@ -1,10 +1,10 @@
-"""Outlines of land and countries for the page's map: ``page/world.json``.
+"""Make the outlines of land and countries of the report's map: ``engine/report/page/world.json``.
 
-    python -m combicam.engine.report.outlines package/countries-110m.json
+    python tools/world_outlines.py package/countries-110m.json
 
-makes it from the npm package world-atlas 2.0.2, which is Natural Earth 4.1 at 1:110 million as
+makes them from the npm package world-atlas 2.0.2, which is Natural Earth 4.1 at 1:110 million as
 TopoJSON (`npm pack world-atlas` fetches it). Natural Earth is in the public domain; world-atlas is
-under the ISC licence: ``page/world.LICENSE``.
+under the ISC licence: ``engine/report/page/world.LICENSE``.
 
 TopoJSON keeps every boundary once, as an arc: quantised positions as differences, which ``scale``
 and ``translate`` turn into degrees. Rings are lists of arcs, ``~i`` is arc i backwards. What the
@@ -123,9 +123,9 @@ def _differences(line: Line) -> list[int]:
 
 
 def main(source: Path) -> None:
-    """Write ``page/world.json`` from a TopoJSON file."""
+    """Write ``world.json`` from a TopoJSON file."""
     found = outlines(json.loads(source.read_text(encoding="utf-8")))
-    path = Path(__file__).parent / "page" / "world.json"
+    path = Path(__file__).parents[1] / "engine" / "report" / "page" / "world.json"
     path.write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
