@@ -30,7 +30,6 @@ STORES = ["fsspec>=2024.10", "universal-pathlib>=0.2.6"]
 # Conditional writes, which locks need, came with these.
 S3 = [*STORES, "s3fs>=2024.10"]
 GS = [*STORES, "gcsfs>=2024.10"]
-GEO = ["h5py>=3.8", "scikit-learn>=1.3"]
 METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
@@ -41,7 +40,6 @@ TEST = [
     *SERVING,
     *METRICS,
     *FIGURES,
-    *GEO,
     *S3,
     f"nvidia-nvimgcodec-cu13>=0.9; {LINUX_X86}",
     "moto[server]>=5",
@@ -101,7 +99,6 @@ setup(
         "gs": GS,
         "gpu-decode": GPU_DECODE,
         "figures": FIGURES,
-        "geo": GEO,
         "fiftyone": ["fiftyone>=1.0"],
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2", "uv>=0.9"],

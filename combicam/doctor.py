@@ -37,7 +37,6 @@ EXTRAS = {
     "ray": "ray",
     "s3": "s3fs",
     "gs": "gcsfs",
-    "geo": "h5py",
     "metrics": "prometheus-client",
     "fiftyone": "fiftyone",
     "gpu-decode": "nvidia-nvimgcodec-cu13",

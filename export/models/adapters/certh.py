@@ -13,7 +13,6 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from combicam.errors import ModelError
@@ -56,31 +55,6 @@ class Certh(nn.Module):
         return logits
 
 
-class Retrieval(nn.Module):
-    """Features [B,C] of the backbone -> descriptors of length 1 [B,C], for the search in a cell.
-
-    Args:
-        width: C.
-        hidden: of the layer inside.
-    """
-
-    def __init__(self, width: int = 1792, hidden: int = 4096) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.res = nn.ModuleDict(
-            {
-                "fc1": nn.Linear(width, hidden),
-                "fc2": nn.Linear(hidden, width),
-                "norm": nn.LayerNorm(width),
-            }
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.norm(features)
-        inside = F.relu(self.res["fc1"](x))
-        return F.normalize(self.res["norm"](self.res["fc2"](inside) + x), dim=-1)
-
-
 def load(text: str, config: ModelConfig) -> LoadedModel:
     """What ``--model certh`` means.
 
@@ -118,25 +92,6 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
         classes=classes,
         note=f"certh: the places of its cells were read as {unit}",
     )
-
-
-def load_retrieval(checkpoint: str | Path) -> Retrieval:
-    """The part that makes descriptors for :mod:`combicam.engine.geo.refine`.
-
-    Args:
-        checkpoint: ``rrm_head.pt``, or a file or folder that holds it, too.
-
-    Raises:
-        ModelError: there is none in it.
-        FileNotFoundError: no such file.
-    """
-    path = Path(checkpoint)
-    state = {k: v for k, v in _read(path).items() if k.startswith(("norm.", "res."))}
-    check_family(state, ["norm.weight", "res.fc1.weight"], "certh's retrieval head", path)
-    hidden, width = state["res.fc1.weight"].shape
-    head = Retrieval(width, hidden)
-    fill(head, state, path, "")
-    return head.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from adapter_files import mixture
 from torch import Tensor
 
 from combicam import Explainer, ModelConfig, ModelError, load_model
-from combicam.export.models.adapters.certh import _read, load_retrieval
+from combicam.export.models.adapters.certh import _read
 from combicam.export.models.adapters.efficientnet import EfficientNet
 from combicam.export.models.models import LoadedModel
 
@@ -60,16 +60,17 @@ def test_photos_keep_their_proportions(loaded: LoadedModel) -> None:
 
 
 def test_one_file_with_everything(certh_folder: Path, tmp_path: Path) -> None:
+    retrieval = dict.fromkeys(["norm.weight", "res.fc1.weight"])
     parts = {
         "backbone.base_cnn.": torch.load(certh_folder / "efficientnet_backbone.pt"),
         "cls_head.": torch.load(certh_folder / "mvmf_head.pt"),
-        "rrm_head.": retrieval_weights(),
+        "rrm_head.": retrieval,
     }
     whole = {p + key: torch.zeros(1) for p, part in parts.items() for key in part}
     torch.save({"state_dict": whole}, tmp_path / "model.pt")
     names = {name for part in parts.values() for name in part}
     assert _read(tmp_path / "model.pt").keys() == names
-    assert names - retrieval_weights().keys() == _read(certh_folder).keys()
+    assert names - retrieval.keys() == _read(certh_folder).keys()
     torch.save({"_bn0.bias": torch.zeros(1)}, tmp_path / "again.pt")
     with pytest.raises(ModelError, match=r"_bn0\.bias once, got it again in .*model\.pt"):
         _read(tmp_path)
@@ -105,38 +106,6 @@ def test_what_does_not_fit_is_named(with_head, certh_folder: Path, tmp_path: Pat
         load_model(ModelConfig("certh", checkpoint=tmp_path / "none"))
     with pytest.raises(ModelError, match="nothing behind it, got 'b4'"):
         load_model(ModelConfig("certh:b4", checkpoint=certh_folder))
-
-
-def retrieval_weights(width: int = 6, hidden: int = 40) -> dict[str, Tensor]:
-    torch.manual_seed(4)
-    ones = {"weight": torch.rand(width) + 0.5, "bias": torch.randn(width)}
-    return {
-        **{f"norm.{k}": v for k, v in ones.items()},
-        **{f"res.norm.{k}": v.flip(0) for k, v in ones.items()},
-        "res.fc1.weight": torch.randn(hidden, width),
-        "res.fc1.bias": torch.randn(hidden),
-        "res.fc2.weight": torch.randn(width, hidden),
-        "res.fc2.bias": torch.randn(width),
-    }
-
-
-def test_descriptors_of_the_retrieval_head(tmp_path: Path) -> None:
-    weights = retrieval_weights()
-    torch.save(weights, tmp_path / "rrm_head.pt")
-    x = torch.randn(5, 6)
-    with torch.no_grad():
-        found = load_retrieval(tmp_path / "rrm_head.pt")(x).double()
-    w = {k: v.double() for k, v in weights.items()}
-
-    def norm(v: Tensor, name: str) -> Tensor:
-        centred = v - v.mean(1, keepdim=True)
-        scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
-        return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    first = norm(x.double(), "norm")
-    inside = (first @ w["res.fc1.weight"].T + w["res.fc1.bias"]).clamp(min=0)
-    last = norm(inside @ w["res.fc2.weight"].T + w["res.fc2.bias"] + first, "res.norm")
-    torch.testing.assert_close(found, last / last.norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
