@@ -11,6 +11,7 @@ import numpy as np
 
 from combicam.engine.geo.density import RADII_KM
 
+
 @dataclass(frozen=True)
 class Within:
     """How many photos were placed within a radius.
