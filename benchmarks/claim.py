@@ -20,7 +20,6 @@ from combicam.demo.planet import CELLS, postcard
 from combicam.engine.evaluation.baseline_maps import edge_control, random_control
 from combicam.engine.evaluation.bootstrap import intervals
 from combicam.engine.evaluation.metrics import Metrics, MetricSettings
-from combicam.engine.evaluation.score_network import score_network
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.kernels.combine import combine_reference
@@ -90,7 +89,7 @@ def claim(config: ClaimConfig, say: Callable[[str], None]) -> dict[str, Any]:
         for name, (method, layers) in OTHERS.items()
     }
     settings = MetricSettings(steps=config.steps, tolerance=config.tolerance)
-    metrics = Metrics(score_network(cams), model.preprocess, settings, batch_size=64)
+    metrics = Metrics(cams.score_network, model.preprocess, settings, batch_size=64)
     rows, right, probability, evidence = _Rows(), [], [], []
     done = 0
     for start, images, masks, cells in _postcards(config):

@@ -29,7 +29,6 @@ from combicam.engine.evaluation.samples import (
     loaded_samples,
     run_samples,
 )
-from combicam.engine.evaluation.score_network import score_network
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ModelSession
 from combicam.engine.images.decode import DecodeConfig
@@ -62,7 +61,7 @@ class _Evaluator:
         self.explainer, self.made = contestants(config, run)
         self.names = [*([STORED] if run is not None else []), *self.made]
         self.metrics = Metrics(
-            score_network(self.explainer),
+            self.explainer.score_network,
             self.explainer.preprocess,
             config.metrics,
             self.explainer.classes,

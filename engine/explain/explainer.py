@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from combicam.engine.explain.arguments import (
     prepared,
 )
 from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.score_network import Network, score_network
 from combicam.engine.explain.sessions import (
     ArtifactSession,
     ModelSession,
@@ -242,6 +244,11 @@ class Explainer:
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the images, pixels."""
         return self.description.signature.input_size
+
+    @cached_property
+    def score_network(self) -> Network:
+        """Normalised images [N,3,H,W] -> logits float32 [N,n]; traced when first asked for."""
+        return score_network(self)
 
     def fingerprint(self) -> dict[str, Any]:
         """What determines the results: weights, spec, layers, preprocessing, precision, version."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from combicam.engine.evaluation.deletion_insertion import Network
-from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ModelSession
 from combicam.export.trace.forward import trace_forward
+
+if TYPE_CHECKING:
+    from combicam.engine.explain.explainer import Explainer
+
+Network = Callable[[Tensor], Tensor]
 
 
 def score_network(explainer: Explainer) -> Network:
