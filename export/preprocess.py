@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -13,8 +14,10 @@ from combicam.kernels.normalize import normalize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-RESIZES = ("squash", "crop", "short-side")
+RESIZES = ("squash", "crop", "short-side", "cover")
 MAX_ASPECT = 4
+# A strip of one row must not become an image of gigabytes.
+MAX_COVER_ASPECT = 16
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 
 
@@ -28,7 +31,8 @@ class Preprocess:
         resize: ``squash`` scales to (H, W), the whole photo is seen; ``crop`` scales until the
             photo covers (H, W) / crop_pct and takes the centre, as timm and torchvision do;
             ``short-side`` scales the whole photo until its shorter side is min(H, W): images of
-            several sizes, see :meth:`size_of`.
+            several sizes, see :meth:`size_of`; ``cover`` scales as ``crop`` does and keeps the
+            whole photo: what five crops are cut from.
         crop_pct: see ``resize``.
         side_step: of ``short-side``, the longer side is rounded to a multiple of it, pixels; the
             photo is stretched by half a step at most. Every size has a graph of its own: 1 keeps
@@ -75,23 +79,40 @@ class Preprocess:
     @property
     def has_one_size(self) -> bool:
         """Whether all photos become images of ``input_size``."""
-        return self.resize != "short-side"
+        return self.resize in ("squash", "crop")
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """(H, W) of the image that a photo becomes, pixels.
 
         ``short-side``: the longer side is short * longer / shorter, rounded to ``side_step`` and
         at most four times the shorter; a photo longer than that is squeezed into it.
+        ``cover``: see :meth:`covering`; a photo of more than 16 : 1 is squeezed into that.
 
         Args:
             width, height: of the upright photo, pixels.
         """
         if self.has_one_size:
             return self.input_size
+        if self.resize == "cover":
+            longest = MAX_COVER_ASPECT * min(width, height)
+            return self.covering(min(width, longest), min(height, longest))
         short = min(self.input_size)
         exact = short * min(max(width, height) / min(width, height), MAX_ASPECT)
         long = max(short, round(exact / self.side_step) * self.side_step)
         return (short, long) if width >= height else (long, short)
+
+    def covering(self, width: int, height: int) -> tuple[int, int]:
+        """(H, W) of the whole photo once it covers (H, W) / crop_pct, its proportions kept.
+
+        Rounded as timm and torchvision do.
+
+        Args:
+            width, height: of the upright photo, pixels.
+        """
+        high, wide = (math.floor(side / self.crop_pct) for side in self.input_size)
+        if width * high >= height * wide:
+            return high, high * width // height
+        return wide * height // width, wide
 
     def normalize(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 [B,H,W,3] -> ``dtype`` [B,3,H,W], (x / 255 - mean) / std.

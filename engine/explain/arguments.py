@@ -103,6 +103,11 @@ def chosen_preprocess(
                 "not say which size it was trained with"
             )
         return Preprocess(input_size)
+    if known.resize == "cover":
+        raise ValueError(
+            "Explainer: expected resize 'squash', 'crop' or 'short-side', got 'cover', which is "
+            "how photos are scaled for five crops; choose 'crop', and --crops five in runs"
+        )
     return known if input_size is None else known.resized(input_size)
 
 

@@ -1,9 +1,11 @@
-"""Five crops of a photo, explained together: its corners and its centre, as GeoEstimation does."""
+"""Explain five crops of every photo as one, its corners and its centre, as GeoEstimation does."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +15,16 @@ from torch import Tensor
 
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
-from combicam.engine.images.resize import resize, scaled_size
+from combicam.engine.explain.targets import Targets, read_targets
+from combicam.engine.images.resize import resize
+from combicam.export.classes.classes import ClassTable
+from combicam.export.preprocess import Preprocess
+from combicam.export.spec import CamSpec
+from combicam.export.trace.probe import LayerInfo
+from combicam.kernels.extremes import is_flat
 
 COMBINES = ("max", "mean")
+CROPS = 5
 
 
 @dataclass(frozen=True)
@@ -43,121 +52,301 @@ class FiveCrops:
     crops: Explanation
 
 
+@dataclass(frozen=True)
+class _MergedCrops:
+    """What the crops of B photos of one size (h, w) say together.
+
+    Attributes:
+        maps: float32 [B,K,h,w], mean of the crops' maps before normalisation; 0 where no crop is.
+        covered: bool [h,w], where there is one.
+        targets: int64 [B,K].
+        scores: float32 [B,K].
+        log_probabilities: float32 [B,n], combined.
+        crops: the explanation of all 5 B.
+    """
+
+    maps: Tensor
+    covered: Tensor
+    targets: Tensor
+    scores: Tensor
+    log_probabilities: Tensor
+    crops: Explanation
+
+
+class FiveCropExplainer:
+    """Explains photos by five crops each: what a run with ``crops="five"`` calls.
+
+    A photo is scaled as for the network's centre crop, but kept whole. Of its four corners and its
+    centre the probabilities of every class are combined, the best classes by these are explained
+    in all five, and the maps before normalisation are put back where the crops were; where crops
+    overlap, their mean is taken. So the heatmap is that of the mean of the crops' scores; min and
+    max are those of the photo, not of a crop. Where no crop is, the heatmap is 0.
+
+    Where targets are not all named, the network's forward pass runs once more, to choose them.
+
+    Args:
+        explainer: of a network whose photos are cropped (``resize="crop"``), such as
+            ``geoestimation``.
+        combine: over the crops, ``max`` of each class's probability (as GeoEstimation does; of its
+            hierarchy it multiplies the levels after that, here before), or their ``mean``.
+
+    Raises:
+        ValueError: an explainer that does not crop, or a spec without one map per target.
+
+    Source: Müller-Budack et al., ECCV 2018, section 4; its PyTorch implementation.
+    """
+
+    def __init__(self, explainer: Explainer, combine: str = "max") -> None:
+        if combine not in COMBINES:
+            raise ValueError(f"five crops: expected combine in {COMBINES}, got {combine!r}")
+        if explainer.preprocess.resize != "crop":
+            raise ValueError(
+                f"five crops: expected a network whose photos are cropped (resize='crop'), got "
+                f"{explainer.preprocess.resize!r}, which sees the whole photo anyway; explain that "
+                "as it is, or choose resize='crop' (--resize crop)"
+            )
+        if explainer.spec.fuse == "none":
+            raise ValueError(
+                "five crops: expected a spec that fuses its layers, got fuse='none'; choose another"
+            )
+        self._explainer = explainer
+        self._combine = combine
+        self.preprocess: Preprocess = replace(explainer.preprocess, resize="cover")
+
+    @property
+    def spec(self) -> CamSpec:
+        """What is computed of a crop."""
+        return self._explainer.spec
+
+    @property
+    def classes(self) -> ClassTable | None:
+        """Names and places of the classes, where known."""
+        return self._explainer.classes
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return self._explainer.num_classes
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The target layers, with their grids for a crop."""
+        return self._explainer.layers
+
+    @property
+    def keeps_layers(self) -> bool:
+        """No: the crops' grids do not meet on a photo."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where photos are expected."""
+        return self._explainer.device
+
+    @property
+    def note(self) -> str:
+        """What a user should know before trusting the network."""
+        return self._explainer.note
+
+    def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
+        """The target layers with grids as fine as a crop's, for photos scaled to (H, W)."""
+        down, across = (n / crop for n, crop in zip(size, self._explainer.input_size, strict=True))
+        return tuple(
+            replace(info, height=round(info.height * down), width=round(info.width * across))
+            for info in self.layers
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the results."""
+        here = {"preprocess": self.preprocess.to_dict(), "crops": CROPS, "combine": self._combine}
+        return self._explainer.fingerprint() | here
+
+    def __call__(self, photos: Tensor | NDArray[np.uint8], targets: Any = None) -> Explanation:
+        """Explain photos of one size.
+
+        Args:
+            photos: uint8 [B,h,w,3], RGB, scaled to ``preprocess.size_of`` them.
+            targets: as of :class:`~combicam.Explainer`.
+
+        Returns:
+            heatmaps [B,K,h,w]; scores are combined probabilities (of a region in every crop, then
+            over the crops; of a contrast, the difference of two such); logits are logarithms of
+            the combined probabilities, scaled to sum to 1; ranges are of the merged maps.
+
+        Raises:
+            TypeError, ValueError: photos or targets that do not fit.
+            ArtifactError: an artifact that was exported for other targets.
+        """
+        merged = self.merge(photos, targets)
+        heatmaps, ranges = _normalised(merged.maps, merged.covered)
+        logits = merged.log_probabilities
+        return Explanation(
+            heatmaps=heatmaps,
+            targets=merged.targets,
+            scores=merged.scores,
+            logits=logits - logits.logsumexp(-1, keepdim=True),
+            ranges=ranges,
+            flat=is_flat(ranges),
+        )
+
+    def merge(self, photos: Tensor | NDArray[np.uint8], targets: Any = None) -> _MergedCrops:
+        """The maps before normalisation, and what else the crops say; arguments as of a call."""
+        batch = self._photos(photos)
+        size, (h, w) = (batch.shape[1], batch.shape[2]), self._explainer.input_size
+        corners = crop_corners(size, (h, w))
+        crops = torch.stack([batch[:, y : y + h, x : x + w] for y, x in corners], 1).flatten(0, 1)
+        asked, log_probabilities = self._asked(crops, len(batch), targets)
+        each = Targets(asked.values.repeat_interleave(CROPS, 0), asked.kind)
+        found = self._explainer(crops, targets=each)
+        if log_probabilities is None:
+            log_probabilities = self._combined(found.logits)
+        maps, covered = _laid(_by_photo(_raw(self.spec, found)), corners, size)
+        return _MergedCrops(
+            maps=maps,
+            covered=covered,
+            targets=_by_photo(found.targets)[:, 0],
+            scores=self._scores(asked, found.logits, log_probabilities),
+            log_probabilities=log_probabilities,
+            crops=found,
+        )
+
+    def _photos(self, photos: Tensor | NDArray[np.uint8]) -> Tensor:
+        batch = torch.as_tensor(photos)
+        h, w = self._explainer.input_size
+        fits = batch.dtype == torch.uint8 and batch.ndim == 4 and len(batch) > 0
+        if not fits or batch.shape[3] != 3 or batch.shape[1] < h or batch.shape[2] < w:
+            raise ValueError(
+                f"five crops: expected photos as uint8 [B,h,w,3] (RGB), at least {h}x{w}, got "
+                f"{batch.dtype} {tuple(batch.shape)}; scale them to preprocess.size_of(width, "
+                "height)"
+            )
+        return batch.to(self.device, non_blocking=True)
+
+    def _asked(self, crops: Tensor, batch: int, targets: Any) -> tuple[Targets, Tensor | None]:
+        """What is explained, classes by number; the log-probabilities that chose some, or None."""
+        if targets is None:
+            best = torch.full((batch, self.spec.targets), -1, device=self.device)
+            asked = Targets(best, "classes")
+        else:
+            asked = read_targets(targets, batch, self.num_classes)
+            asked = Targets(asked.values.to(self.device), asked.kind)
+            if asked.kind == "weights" or not bool((asked.values < 0).any()):
+                return asked, None
+        forward, normalize = self._explainer.score_network, self._explainer.preprocess.normalize
+        log_probabilities = self._combined(forward(normalize(crops)))
+        best = log_probabilities.topk(asked.values.shape[1]).indices
+        ids = torch.where(asked.values < 0, best, asked.values)
+        return Targets(ids, "classes"), log_probabilities
+
+    def _combined(self, logits: Tensor) -> Tensor:
+        """Logits [B*5,n] of the crops -> log-probabilities [B,n]; not rounded to the same zeros."""
+        each = _by_photo(logits.float().log_softmax(-1))
+        if self._combine == "max":
+            return each.amax(1)
+        return each.logsumexp(1) - math.log(CROPS)
+
+    def _scores(self, asked: Targets, logits: Tensor, log_probabilities: Tensor) -> Tensor:
+        """[B,K]."""
+        if asked.kind == "classes":
+            return log_probabilities.gather(1, asked.values).exp()
+        each = _by_photo(logits.float().softmax(-1)).mT  # [B,n,5]
+        plus, minus = (torch.bmm((sign * asked.values).clamp_min(0), each) for sign in (1, -1))
+        if self._combine == "max":
+            return plus.amax(-1) - minus.amax(-1)
+        return plus.mean(-1) - minus.mean(-1)
+
+
 def explain_five_crops(
     explainer: Explainer,
     photo: NDArray[np.uint8],
     targets: Sequence[int] | None = None,
     combine: str = "max",
 ) -> FiveCrops:
-    """Explain five crops of a photo, and lay their maps over it.
-
-    The map of every crop before normalisation is put back where the crop was; where crops overlap
-    the mean is taken. So the heatmap is that of the mean of the crops' scores; min and max are
-    those of the photo, not of a crop.
+    """Explain five crops of a photo, and lay their maps over it: see :class:`FiveCropExplainer`.
 
     Args:
         explainer: of a network whose photos are cropped (``resize="crop"``), such as
             ``geoestimation``; the photo is scaled as for it.
         photo: uint8 [h,w,3], RGB, upright.
         targets: classes to explain; None for the K best by combined probability, K as in the spec.
-        combine: over the crops, ``max`` of each class's probability (as GeoEstimation does; of its
-            hierarchy it multiplies the levels after that, here before), or their ``mean``.
+        combine: over the crops, ``max`` of each class's probability, or their ``mean``.
 
     Raises:
         ValueError: no photo, an explainer that does not crop, a spec without one map per target,
             or classes that do not exist.
-
-    Source: Müller-Budack et al., ECCV 2018, section 4; its PyTorch implementation.
     """
-    _check(explainer, photo, combine)
-    crops, places, scaled = _crops(explainer, photo)
-    images = torch.from_numpy(crops)
-    if targets is None:
-        chosen = _combined(explainer(images).logits, combine)
-        ids = chosen.topk(min(explainer.spec.targets, len(chosen))).indices
-    else:
-        ids = torch.as_tensor(list(targets), dtype=torch.int64, device=explainer.device)
-        if not len(ids) or int(ids.min()) < 0:
-            raise ValueError(
-                f"explain_five_crops: expected classes of at least 0, got {list(targets)}; leave "
-                "targets out for the best ones"
-            )
-    found = explainer(images, targets=ids.expand(len(images), -1))
-    probabilities = _combined(found.logits, combine)
-    sums, counts = _merged(_raw(explainer, found), places, scaled)
-    heatmaps, covered, flat = _on_photo(sums, counts, (photo.shape[0], photo.shape[1]))
-    return FiveCrops(heatmaps, ids, probabilities[ids], probabilities, covered, flat, found)
-
-
-def _check(explainer: Explainer, photo: NDArray[np.uint8], combine: str) -> None:
-    if combine not in COMBINES:
-        raise ValueError(f"explain_five_crops: expected combine in {COMBINES}, got {combine!r}")
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
         raise ValueError(
             f"explain_five_crops: expected a photo as uint8 [h,w,3], got {photo.dtype} "
             f"{photo.shape}"
         )
-    if explainer.preprocess.resize != "crop":
+    if targets is not None and (not len(targets) or min(targets) < 0):
         raise ValueError(
-            f"explain_five_crops: expected an explainer with resize='crop', got "
-            f"{explainer.preprocess.resize!r}, which sees the whole photo anyway"
+            f"explain_five_crops: expected classes of at least 0, got {list(targets)}; leave "
+            "targets out for the best ones"
         )
-    if explainer.spec.fuse == "none":
-        raise ValueError(
-            "explain_five_crops: expected a spec that fuses its layers, got fuse='none'"
-        )
+    five = FiveCropExplainer(explainer, combine)
+    height, width = photo.shape[:2]
+    scaled = resize(np.array(photo), 1, (width, height), five.preprocess)
+    merged = five.merge(scaled[None], None if targets is None else [list(targets)])
+    grown = F.interpolate(merged.maps, (height, width), mode="bilinear", antialias=True)
+    covered = F.interpolate(
+        merged.covered[None, None].float(), (height, width), mode="nearest-exact"
+    )[0, 0].bool()
+    heatmaps, ranges = _normalised(grown, covered)
+    return FiveCrops(
+        heatmaps=heatmaps[0],
+        targets=merged.targets[0],
+        scores=merged.scores[0],
+        probabilities=merged.log_probabilities[0].exp(),
+        covered=covered,
+        flat=is_flat(ranges)[0],
+        crops=merged.crops,
+    )
 
 
-def _crops(
-    explainer: Explainer, photo: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], list[tuple[int, int]], tuple[int, int]]:
-    """The crops [5,H,W,3], their top left corners (row, column), and the scaled photo's (H, W)."""
-    preprocess = explainer.preprocess
-    size = (photo.shape[1], photo.shape[0])
-    width, height = scaled_size(size, preprocess)
-    whole = replace(preprocess, input_size=(height, width), resize="squash")
-    pixels = resize(np.array(photo), 1, size, whole)
-    rows, columns = height - explainer.input_size[0], width - explainer.input_size[1]
-    places = [
-        (0, 0), (0, columns), (rows, 0), (rows, columns), (round(rows / 2), round(columns / 2))
-    ]  # fmt: skip
-    h, w = explainer.input_size
-    return np.stack([pixels[y : y + h, x : x + w] for y, x in places]), places, (height, width)
+def crop_corners(photo: tuple[int, int], crop: tuple[int, int]) -> list[tuple[int, int]]:
+    """Top left corners (row, column) of the crops: four corners, then the centre, as torchvision.
+
+    Args:
+        photo, crop: (H, W), pixels.
+    """
+    rows, columns = photo[0] - crop[0], photo[1] - crop[1]
+    centre = (round(rows / 2), round(columns / 2))
+    return [(0, 0), (0, columns), (rows, 0), (rows, columns), centre]
 
 
-def _combined(logits: Tensor, combine: str) -> Tensor:
-    probabilities = logits.float().softmax(-1)
-    return probabilities.amax(0) if combine == "max" else probabilities.mean(0)
+def _by_photo(values: Tensor) -> Tensor:
+    """[B*5,...] -> [B,5,...]."""
+    return values.unflatten(0, (-1, CROPS))
 
 
-def _raw(explainer: Explainer, found: Explanation) -> Tensor:
-    """The fused maps before they were normalised, [5,K,H,W]."""
-    if not explainer.spec.normalize.endswith("map"):
+def _raw(spec: CamSpec, found: Explanation) -> Tensor:
+    """The fused maps before they were normalised, [N,K,H,W]."""
+    if not spec.normalize.endswith("map"):
         return found.heatmaps
     low, high = found.ranges[..., 0, None, None], found.ranges[..., 1, None, None]
-    return low + found.heatmaps * (high - low)
+    return low + found.heatmaps * (high - low + spec.eps)
 
 
-def _merged(
-    maps: Tensor, places: Sequence[tuple[int, int]], size: tuple[int, int]
+def _laid(
+    maps: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Sums of the crops' maps [K,H,W] on the scaled photo, and how many show a pixel [H,W]."""
-    sums = maps.new_zeros((maps.shape[1], *size))
+    """Means [B,K,h,w] of the crops' maps [B,5,K,H,W] where they lie, and where one does [h,w]."""
+    batch, _, count, h, w = maps.shape
+    sums = maps.new_zeros((batch, count, *size))
     counts = maps.new_zeros(size)
-    h, w = maps.shape[2:]
-    for crop, (y, x) in zip(maps, places, strict=True):
-        sums[:, y : y + h, x : x + w] += crop
+    for crop, (y, x) in zip(maps.unbind(1), corners, strict=True):
+        sums[..., y : y + h, x : x + w] += crop
         counts[y : y + h, x : x + w] += 1
-    return sums, counts
+    return sums / counts.clamp(min=1), counts > 0
 
 
-def _on_photo(sums: Tensor, counts: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Heatmaps [K,h,w], which pixels have one [h,w], and which maps are flat [K]."""
-    mean = sums / counts.clamp(min=1)
-    grown = F.interpolate(mean[None], size, mode="bilinear", antialias=True)[0]
-    covered = F.interpolate(counts[None, None], size, mode="nearest-exact")[0, 0] > 0
-    inside = grown[:, covered]
-    low, high = inside.amin(1)[:, None, None], inside.amax(1)[:, None, None]
-    flat = high <= low
-    heatmaps = torch.where(flat | ~covered, 0.0, (grown - low) / (high - low).clamp(min=1e-38))
-    return heatmaps, covered, flat[:, 0, 0]
+def _normalised(maps: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
+    """Min-max of maps [B,K,h,w] over the covered pixels [h,w], 0 elsewhere; ranges [B,K,2]."""
+    low = torch.where(covered, maps, torch.inf).amin((-2, -1))
+    high = torch.where(covered, maps, -torch.inf).amax((-2, -1))
+    ranges = torch.stack([low, high], -1)
+    low, span = low[..., None, None], (high - low)[..., None, None]
+    empty = is_flat(ranges)[..., None, None] | ~covered
+    return torch.where(empty, 0.0, (maps - low) / torch.where(empty, 1.0, span)), ranges

@@ -110,14 +110,9 @@ def scaled_size(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, in
         photo: (width, height) of the upright photo, pixels.
         preprocess: its input_size, resize, crop_pct and side_step are used.
     """
-    height, width = preprocess.size_of(*photo)
-    if preprocess.resize != "crop":
-        return width, height
-    # As timm and torchvision round it.
-    cover = [math.floor(side / preprocess.crop_pct) for side in (width, height)]
-    if photo[0] * cover[1] >= photo[1] * cover[0]:
-        return cover[1] * photo[0] // photo[1], cover[1]
-    return cover[0], cover[0] * photo[1] // photo[0]
+    crops = preprocess.resize == "crop"
+    height, width = (preprocess.covering if crops else preprocess.size_of)(*photo)
+    return width, height
 
 
 def fast_scale(photo: tuple[int, int], preprocess: Preprocess) -> int:

@@ -73,7 +73,7 @@ def test_turned_is_what_pillow_does(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("resize_", ["squash", "crop", "short-side"])
+@pytest.mark.parametrize("resize_", ["squash", "crop", "short-side", "cover"])
 @pytest.mark.parametrize("interpolation", TOLERANCE)
 def test_turning_first_or_last_is_the_same(
     orientation: int, resize_: str, interpolation: str
@@ -84,6 +84,30 @@ def test_turning_first_or_last_is_the_same(
     size = (upright.shape[1], upright.shape[0])
     found = resize(pixels, orientation, size, preprocess)
     assert difference(found, resize(upright, 1, size, preprocess)) <= TOLERANCE[interpolation] // 2
+
+
+@pytest.mark.parametrize(
+    "photo_size, covering",
+    [((640, 480), (341, 256)), ((481, 640), (256, 340)), ((256, 256), (256, 256))],
+)
+def test_cover_is_what_crop_takes_the_centre_of(
+    photo_size: tuple[int, int], covering: tuple[int, int]
+) -> None:
+    crop = Preprocess((224, 224))
+    cover = Preprocess((224, 224), resize="cover")
+    assert scaled_size(photo_size, crop) == scaled_size(photo_size, cover) == covering
+    pixels = noise(*photo_size)
+    found = resize(pixels, 1, photo_size, cover)
+    assert found.shape == (covering[1], covering[0], 3)
+    y, x = (round((side - 224) / 2) for side in found.shape[:2])
+    centre = found[y : y + 224, x : x + 224]
+    assert np.array_equal(centre, resize(pixels, 1, photo_size, crop))
+
+
+def test_a_strip_of_one_row_stays_small() -> None:
+    cover = Preprocess((224, 224), resize="cover")
+    assert cover.size_of(60_000, 1) == (256, 4096) and cover.size_of(1, 60_000) == (4096, 256)
+    assert cover.size_of(1600, 100) == (256, 4096) and cover.size_of(1599, 100) == (256, 4093)
 
 
 def test_long_photos_are_cropped_before_they_are_scaled() -> None:
