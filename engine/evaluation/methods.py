@@ -108,6 +108,11 @@ def check_network(run: OpenRun, explainer: Explainer) -> None:
         RunError: its weights or its preprocessing are others.
     """
     earlier = run.fingerprint["explainer"]
+    if earlier.get("crops"):
+        raise RunError(
+            f"evaluate: expected maps of images that the network sees at once, got those of five "
+            f"crops in {run.path}; give a run that was made without --crops five"
+        )
     now = json.loads(json.dumps(explainer.fingerprint()))
     other = [key for key in ("weights", "preprocess") if earlier.get(key) != now[key]]
     if other:

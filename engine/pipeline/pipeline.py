@@ -141,7 +141,7 @@ class Pipeline:
                 inputs = self._manifest.shard(item.index)
                 rows = item.places(len(inputs))
                 # Rows that are tried again are rounded as they would have been.
-                upcoming.append((item, rows, even_batch_size(len(inputs), config.batch_size)))
+                upcoming.append((item, rows, even_batch_size(len(inputs), config.photos_at_once)))
                 yield from (inputs[row] for row in rows)
 
         window = max(2 * config.batch_size, 4 * config.workers)

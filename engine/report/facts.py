@@ -24,6 +24,12 @@ _ANSWERS = 12
 _PLACES = 4000
 # Of street, city, region, country and continent, as the literature counts.
 _RADII_KM = (1, 25, 200, 750, 2500)
+_RESIZED = {
+    "squash": "squeezed",
+    "crop": "cropped",
+    "short-side": "shorter side",
+    "cover": "five crops",
+}
 _SPEC = ("method", "layers", "score", "fuse", "normalize", "align_corners", "targets")
 
 
@@ -96,8 +102,9 @@ def _made(run: OpenRun, facts: RunFacts) -> list[list[str]]:
     found = facts.preprocess
     if found is not None:
         height, width = found.input_size
-        how = {"squash": "squeezed", "crop": "cropped", "short-side": "shorter side"}[found.resize]
-        rows.append(["input", f"{width} × {height} px, {how}, {found.interpolation}"])
+        rows.append(
+            ["input", f"{width} × {height} px, {_RESIZED[found.resize]}, {found.interpolation}"]
+        )
     if explainer.get("layers"):
         rows.append(["layer names", explainer["layers"]])
     rows.append(["maps kept", facts.values.get("store", "full")])

@@ -21,6 +21,7 @@ from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
 
 STORES = ("full", "grid", "layers")
+CROPS = ("one", "five")
 # `--ray` alone is a cluster of this machine.
 _RAY_FLAG = PrimitiveConstructorSpec(
     nargs="*",
@@ -137,7 +138,9 @@ class RunConfig:
             a class number; ``LAT,LON``, the class whose cell holds that place; an S2 token of a
             class, ``s2:8744`` where it has digits alone; the regions ``within:500km@LAT,LON`` and
             ``under:TOKEN``, an S2 cell; or ``ONE-not-OTHER``, why one of these and not another.
-        batch_size: most images explained at once.
+        crops: ``five`` explains the corners and the centre of every photo as one, as GeoEstimation
+            does; ``one`` the image that the network's resizing makes of it.
+        batch_size: most images explained at once; a photo of five crops counts as five.
         workers: threads that read and decode.
         overlays: how many of the first explained photos are also drawn as PNG.
         truth: CSV or Parquet file with the columns id, latitude and longitude: where the photos
@@ -161,6 +164,7 @@ class RunConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
     explain: tuple[str, ...] = ()
+    crops: str = "one"
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     overlays: int = 0
@@ -183,6 +187,7 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
         self._check_explain()
+        self._check_crops()
         if self.max_failures is not None:
             object.__setattr__(self, "max_failures", str(self.max_failures))
             self.failure_limit(1)
@@ -208,6 +213,25 @@ class RunConfig:
                 "RunConfig: expected explain or cuda_graphs, got both: a captured graph holds no "
                 "targets; leave one out"
             )
+
+    def _check_crops(self) -> None:
+        if self.crops not in CROPS:
+            raise ValueError(f"RunConfig: expected crops in {CROPS}, got {self.crops!r}")
+        if self.crops == "five" and self.storage.store == "layers":
+            raise ValueError(
+                "RunConfig: expected store='full' or 'grid' with crops='five', got 'layers': the "
+                "layers' grids of five crops do not meet on a photo; choose another store"
+            )
+        if self.crops == "five" and self.compute.cuda_graphs:
+            raise ValueError(
+                "RunConfig: expected crops='five' or cuda_graphs, got both: a captured graph holds "
+                "no targets, which five crops share; leave one out"
+            )
+
+    @property
+    def photos_at_once(self) -> int:
+        """Photos of a batch at most."""
+        return self.batch_size if self.crops == "one" else max(1, self.batch_size // 5)
 
     def failure_limit(self, images: int) -> int | None:
         """How many of so many images may fail; None for all.

@@ -7,16 +7,18 @@ from dataclasses import replace
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.explain.sessions import Request
+from combicam.engine.geo.five_crop import FiveCropExplainer
 from combicam.engine.geo.location_target import read_location_target
 from combicam.engine.run.config import RunConfig
 
 
-def make_run_explainer(config: RunConfig) -> Explainer:
+def make_run_explainer(config: RunConfig) -> Explainer | FiveCropExplainer:
     """The explainer that a run's configuration names; the same in every process of the run.
 
     Raises:
         CombicamError, ValueError, FileNotFoundError: see
-            :func:`~combicam.engine.explain.factory.make_explainer`.
+            :func:`~combicam.engine.explain.factory.make_explainer` and
+            :class:`~combicam.engine.geo.five_crop.FiveCropExplainer`.
     """
     compute = config.compute
     if not config.distribution.is_local:
@@ -29,7 +31,10 @@ def make_run_explainer(config: RunConfig) -> Explainer:
     explainer = make_explainer(
         config.model, cam, compute, keep_layers=config.storage.store == "layers"
     )
+    five = FiveCropExplainer(explainer) if config.crops == "five" else None
     if (target := read_location_target(config.explain, explainer)) is not None:
         # Traced now, or refused now by an artifact that takes other targets.
         explainer.session.execute(Request(target.kind, len(target.words)))
-    return explainer
+    elif five is not None:
+        explainer.session.execute(Request("classes", explainer.spec.targets))
+    return five or explainer

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from combicam.engine.explain.protocol import BatchExplainer, has_places
+from combicam.engine.geo.five_crop import FiveCropExplainer
 from combicam.engine.geo.location_target import LocationTarget, read_location_target
 from combicam.engine.inputs.ground_truth import truth_digest
 from combicam.engine.run.config import RunConfig
@@ -35,13 +36,20 @@ def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
 
     Raises:
         ValueError: heatmaps that cannot be stored as bytes in [0, 1], a target that the
-            explainer cannot answer, or ground truth for classes without locations.
+            explainer cannot answer, ground truth for classes without locations, or an explainer
+            of other crops.
     """
     spec = explainer.spec
     if spec.fuse == "none" or not spec.unit_range:
         raise ValueError(
             f"run: expected a spec whose heatmaps are one map in [0, 1], got fuse={spec.fuse!r}, "
             f"normalize={spec.normalize!r}; use normalize='map', or the explainer in memory"
+        )
+    if (config.crops == "five") != isinstance(explainer, FiveCropExplainer):
+        raise ValueError(
+            f"run: expected a FiveCropExplainer with crops='five' alone, got "
+            f"{type(explainer).__name__} with crops={config.crops!r}; wrap the explainer, or set "
+            "crops"
         )
     if config.truth is not None and not has_places(explainer):
         raise ValueError(

@@ -140,8 +140,8 @@ def load(level: str, config: ModelConfig) -> LoadedModel:
         preprocess=PREPROCESS,
         name=f"geoestimation:{level}",
         classes=cells.to_classes() if cells is not None else None,
-        note="geoestimation: made for five crops of a photo, of which runs take the centre; "
-        "combicam.engine.geo.five_crop explains all five",
+        note="geoestimation: made for five crops of a photo; without --crops five the centre is "
+        "explained",
     )
 
 
