@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test slow test-oldest test-newest lint types check constraints clean
+.PHONY: demo test slow test-oldest test-newest lint types docs check constraints clean
 
 # constraints.txt holds the versions that the tests are known to pass with.
 define install
@@ -65,7 +65,11 @@ types: .venv/.dev
 	  echo "types: expected the wheel to install combicam alone, got $$names"; exit 1; }
 	MYPYPATH=build/wheel $(BIN)/mypy --config-file pyproject.toml -p combicam
 
-check: lint types test
+# The site with the API reference, in site/; a broken link or an unreadable docstring is an error.
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+check: lint types docs test
 
 clean:
-	rm -rf build dist .test-oldest .test-newest .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf build dist site .test-oldest .test-newest .pytest_cache .mypy_cache .ruff_cache demo

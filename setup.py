@@ -34,6 +34,8 @@ METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
 RAY = ["ray[data]>=2.40"]
+# The site needs MkDocs 1: Material does not run on 2.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
 TEST = [
     *MODELS,
     *RAY,
@@ -101,7 +103,8 @@ setup(
         "figures": FIGURES,
         "fiftyone": ["fiftyone>=1.0"],
         "test": TEST,
-        "dev": [*TEST, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2", "uv>=0.9"],
+        "docs": DOCS,
+        "dev": [*TEST, *DOCS, "ruff==0.17.6", "mypy==2.4.1", "build>=1.2", "uv>=0.9"],
     },
     entry_points={"console_scripts": ["combicam = combicam.cli:main"]},
     classifiers=[

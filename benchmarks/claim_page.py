@@ -39,7 +39,7 @@ def claim_table(record: dict[str, Any]) -> str:
         "bootstrap interval; **bold**: better than Combi-CAM of all blocks, "
         "*slanted*: worse, by a paired interval without 0."
     )
-    parts = [caption, _table("map", methods, maps), _table("control", CONTROLS, maps)]
+    parts = [caption, _table("map", methods, maps), _table("baseline map", CONTROLS, maps)]
     if layers:
         parts += [
             f"Layers, deletion and insertion on {images[layers[0]][1]:,} postcards:",

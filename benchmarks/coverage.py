@@ -138,7 +138,9 @@ def markdown(record: dict[str, Any]) -> str:
     env, rows = record["env"], record["cases"]
     passed = [row for row in rows if not row["error"]]
     versions = ", ".join(f"{n} {v}" for n, v in env["versions"].items())
-    head = f"""# Which networks can be explained
+    head = f"""# Coverage
+
+This page lists the architectures that were tried, with all their blocks.
 
 {len(passed)} of {len(rows)} architectures of torchvision and timm pass every step. Made by
 `python -m benchmarks.coverage` from `benchmarks/results/coverage.json`; do not edit.
@@ -157,7 +159,7 @@ photos; nothing is downloaded.
 
 {env["cpu"]}, {env["cores"]} cores; {versions}.
 """
-    titles = ["network", "family", "size", "blocks", "stages", "last", "torch", "MB", "seconds"]
+    titles = ["model", "family", "size", "blocks", "stages", "last", "torch", "MB", "seconds"]
     titles += ["ONNX Runtime", "eager", "fails"]
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     return head + "\n" + "\n".join([*lines, *map(table_row, rows)]) + "\n"

@@ -1,4 +1,4 @@
-"""Tables and plots of README and docs, from the committed records: figures cannot drift."""
+"""Tables and plots of docs, from the committed records: figures cannot drift."""
 
 from __future__ import annotations
 
@@ -48,11 +48,7 @@ class TablesConfig:
         plots: draw the plots, too, and write docs/coverage.md.
     """
 
-    pages: tuple[Path, ...] = (
-        Path("README.md"),
-        Path("docs/performance.md"),
-        Path("docs/faithfulness.md"),
-    )
+    pages: tuple[Path, ...] = (Path("docs/performance.md"), Path("docs/faithfulness.md"))
     results: Path = Path("benchmarks/results")
     plots: bool = True
 

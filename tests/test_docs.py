@@ -1,23 +1,29 @@
 """The documentation: every command and every block of Python is run, every link leads somewhere.
 
 A block that cannot be run has ``<!-- not run: REASON -->`` above it; its options are still checked.
+The figures, commands, files and imports that README and CONTRIBUTING name are compared with records
+and sources.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import combicam
 from combicam import cli
 from combicam.cli import COMMANDS
 
@@ -25,14 +31,19 @@ ROOT = Path(__file__).parents[1]
 # Their blocks are run by tests of their own, with runs that were made for them.
 ELSEWHERE = {"reading.md", "faithfulness.md"}
 FAST = ("explain-your-own-cnn.md", "methods-and-maths.md")
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+API = sorted((DOCS / "api").glob("*.md"))
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+ALL_PAGES = [*PAGES, *API, README, CONTRIBUTING, ROOT / "CHANGELOG.md"]
 _BLOCK = re.compile(
     r"(?P<skip><!-- not run: (?P<reason>.*?) -->\n)?^(?P<indent> *)```(?P<kind>\w*)\n"
     r"(?P<code>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
 _LINK = re.compile(r"\[[^]]*\]\(([^)#]+)(?:#[^)]*)?\)")
+_IMPORT = re.compile(r"combicam\.(engine|export)\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -141,14 +152,14 @@ def small_network(weights: str) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("page", named([*PAGES, README]))
+@pytest.mark.parametrize("page", named(ALL_PAGES))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in _LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", named([*PAGES, README]))
+@pytest.mark.parametrize("page", named(ALL_PAGES))
 def test_blocks_say_what_they_are(page: Path) -> None:
     for block in blocks(page):
         assert block.kind in ("python", "sh", "text", "json") or not block.kind, block
@@ -158,9 +169,124 @@ def test_blocks_say_what_they_are(page: Path) -> None:
 
 
 def test_the_index_knows_all_pages() -> None:
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    linked = {target for target in _LINK.findall(index) if not target.startswith("http")}
-    assert linked == {page.name for page in PAGES} - {"index.md"}
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    linked = {target for target in _LINK.findall(index) if target.endswith(".md")}
+    assert linked == {str(page.relative_to(DOCS)) for page in [*PAGES, *API]} - {"index.md"}
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in API)
+    paths = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    assert len(paths) == len(set(paths))
+    named = {path.rpartition(".")[2] for path in paths}
+    errors = {n for n in combicam.__all__ if isinstance(kind := getattr(combicam, n), type)
+              and issubclass(kind, combicam.CombicamError)}  # fmt: skip
+    assert "combicam.errors" in paths and errors
+    assert set(combicam.__all__) - named == errors | {"__version__"}
+
+
+def record(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks/results" / name).read_text())
+    return found
+
+
+def test_figures_of_the_readme_are_those_of_the_records() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    graph = {
+        (case["params"]["case"], case["name"]): case["images_per_s"]
+        for case in record("graph-cpu.json")["cases"]
+    }
+    times = {
+        network: graph[network, "forward, ONNX Runtime"] / graph[network, "combicam, .onnx"]
+        for network in ("resnet50", "efficientnet_b4")
+    }
+    passed = [not case["error"] for case in record("coverage.json")["cases"]]
+    claim = record("claim-cpu.json")
+    pointing = {name: found["pointing"]["mean"] * 100 for name, found in claim["maps"].items()}
+    words = " ".join(text.split())
+    for phrase in (
+        f"take {times['resnet50']:.1f} times as long as scores alone (ResNet-50, 4 layers)",
+        f"and {times['efficientnet_b4']:.1f} times (EfficientNet-B4, 32 layers)",
+        f"[{sum(passed)} of {len(passed)} architectures]",
+        f"on {claim['images']:,} drawn postcards",
+        f"evidence in {pointing['Combi-CAM (all blocks)']:.0f} % and",
+        f"Grad-CAM of the last block in {pointing['Grad-CAM, last block']:.0f} %;",
+    ):
+        assert phrase in words
+
+
+def tree() -> list[tuple[str, int]]:
+    """Path and depth of what CONTRIBUTING.md shows, from the top down."""
+    shown = next(block.code for block in blocks(CONTRIBUTING) if block.kind == "text")
+    paths, folder = [], ""
+    for line in shown.splitlines():
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        folder = folder if depth else name
+        paths.append((folder + name if depth else name, depth))
+    return paths
+
+
+def test_the_tree_has_every_folder() -> None:
+    shown = [path for path, _ in tree()]
+    assert all((ROOT / path).exists() for path in shown)
+    for package in ("engine", "export"):
+        there = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / package).glob("*/*.py")}
+        assert there == {p for p in shown if p.startswith(package) and p.count("/") == 2}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Modules that a file imports when it runs; those for type checkers alone are left out."""
+    parsed = ast.parse(file.read_text(encoding="utf-8"))
+    unseen = {
+        child
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    for node in set(ast.walk(parsed)) - unseen:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ["engine", "export"])
+def test_imports_point_down_the_tree(package: str) -> None:
+    shown = [path for path, depth in tree() if depth and path.startswith(package)]
+    order = [Path(path).stem for path in shown][::-1]
+    seen = 0
+    for file in (ROOT / package).rglob("*.py"):
+        own = file.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        rank = order.index(own) if own in order else len(order)  # the re-exports lie on top
+        for found in filter(None, map(_IMPORT.match, imports(file))):
+            if found[1] != package:
+                assert package == "engine", f"{file} imports {found[0]}"
+            elif found[2] != own:
+                seen += 1
+                assert order.index(found[2]) < rank, f"{file} imports {found[0]}"
+    assert seen > 20
+
+
+def test_contributing_names_files_and_commands_that_are_there() -> None:
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    code = re.findall(r"`([^`\n]+)`", text)
+    paths = [c for c in code if re.fullmatch(r"(\w+/)+(\w+\.\w+)?", c)]
+    made = ("demo/", "site/", "constraints/")
+    assert len(paths) > 20
+    for path in paths:
+        assert path.startswith(made) or (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert phony and {f"make {target}" for target in phony[1].split()} <= set(code)
+    ci = re.findall(r"^make \w+", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
+    said = re.search(r"`\.ci/run` calls ((?:.|\n)*?)\.\n", text)
+    assert ci and said and re.findall(r"`([^`]+)`", said[1]) == ci
+
+
+def test_the_changelog_has_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(\d\S+)\]", text, re.MULTILINE)[0] == combicam.__version__
 
 
 @pytest.fixture(scope="module")
