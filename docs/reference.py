@@ -17,8 +17,11 @@ _ROLE = re.compile(r":(?:class|func|meth|mod):`~?([\w.]+)`")
 _SEVERAL = re.compile(r"^( *)(\w+(?:,\s+\w+)+):( .*(?:\n\1 +.*)*)", re.MULTILINE)
 
 
-def on_config(config: Any) -> None:
-    """Copy the sources to where setup.py maps them; griffe reads files and resolves symlinks."""
+def on_startup(**_: Any) -> None:
+    """Copy the sources to where setup.py maps them; griffe reads files and resolves symlinks.
+
+    Before any plugin is configured: mkdocstrings keeps the paths that are there then.
+    """
     shutil.rmtree(TREE, ignore_errors=True)
     for folder, place in PLACES.items():
         for source in (ROOT / folder).rglob("*.py"):
