@@ -13,7 +13,7 @@ from onnxscript import opset18
 from torch import fx
 
 from combicam.errors import TraceError, first_line
-from combicam.export.passes import for_onnx
+from combicam.export.passes.passes import for_onnx
 from combicam.export.trace.trace import JointGraph, example_inputs
 
 METADATA_KEY = "combicam"

@@ -1,4 +1,4 @@
-"""Which tensors ONNX Runtime's CPU provider keeps in its blocked layout (NCHWc).
+"""Tell which tensors ONNX Runtime's CPU provider keeps in its blocked layout (NCHWc).
 
 Convolutions want channels in blocks of 8 or 16. An operator that cannot read blocks costs a
 reorder of every input and, before the next convolution, of its output: two passes over memory,

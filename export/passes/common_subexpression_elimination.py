@@ -1,4 +1,4 @@
-"""Compute equal things once."""
+"""Merge nodes that compute the same value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 
-class MergeCommon(PassBase):
+class CommonSubexpressionElimination(PassBase):
     """f(x), f(x) -> one f(x): the sigmoid of a SiLU in the forward and in the backward, say.
 
     Cases:

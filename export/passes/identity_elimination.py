@@ -18,7 +18,7 @@ IDENTITIES = frozenset(
 )
 
 
-class DropAliases(PassBase):
+class IdentityElimination(PassBase):
     """x -> x. The graph is functional, so a copy can be told from its source by nobody.
 
     Cases:

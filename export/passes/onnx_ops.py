@@ -1,4 +1,4 @@
-"""Operators that an ONNX file has and aten has not, or that the exporter would take apart.
+"""Define operators that ONNX has and aten has not, or that the exporter would take apart.
 
 They stand in a graph only between the ONNX passes and the file.
 """

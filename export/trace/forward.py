@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from combicam.export.passes import clean
+from combicam.export.passes.passes import clean
 from combicam.export.spec import CamSpec
 from combicam.export.trace.probe import LayerInfo, capturing, logits_of
 from combicam.export.trace.snapshot import another

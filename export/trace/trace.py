@@ -19,7 +19,8 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from combicam.errors import TraceError, first_line
-from combicam.export.passes import clean, lower
+from combicam.export.passes.constants import add_constant
+from combicam.export.passes.passes import clean, lower
 from combicam.export.spec import FORWARD_METHODS, CamSpec
 from combicam.export.trace.batch_targets import BatchElsewhere, batch_targets, gradients
 from combicam.export.trace.decompositions import decompositions
@@ -283,13 +284,9 @@ def _bind(module: fx.GraphModule, state: dict[str, Tensor]) -> fx.GraphModule:
     """Replace the inputs that stand for weights by buffers, and name what stays."""
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     for node, (name, tensor) in zip(placeholders[: len(state)], state.items(), strict=True):
-        attribute = "w_" + name.replace(".", "_")
-        while hasattr(module, attribute):
-            attribute += "_"
-        module.register_buffer(attribute, tensor.detach())
         with module.graph.inserting_before(node):
-            constant = module.graph.get_attr(attribute)
-            constant.meta = dict(node.meta)
+            constant = add_constant(module, "w_" + name.replace(".", "_"), tensor.detach())
+        constant.meta = dict(node.meta)
         node.replace_all_uses_with(constant)
         module.graph.erase_node(node)
     rest: list[Any] = placeholders[len(state) :]

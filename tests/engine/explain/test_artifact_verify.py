@@ -240,7 +240,7 @@ def test_command_line_shows_errors_and_rewrites(
     for name in ("logit", "class", "score", "heatmap", "range"):
         assert " max, " in rows[f"{name} error"] and " mean " in rows[f"{name} error"]
     rewrites = [line.split(":")[0] for line in shown.err.splitlines() if " nodes" in line]
-    assert {"FoldConstants", "LowerHead", "MergeCommon"} <= set(rewrites)
+    assert {"ConstantFolding", "HeadLowering", "CommonSubexpressionElimination"} <= set(rewrites)
     cli.main([*command, "--verify", "0"])
     shown = capsys.readouterr()
     assert "error" not in shown.out and " nodes" not in shown.err

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from combicam.export.passes import (
-    AffineScalars,
-    FoldConstants,
-    FoldScale,
-    GateBySign,
-    PadChannels,
-    PoolMeans,
-    SinkExpand,
-    SpreadGates,
-    UnpoolMaxima,
-)
+from combicam.export.passes.affine_conversion import AffineConversion
+from combicam.export.passes.channel_padding import ChannelPadding
+from combicam.export.passes.constant_folding import ConstantFolding
+from combicam.export.passes.expand_sinking import ExpandSinking
+from combicam.export.passes.gate_spreading import GateSpreading
+from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
+from combicam.export.passes.mean_pooling import MeanPooling
+from combicam.export.passes.scale_folding import ScaleFolding
+from combicam.export.passes.sign_gating import SignGating
 from combicam.export.trace.decompositions import decompositions
 
 aten = torch.ops.aten
@@ -44,7 +42,7 @@ class Blocks(nn.Module):
 def rewritten(make: type, function: Callable[[Tensor], Tensor]) -> tuple[bool, Counter[str]]:
     """Run a pass twice: numbers stay, and the second time nothing is left to do."""
     module = make_fx(function, decomposition_table=decompositions())(X)
-    module = FoldConstants()(module).graph_module
+    module = ConstantFolding()(module).graph_module
     module.recompile()
     expected = module(X)
     result = make()(module)
@@ -59,71 +57,71 @@ def counted(module: fx.GraphModule) -> Counter[str]:
     return Counter(str(n.target) for n in module.graph.nodes if n.op == "call_function")
 
 
-def test_sink_expand() -> None:
+def test_expand_sinking() -> None:
     def pooled(x: Tensor) -> Tensor:
         g = (x.mean((2, 3), keepdim=True).expand(2, 16, 8, 8) / 64).mul(2.0)
         lifted = g.unsqueeze(1).mean((3, 4))[:, 0, :, None, None]
         return g * x + g.mean((2, 3), keepdim=True) + lifted
 
-    modified, left = rewritten(SinkExpand, pooled)
+    modified, left = rewritten(ExpandSinking, pooled)
     assert modified and not any("expand" in name for name in left)
     assert left["aten.mean.dim"] == 1
 
 
-def test_sink_expand_leaves_what_is_needed_in_full() -> None:
+def test_expand_sinking_leaves_what_is_needed_in_full() -> None:
     def full(x: Tensor) -> Tensor:
         small = x.mean((2, 3), keepdim=True)
         large = small.expand(2, 16, 8, 8)
         return large.sum() + (large + small).sum() + large.mean((1, 2, 3), keepdim=True).sum()
 
-    modified, left = rewritten(SinkExpand, full)
+    modified, left = rewritten(ExpandSinking, full)
     assert not modified and left["aten.expand.default"] == 1
 
 
 @pytest.mark.parametrize("divide", [False, True])
-def test_fold_scale_behind_a_convolution(divide: bool) -> None:
+def test_scale_folding_behind_a_convolution(divide: bool) -> None:
     conv = nn.Conv2d(16, 8, 3, bias=False).requires_grad_(False)
-    modified, left = rewritten(FoldScale, lambda x: conv(x) / 49 if divide else conv(x) * 3.0)
+    modified, left = rewritten(ScaleFolding, lambda x: conv(x) / 49 if divide else conv(x) * 3.0)
     assert modified and set(left) == {"aten.convolution.default"}
 
 
-def test_fold_scale_leaves_a_bias() -> None:
+def test_scale_folding_leaves_a_bias() -> None:
     conv = nn.Conv2d(16, 8, 3).requires_grad_(False)
-    modified, _ = rewritten(FoldScale, lambda x: conv(x) / 49)
+    modified, _ = rewritten(ScaleFolding, lambda x: conv(x) / 49)
     assert not modified
 
 
-def test_affine_scalars() -> None:
+def test_affine_conversion() -> None:
     def inner(x: Tensor, y: Tensor) -> Tensor:
         return (x - y + 1) * (1 - x) + (y - x) * (y * 0.5 + 2.0)
 
-    modified, left = rewritten(AffineScalars, Blocks(inner))
+    modified, left = rewritten(AffineConversion, Blocks(inner))
     assert modified and left["combicam.affine.default"] == 5
     assert not {"aten.sub.Tensor", "aten.rsub.Scalar"} & set(left)
 
 
-def test_affine_scalars_leaves_plain_layouts() -> None:
-    modified, _ = rewritten(AffineScalars, lambda x: 1 - x)
+def test_affine_conversion_leaves_plain_layouts() -> None:
+    modified, _ = rewritten(AffineConversion, lambda x: 1 - x)
     assert not modified
-    modified, _ = rewritten(AffineScalars, Blocks(lambda x, y: x - y + 1, channels=15))
+    modified, _ = rewritten(AffineConversion, Blocks(lambda x, y: x - y + 1, channels=15))
     assert not modified
 
 
 @pytest.mark.parametrize("blocked", [True, False])
-def test_spread_gates(blocked: bool) -> None:
+def test_gate_spreading(blocked: bool) -> None:
     def gated(x: Tensor, y: Tensor) -> Tensor:
         gate = y.mean((2, 3), keepdim=True)
         gate = torch.sigmoid(conv(gate) if blocked else gate.exp())
         return x * gate + y * gate + gate
 
     conv = nn.Conv2d(16, 16, 1).requires_grad_(False)
-    modified, left = rewritten(SpreadGates, Blocks(gated))
+    modified, left = rewritten(GateSpreading, Blocks(gated))
     assert modified and left["combicam.spread.default"] == 1
     assert left["aten.convolution.default"] == 3
 
 
-def test_spread_gates_leaves_plain_layouts() -> None:
-    modified, _ = rewritten(SpreadGates, lambda x: x * x.mean((2, 3), keepdim=True))
+def test_gate_spreading_leaves_plain_layouts() -> None:
+    modified, _ = rewritten(GateSpreading, lambda x: x * x.mean((2, 3), keepdim=True))
     assert not modified
 
 
@@ -132,60 +130,60 @@ def relu_backward(y: Tensor, g: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["blocked", "plain", "small"])
-def test_gate_by_sign(form: str) -> None:
+def test_sign_gating(form: str) -> None:
     def gated(y: Tensor, g: Tensor) -> Tensor:
         g = {"blocked": g, "plain": g.exp(), "small": g.mean((2, 3), keepdim=True)}[form]
         return aten.where.self(y.relu() <= 0, torch.zeros(()), g)
 
-    modified, left = rewritten(GateBySign, Blocks(gated))
+    modified, left = rewritten(SignGating, Blocks(gated))
     assert modified and "aten.where.self" not in left and "aten.le.Scalar" not in left
 
 
-def test_gate_by_sign_is_exact() -> None:
+def test_sign_gating_is_exact() -> None:
     """Zeros give zeros and the smallest activations count in full."""
     y = torch.tensor([0.0, 1e-25, 1e-6, 1.0, 1e30])
     assert torch.equal(torch.tanh(y * 1e30), torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]))
 
 
-def test_gate_by_sign_leaves_plain_layouts() -> None:
-    modified, left = rewritten(GateBySign, lambda x: relu_backward(x, x.exp()))
+def test_sign_gating_leaves_plain_layouts() -> None:
+    modified, left = rewritten(SignGating, lambda x: relu_backward(x, x.exp()))
     assert not modified and left["aten.where.self"] == 1
 
 
-def test_pool_means() -> None:
+def test_mean_pooling() -> None:
     def pooled(x: Tensor, y: Tensor) -> Tensor:
         kept = (x * y).sum((2, 3), keepdim=True) + x.mean((-1, -2), keepdim=True)
         return kept[:, :, 0, 0] + y.mean((2, 3)) + x.unsqueeze(1).mean((3, 4))[:, 0]
 
-    modified, left = rewritten(PoolMeans, Blocks(pooled))
+    modified, left = rewritten(MeanPooling, Blocks(pooled))
     assert modified and left["combicam.global_mean.default"] == 4
     assert not {"aten.mean.dim", "aten.sum.dim_IntList"} & set(left)
 
 
-def test_pool_means_leaves_other_axes() -> None:
+def test_mean_pooling_leaves_other_axes() -> None:
     def other(x: Tensor, y: Tensor) -> Tensor:
         return x.mean((1, 2)) + y.mean(2).sum(1)[:, :8] + x.unsqueeze(1).mean((2, 3))[:, 0]
 
-    modified, _ = rewritten(PoolMeans, Blocks(other))
+    modified, _ = rewritten(MeanPooling, Blocks(other))
     assert not modified
 
 
-def test_pad_channels() -> None:
+def test_channel_padding() -> None:
     wide = nn.Conv2d(24, 48, 1).requires_grad_(False)
     narrow = nn.Conv2d(24, 20, 1).requires_grad_(False)
-    modified, left = rewritten(PadChannels, Blocks(lambda x: wide(x), channels=24, count=1))
+    modified, left = rewritten(ChannelPadding, Blocks(lambda x: wide(x), channels=24, count=1))
     assert modified and left["aten.constant_pad_nd.default"] == 1
-    modified, _ = rewritten(PadChannels, Blocks(lambda x: narrow(x), channels=24, count=1))
+    modified, _ = rewritten(ChannelPadding, Blocks(lambda x: narrow(x), channels=24, count=1))
     assert not modified
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1)])
-def test_unpool_maxima(kernel: int, stride: int, padding: int) -> None:
+def test_max_unpool_fusion(kernel: int, stride: int, padding: int) -> None:
     def pooled(x: Tensor) -> Tensor:
         x = x.relu()  # windows of zeros: the first counts
         x.requires_grad_()
         y = nn.functional.max_pool2d(x, kernel, stride, padding)
         return torch.autograd.grad((y.exp()).sum(), x)[0]
 
-    modified, left = rewritten(UnpoolMaxima, pooled)
+    modified, left = rewritten(MaxUnpoolFusion, pooled)
     assert modified == (padding == 0) == (left["aten.scatter_add.default"] == 0)

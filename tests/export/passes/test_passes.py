@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from combicam.export.passes import (
-    DropAliases,
-    FoldBatchNorm,
-    FoldConstants,
-    FoldScale,
-    MergeCommon,
-    clean,
-)
+from combicam.export.passes.batch_norm_folding import BatchNormFolding
+from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
+from combicam.export.passes.constant_folding import ConstantFolding
+from combicam.export.passes.identity_elimination import IdentityElimination
+from combicam.export.passes.passes import clean
+from combicam.export.passes.scale_folding import ScaleFolding
 from combicam.export.trace.decompositions import decompositions
 
 aten = torch.ops.aten
@@ -44,69 +42,69 @@ def run(make: type, module: fx.GraphModule) -> tuple[bool, Counter[str]]:
     return result.modified, counted(result.graph_module)
 
 
-def test_drop_aliases() -> None:
+def test_identity_elimination() -> None:
     def aliases(x: Tensor) -> Tensor:
         y = x.clone().detach().expand(2, 6, 9, 9).view(2, 6, 9, 9)
         return aten.copy(torch.zeros_like(x), y.relu())
 
-    modified, left = run(DropAliases, graph_of(aliases))
+    modified, left = run(IdentityElimination, graph_of(aliases))
     assert modified and left["aten.relu.default"] == 1
     assert not {"aten.clone.default", "aten.detach.default", "aten.view.default"} & set(left)
     assert "aten.copy.default" not in left
 
 
-def test_drop_aliases_keeps_what_changes_shape_or_layout() -> None:
+def test_identity_elimination_keeps_what_changes_shape_or_layout() -> None:
     def changes(x: Tensor) -> Tensor:
         last = x.clone(memory_format=torch.channels_last)
         return last[:, :1].expand(2, 6, 9, 9) + x.reshape(2, 54, 9).view(2, 6, 9, 9)
 
-    modified, left = run(DropAliases, graph_of(changes))
+    modified, left = run(IdentityElimination, graph_of(changes))
     assert not modified and left["aten.expand.default"] == 1 and left["aten.clone.default"] == 1
 
 
-def test_fold_constants() -> None:
+def test_constant_folding() -> None:
     weight = nn.Parameter(torch.randn(6, 6, 3, 3), requires_grad=False)
 
     def flipped(x: Tensor) -> Tensor:
         kernel = weight.flip([2, 3]).transpose(0, 1) * 2.0
         return nn.functional.conv2d(x, kernel, padding=1)
 
-    modified, left = run(FoldConstants, graph_of(flipped))
+    modified, left = run(ConstantFolding, graph_of(flipped))
     assert modified and set(left) == {"aten.convolution.default"}
 
 
-def test_fold_constants_leaves_broadcasts_and_randomness() -> None:
+def test_constant_folding_leaves_broadcasts_and_randomness() -> None:
     seed = nn.Parameter(torch.randn(1), requires_grad=False)
 
     def broadcast(x: Tensor) -> Tensor:
         return (seed.repeat(1 << 17).sum() + torch.rand(3).sum() * 0) * x
 
     module = graph_of(broadcast)
-    FoldConstants()(module)
+    ConstantFolding()(module)
     assert {"aten.repeat.default", "aten.rand.default"} <= set(counted(module))
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_fold_batch_norm(bias: bool, groups: int) -> None:
+def test_batch_norm_folding(bias: bool, groups: int) -> None:
     model = nn.Sequential(
         nn.Conv2d(6, 12, 3, groups=groups, bias=bias), nn.BatchNorm2d(12), nn.ReLU()
     )
     for _ in range(3):
         model(torch.randn(4, 6, 9, 9) * 3 + 1)
     model.eval().requires_grad_(False)
-    modified, left = run(FoldBatchNorm, graph_of(model))
+    modified, left = run(BatchNormFolding, graph_of(model))
     assert modified and set(left) == {"aten.convolution.default", "aten.relu.default"}
 
 
-def test_fold_batch_norm_without_a_convolution_or_with_other_readers() -> None:
+def test_batch_norm_folding_without_a_convolution_or_with_other_readers() -> None:
     norm = nn.BatchNorm2d(6).eval().requires_grad_(False)
     norm.running_mean = torch.randn(6)
-    modified, left = run(FoldBatchNorm, graph_of(lambda x: norm(x.relu())))
+    modified, left = run(BatchNormFolding, graph_of(lambda x: norm(x.relu())))
     assert modified and left["aten.mul.Tensor"] == 1 and left["aten.add.Tensor"] == 1
     flat = nn.Sequential(nn.Flatten(), nn.Linear(486, 6), nn.BatchNorm1d(6))
     flat.eval().requires_grad_(False)
-    modified, _ = run(FoldBatchNorm, graph_of(flat))
+    modified, _ = run(BatchNormFolding, graph_of(flat))
     assert modified
     conv = nn.Conv2d(6, 6, 1).requires_grad_(False)
 
@@ -114,21 +112,21 @@ def test_fold_batch_norm_without_a_convolution_or_with_other_readers() -> None:
         y = conv(x)
         return y + norm(y)
 
-    modified, left = run(FoldBatchNorm, graph_of(also_read))
+    modified, left = run(BatchNormFolding, graph_of(also_read))
     assert not modified and left["aten.native_batch_norm.default"] == 1
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 6])
-def test_fold_scale(transposed: bool, groups: int) -> None:
+def test_scale_folding(transposed: bool, groups: int) -> None:
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     conv = kind(6, 12, 3, groups=groups).requires_grad_(False)
     scale = nn.Parameter(torch.randn(6, 1, 1), requires_grad=False)
-    modified, left = run(FoldScale, graph_of(lambda x: conv(x * scale)))
+    modified, left = run(ScaleFolding, graph_of(lambda x: conv(x * scale)))
     assert modified and set(left) == {"aten.convolution.default"}
 
 
-def test_fold_scale_leaves_shared_products() -> None:
+def test_scale_folding_leaves_shared_products() -> None:
     conv = nn.Conv2d(6, 6, 1).requires_grad_(False)
     scale = nn.Parameter(torch.randn(1, 6, 1, 1), requires_grad=False)
 
@@ -136,34 +134,34 @@ def test_fold_scale_leaves_shared_products() -> None:
         y = x * scale
         return conv(y) + y
 
-    modified, left = run(FoldScale, graph_of(shared))
+    modified, left = run(ScaleFolding, graph_of(shared))
     assert not modified and left["aten.mul.Tensor"] == 1
 
 
-def test_fold_scale_leaves_a_broadcast() -> None:
+def test_scale_folding_leaves_a_broadcast() -> None:
     conv = nn.Conv2d(6, 6, 1).requires_grad_(False)
     scale = nn.Parameter(torch.randn(1, 6, 1, 1), requires_grad=False)
-    modified, _ = run(FoldScale, graph_of(lambda x: conv(x.mean(1, True) * scale)))
+    modified, _ = run(ScaleFolding, graph_of(lambda x: conv(x.mean(1, True) * scale)))
     assert not modified
 
 
-def test_merge_common() -> None:
+def test_common_subexpression_elimination() -> None:
     def twice(x: Tensor) -> Tensor:
         gate = torch.sigmoid(x)
         return x * gate + torch.sigmoid(x) * torch.full((1,), 2.0) + torch.full((1,), 2.0)
 
-    modified, left = run(MergeCommon, graph_of(twice))
+    modified, left = run(CommonSubexpressionElimination, graph_of(twice))
     assert modified and left["aten.sigmoid.default"] == 1 and left["aten.full.default"] == 1
 
 
-def test_merge_common_tells_types_and_randomness_apart() -> None:
+def test_common_subexpression_elimination_tells_types_and_randomness_apart() -> None:
     def apart(x: Tensor) -> Tensor:
         whole = aten.full.default([3], 1, dtype=torch.float32)
         truth = aten.full.default([3], True, dtype=torch.float32)
         return x.sum() + whole.sum() + truth.sum() + 0 * (torch.rand(2) - torch.rand(2)).sum()
 
     module = graph_of(apart)
-    MergeCommon()(module)
+    CommonSubexpressionElimination()(module)
     left = counted(module)
     assert left["aten.full.default"] == 2 and left["aten.rand.default"] == 2
 

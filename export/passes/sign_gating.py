@@ -1,4 +1,4 @@
-"""The backward of ReLU without a comparison."""
+"""Write the backward of ReLU as a product with the sign, without a comparison."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from combicam.export.passes.affine_scalars import affine
+from combicam.export.passes.affine_conversion import affine
 from combicam.export.passes.blocked_layout import BlockedLayout, broadcasts, shape_of
-from combicam.export.passes.spread_gates import as_blocks, spread_over
+from combicam.export.passes.gate_spreading import as_blocks, spread_over
 
 aten = torch.ops.aten
 STEEP = 1e30  # an activation below 1e-29 counts as zero, in part
 
 
-class GateBySign(PassBase):
+class SignGating(PassBase):
     """where(y <= 0, 0, g)  ->  g * tanh(STEEP y), for y = relu(x).
 
     y is never negative, so tanh is 0 or 1. ONNX Runtime computes the scaled tanh in one pass over

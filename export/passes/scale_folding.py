@@ -1,4 +1,4 @@
-"""A constant factor beside a convolution becomes part of its weights."""
+"""Fold a constant factor into the weights of the convolution beside it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from combicam.export.passes.constants import add_constant
+
 aten = torch.ops.aten
 FACTORS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
-class FoldScale(PassBase):
+class ScaleFolding(PassBase):
     """W*(s x)  ->  (W s)*x, with s one constant per channel.
 
     This is what batch normalisation leaves in the backward: the gradient is scaled, then meets a
@@ -52,10 +54,9 @@ def _fold(module: fx.GraphModule, conv: fx.Node) -> bool:
         scale = _per_channel(module, s, channels)
         if scale is None or not isinstance(x, fx.Node) or not _has_channels(x, channels):
             continue
-        name = f"s_{len(dict(module.named_buffers()))}"
-        module.register_buffer(name, _scaled(weight, scale, transposed, groups))
         with module.graph.inserting_before(conv):
-            constant = module.graph.get_attr(name)
+            scaled = _scaled(weight, scale, transposed, groups)
+            constant = add_constant(module, "scaled", scaled)
         conv.args = (x, constant, *conv.args[2:])
         return True
     return False
@@ -73,10 +74,8 @@ def _fold_behind(module: fx.GraphModule, conv: fx.Node) -> bool:
     if bias is not None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return False
     value: Tensor = getattr(module, str(weight.target))
-    name = f"s_{len(dict(module.named_buffers()))}"
-    module.register_buffer(name, product.target(value, factor))
     with module.graph.inserting_before(conv):
-        constant = module.graph.get_attr(name)
+        constant = add_constant(module, "scaled", product.target(value, factor))
     conv.args = (conv.args[0], constant, *conv.args[2:])
     product.replace_all_uses_with(conv)
     module.graph.erase_node(product)

@@ -1,4 +1,4 @@
-"""The backward of max pooling as MaxUnpool."""
+"""Write the backward of max pooling as MaxUnpool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from combicam.export.passes.blocked_layout import aten, ours, shape_of
 
 
-class UnpoolMaxima(PassBase):
+class MaxUnpoolFusion(PassBase):
     """scatter_add(zeros, indices, g)  ->  max_unpool(g, indices), indices of a max pool.
 
     ONNX counts the indices over the whole tensor, torch over a plane: the exporter pools twice to

@@ -1,4 +1,4 @@
-"""Averages over the grid as global pooling, which ONNX Runtime computes in its blocked layout."""
+"""Write averages over the grid as global pooling, which ONNX Runtime computes on blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList)
 
 
-class PoolMeans(PassBase):
+class MeanPooling(PassBase):
     """mean(x) over h, w -> global_mean(x) [B,C,1,1], for blocked x. Cases:
 
     1. the mean, its axes kept or not;

@@ -1,4 +1,4 @@
-"""Batch normalisation behind a convolution becomes part of its weights."""
+"""Fold batch normalisation into the weights of the convolution before it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from combicam.export.passes.constants import add_constant
+
 aten = torch.ops.aten
 NORMS = (
     aten.native_batch_norm.default,
@@ -16,7 +18,7 @@ NORMS = (
 )
 
 
-class FoldBatchNorm(PassBase):
+class BatchNormFolding(PassBase):
     """g (W*x + b - m) / sqrt(v + e) + t  ->  (s W)*x + (s (b - m) + t), s = g / sqrt(v + e).
 
     In eval mode only. Cases:
@@ -63,10 +65,10 @@ def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
         bias = _constant(module, x.args[2])
         bias_before = 0.0 if bias is None else bias.double()
         with module.graph.inserting_before(x):
-            new_weight = _buffer(
-                module, weight.double() * _along(scale, 0, weight.ndim), weight.dtype
-            )
-            new_bias = _buffer(module, bias_before * scale + shift, weight.dtype)
+            folded = weight.double() * _along(scale, 0, weight.ndim)
+            new_weight = add_constant(module, "norm", folded.to(weight.dtype))
+            moved = bias_before * scale + shift
+            new_bias = add_constant(module, "norm", moved.to(weight.dtype))
         x.args = (x.args[0], new_weight, new_bias, *x.args[3:])
         replacement = x
     elif is_conv:  # case 2
@@ -75,8 +77,8 @@ def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
         dtype = m.dtype if g is None else g.dtype
         with module.graph.inserting_before(node):
             rank = x.meta["val"].ndim
-            factor = _buffer(module, _along(scale, 1, rank), dtype)
-            offset = _buffer(module, _along(shift, 1, rank), dtype)
+            factor = add_constant(module, "norm", _along(scale, 1, rank).to(dtype))
+            offset = add_constant(module, "norm", _along(shift, 1, rank).to(dtype))
             product = module.graph.call_function(aten.mul.Tensor, (x, factor))
             replacement = module.graph.call_function(aten.add.Tensor, (product, offset))
             product.meta = dict(x.meta)
@@ -91,9 +93,3 @@ def _fold(module: fx.GraphModule, node: fx.Node) -> bool:
 def _along(values: Tensor, axis: int, rank: int) -> Tensor:
     """[C] as a tensor that broadcasts along one axis."""
     return values.view([-1 if i == axis else 1 for i in range(rank)])
-
-
-def _buffer(module: fx.GraphModule, value: Tensor, dtype: torch.dtype) -> fx.Node:
-    name = f"n_{len(dict(module.named_buffers()))}"
-    module.register_buffer(name, value.to(dtype))
-    return module.graph.get_attr(name)

@@ -1,4 +1,4 @@
-"""A broadcast tensor is kept small until something needs it in full."""
+"""Move expansions behind what reads them, so that tensors stay small until needed in full."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BROADCASTING = (
 )
 
 
-class SinkExpand(PassBase):
+class ExpandSinking(PassBase):
     """f(expand(x)) -> expand(f(x)): the gradient of a pooled sum is one number per channel.
 
     Only expansions that keep the rank. Cases:

@@ -1,4 +1,4 @@
-"""A gate per channel, spread over the grid where ONNX Runtime multiplies blocks."""
+"""Spread gates over the grid where ONNX Runtime multiplies blocks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from combicam.export.passes.blocked_layout import BlockedLayout, broadcasts, shape_of
+from combicam.export.passes.constants import add_constant
 
 aten = torch.ops.aten
 spread = torch.ops.combicam.spread.default
 
 
-class SpreadGates(PassBase):
+class GateSpreading(PassBase):
     """x * gate  ->  x * spread(gate), gate [B,C,1,1]; and the same for sums.
 
     Squeeze-and-excitation multiplies by what it computes from the pooled activations, and adds
@@ -62,11 +63,8 @@ def as_blocks(module: fx.GraphModule, x: fx.Node) -> fx.Node:
     shape = shape_of(x)
     assert shape is not None
     channels = int(shape[1])
-    name = f"ones_{channels}"
-    if not hasattr(module, name):
-        device = x.meta["val"].device
-        module.register_buffer(name, torch.ones(channels, 1, 1, 1, device=device))
-    ones = module.graph.get_attr(name)
+    value = torch.ones(channels, 1, 1, 1, device=x.meta["val"].device)
+    ones = add_constant(module, "ones", value)
     arguments = (x, ones, None, [1, 1], [0, 0], [1, 1], False, [0, 0], channels)
     with module.graph.inserting_after(ones):
         result = module.graph.call_function(aten.convolution.default, arguments)

@@ -1,19 +1,20 @@
-"""Arithmetic with numbers as a per-channel affine, which ONNX Runtime computes on blocks."""
+"""Write arithmetic with numbers as a per-channel affine, which ONNX Runtime computes on blocks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from combicam.export.passes.blocked_layout import BlockedLayout, is_grid, shape_of
+from combicam.export.passes.constants import add_constant
 
 aten = torch.ops.aten
 
 
-class AffineScalars(PassBase):
+class AffineConversion(PassBase):
     """a x + b -> affine(x), written as a batch normalisation; and sums absorb differences.
 
     ONNX Runtime makes an affine of blocked x a depthwise convolution, and adds what is added to
@@ -85,16 +86,10 @@ def affine(module: fx.GraphModule, x: fx.Node, scale: float, shift: float) -> fx
     shape = shape_of(x)
     assert shape is not None
     device = x.meta["val"].device
-    names = [_filled(module, int(shape[1]), v, device) for v in (scale, shift, 0.0, 1.0)]
-    constants = [module.graph.get_attr(name) for name in names]
+    constants = [
+        add_constant(module, "affine", torch.full((int(shape[1]),), value, device=device))
+        for value in (scale, shift, 0.0, 1.0)
+    ]
     node = module.graph.call_function(torch.ops.combicam.affine.default, (x, *constants))
     node.meta = dict(x.meta)
     return node
-
-
-def _filled(module: fx.GraphModule, channels: int, value: float, device: torch.device) -> str:
-    name = f"k_{channels}_{value!r}".replace(".", "_").replace("-", "m").replace("+", "")
-    if not hasattr(module, name):
-        constant: Tensor = torch.full((channels,), value, device=device)
-        module.register_buffer(name, constant)
-    return name

@@ -1,4 +1,4 @@
-"""Channels in full blocks, so that ONNX Runtime runs a convolution on blocks."""
+"""Pad channels to full blocks, so that ONNX Runtime runs a convolution on blocks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from combicam.export.passes.blocked_layout import BLOCK, is_grid, shape_of
+from combicam.export.passes.constants import add_constant
 
 aten = torch.ops.aten
 
 
-class PadChannels(PassBase):
+class ChannelPadding(PassBase):
     """W*x  ->  [W 0]*[x; 0], where x has channels that fill no whole number of blocks.
 
     Cases:
@@ -50,10 +51,9 @@ def _pad(module: fx.GraphModule, conv: fx.Node, padded: dict[fx.Node, fx.Node]) 
     assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
     value: Tensor = getattr(module, str(weight.target))
     zeros = -value.shape[1] % BLOCK
-    name = f"p_{len(dict(module.named_buffers()))}"
-    module.register_buffer(name, torch.nn.functional.pad(value, (0, 0, 0, 0, 0, zeros)))
+    wider = torch.nn.functional.pad(value, (0, 0, 0, 0, 0, zeros))
     with module.graph.inserting_before(conv):
-        constant = module.graph.get_attr(name)
+        constant = add_constant(module, "padded", wider)
         if x not in padded:
             edges = [0, 0, 0, 0, 0, zeros]
             padded[x] = module.graph.call_function(aten.constant_pad_nd.default, (x, edges, 0.0))

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from combicam.export.passes.constants import add_constant
+
 # A constant that grows beyond its sources by more is left to the runtime.
 MAX_GROWTH = 1 << 16
 
 
-class FoldConstants(PassBase):
+class ConstantFolding(PassBase):
     """f(W) -> W' for every operator f all of whose inputs are constants.
 
     Cases:
         1. the result has static shape and is read by something that is no constant: it becomes a
-           buffer ``c_N``;
+           buffer;
         2. a result much larger than its sources (a broadcast) stays an operator;
         3. a random operator stays.
     """
@@ -38,11 +40,9 @@ class FoldConstants(PassBase):
                 continue
             if all(user in values for user in node.users):
                 continue
-            name = f"c_{len(dict(graph_module.named_buffers()))}"
-            graph_module.register_buffer(name, value.detach().contiguous())
             with graph.inserting_before(node):
-                constant = graph.get_attr(name)
-                constant.meta = dict(node.meta)
+                constant = add_constant(graph_module, "folded", value.detach().contiguous())
+            constant.meta = dict(node.meta)
             node.replace_all_uses_with(constant)
             modified = True  # case 1
         graph.eliminate_dead_code()

@@ -1,4 +1,4 @@
-"""The CAM head in standard operators, for runtimes that do not know ``combicam::cam_head``."""
+"""Replace the CAM head by standard operators, for runtimes without ``combicam::cam_head``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from combicam.kernels.cam_head import cam_head_reference
 
 
-class LowerHead(PassBase):
+class HeadLowering(PassBase):
     """cam_head(acts, grads, ...)  ->  the operators of ``cam_head_reference``.
 
     Requires the shapes that the trace left in ``meta["val"]``.

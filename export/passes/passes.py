@@ -1,0 +1,93 @@
+"""Apply the passes in the order in which a graph needs them.
+
+A pass rewrites the joint graph; its file has its name. Each is a ``torch.fx`` pass: ``requires``
+and ``ensures`` check the graph, ``call`` returns a ``PassResult`` whose ``modified`` is true only
+when something changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassBase
+
+from combicam.export.passes.affine_conversion import AffineConversion
+from combicam.export.passes.batch_norm_folding import BatchNormFolding
+from combicam.export.passes.channel_padding import ChannelPadding
+from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
+from combicam.export.passes.constant_folding import ConstantFolding
+from combicam.export.passes.expand_sinking import ExpandSinking
+from combicam.export.passes.gate_spreading import GateSpreading
+from combicam.export.passes.head_lowering import HeadLowering
+from combicam.export.passes.identity_elimination import IdentityElimination
+from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
+from combicam.export.passes.mean_pooling import MeanPooling
+from combicam.export.passes.scale_folding import ScaleFolding
+from combicam.export.passes.sign_gating import SignGating
+
+log = logging.getLogger(__name__)  # `combicam export --verbose` shows it
+
+PASSES = (
+    IdentityElimination,
+    ConstantFolding,
+    BatchNormFolding,
+    ScaleFolding,
+    CommonSubexpressionElimination,
+)
+# Where ONNX Runtime would leave its blocked layout; each keeps more tensors in it for the next.
+ONNX_PASSES = (
+    ExpandSinking,
+    ScaleFolding,
+    MaxUnpoolFusion,
+    ChannelPadding,
+    AffineConversion,
+    GateSpreading,
+    SignGating,
+    MeanPooling,
+)
+
+
+def clean(module: fx.GraphModule) -> fx.GraphModule:
+    """Run every pass once, in order; the module is changed in place and returned."""
+    for make in PASSES:
+        module = _applied(make(), module)
+    drop_unused_buffers(module)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def lower(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in standard operators alone; weights are shared."""
+    copied = fx.GraphModule(module, copy.deepcopy(module.graph))
+    return clean(_applied(HeadLowering(), copied))
+
+
+def for_onnx(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a portable graph as ONNX Runtime runs it best; weights are shared."""
+    copied = fx.GraphModule(module, copy.deepcopy(module.graph))
+    for make in (*ONNX_PASSES, CommonSubexpressionElimination):
+        copied = _applied(make(), copied)
+    drop_unused_buffers(copied)
+    copied.graph.lint()
+    copied.recompile()
+    return copied
+
+
+def _applied(rewrite: PassBase, module: fx.GraphModule) -> fx.GraphModule:
+    before = len(module.graph.nodes)
+    result = rewrite(module)
+    assert result is not None
+    after = len(result.graph_module.graph.nodes)
+    log.info("%s: %d -> %d nodes", type(rewrite).__name__, before, after)
+    return result.graph_module
+
+
+def drop_unused_buffers(module: fx.GraphModule) -> None:
+    """Delete the constants that no node reads any more."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(module.named_buffers()), *dict(module.named_parameters())]:
+        if name not in used:
+            delattr(module, name)
