@@ -12,14 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from combicam.engine.drawing.colormaps import colormap
+from combicam.engine.drawing.drawable import Drawable
 from combicam.engine.drawing.notebook import probability
 from combicam.engine.drawing.overlay import display_range, overlay, scale_heat
 from combicam.errors import MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from combicam.engine.explain.explanation import Explanation
 
 # Inches and points: a row of four tiles fits the text width of a paper.
 _ROW, _TITLE, _GAP, _MARGIN, _BAR, _TICKS = 1.55, 0.36, 0.06, 0.04, 0.07, 0.24
@@ -40,7 +39,7 @@ class _Tile(NamedTuple):
 
 
 def draw_figure(
-    explanation: Explanation,
+    explanation: Drawable,
     names: Sequence[Sequence[str]],
     captions: Sequence[str],
     colours: str,
@@ -91,7 +90,7 @@ def shown_layers(maps: Mapping[str, Tensor], most: int) -> list[str]:
 
 
 def _tiles(
-    explanation: Explanation,
+    explanation: Drawable,
     image: int,
     layers: Sequence[str],
     names: Sequence[str],

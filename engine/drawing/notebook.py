@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from combicam.engine.drawing.colormaps import colormap
+from combicam.engine.drawing.drawable import Drawable
 from combicam.engine.drawing.overlay import display_range, overlay
 from combicam.export.classes.classes import ClassTable
-
-if TYPE_CHECKING:
-    from combicam.engine.explain.explanation import Explanation
 
 _IMAGES, _TARGETS, _HEIGHT = 8, 5, 180
 _TILE = '<figure style="margin:0 8px 8px 0;display:inline-block;vertical-align:top">'
 _CAPTION = '<figcaption style="font:12px sans-serif">'
 
 
-def explanation_html(explanation: Explanation) -> str:
+def explanation_html(explanation: Drawable) -> str:
     """The first images and targets: photo and overlays, or the maps alone where it has no photos.
 
     Args:
@@ -39,7 +36,7 @@ def explanation_html(explanation: Explanation) -> str:
     return "".join([*text, "</div>"])
 
 
-def _tiles(explanation: Explanation, image: int) -> list[str]:
+def _tiles(explanation: Drawable, image: int) -> list[str]:
     tiles = []
     photo = explanation.photos[image] if explanation.photos else None
     if photo is not None:

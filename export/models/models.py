@@ -1,4 +1,4 @@
-"""From ``timm:NAME``, ``torchvision:NAME`` or ``package.module:callable`` to a network."""
+"""Load models by name: ``timm:NAME``, ``torchvision:NAME``, ``package.module:callable``."""
 
 from __future__ import annotations
 
@@ -18,25 +18,35 @@ from combicam.errors import MissingExtra, ModelError, first_line
 from combicam.export.classes.cell_files import read_classes
 from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.artifact import SUFFIXES
-from combicam.export.models.adapters import FAMILIES, adapter
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from combicam.export.spec import SCORES, check_choice
 
 ALIASES = {"demo": "combicam.demo.model:load"}
+# Published checkpoints, which the user brings: what --model calls a family -> its adapter's module.
+FAMILIES = {
+    "geoestimation": "geoestimation",
+    "certh": "certh",
+    "eigenplaces": "descriptors",
+    "cosplace": "descriptors",
+}
 NESTED_KEYS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network with what belongs to it.
+    """A model with what belongs to it.
 
     Attributes:
-        module: the network, in eval mode; [B,3,H,W] normalised -> logits [B,n].
+        module: in eval mode; [B,3,H,W] normalised -> logits [B,n].
         preprocess: how photos become its inputs.
         name: where it came from.
         classes: what its classes are, where known.
         note: what a user should know before trusting it.
         score: the one of ``CamSpec.score`` that its logits allow; None for any.
+
+    Raises:
+        ValueError: no such score.
     """
 
     module: nn.Module
@@ -46,10 +56,14 @@ class LoadedModel:
     note: str = ""
     score: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.score is not None:
+            check_choice("LoadedModel", "score", self.score, SCORES)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network.
+    """Which model.
 
     Args:
         model: ``demo`` (knows the embedded planet's postcards only), ``timm:NAME``,
@@ -99,7 +113,7 @@ class ModelConfig:
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Build the network and give it its weights.
+    """Build the model and give it its weights.
 
     Raises:
         ModelError: an unknown name, no weights, or weights that do not fit.
@@ -112,7 +126,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"{config.model}: expected no references: they are for eigenplaces and cosplace"
         )
     if library in FAMILIES:
-        loaded = adapter(library)(name, config)
+        adapter = importlib.import_module(f"combicam.export.models.adapters.{FAMILIES[library]}")
+        loaded = adapter.load(name, config)
     elif library == "timm" and name:
         loaded = _from_timm(name, config)
     elif library == "torchvision" and name:
@@ -244,7 +259,7 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Give a network the weights of a file; wrappers such as ``state_dict`` are opened.
+    """Give a model the weights of a file; wrappers such as ``state_dict`` are opened.
 
     Raises:
         FileNotFoundError: no such file.
