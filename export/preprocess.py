@@ -1,4 +1,4 @@
-"""``Preprocess``: how a photo becomes a model's input; it rides in every artifact."""
+"""Describe how a photo becomes a model's input: ``Preprocess``; it rides in every artifact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token grids: what a vision transformer's layer returns, as an activation [B,C,h,w]."""
+"""Read the tokens of a vision transformer's layer as an activation [B,C,h,w]."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TokenGrid(NamedTuple):
 
 
 def tokens(h: int, w: int, prefix: int = 1) -> TokenGrid:
-    """The layer adapter for a transformer whose token grid is not found by itself.
+    """The layer adapter for a transformer whose token grid is not detected automatically.
 
     A layer that returns [B,prefix + h w,C] is explained as the activation [B,C,h,w] that is left
     when the first ``prefix`` tokens are dropped. Gradients are taken of the tokens as the layer

@@ -1,4 +1,4 @@
-"""Files of classes and cells: ours, those of GeoEstimation, and pickled places."""
+"""Read and write files of classes and cells: CSV, Parquet, and pickled locations."""
 
 from __future__ import annotations
 
@@ -198,12 +198,12 @@ def _cells(rows: Sequence[_Row]) -> CellTable:
 
 
 def _meridian_mended(rows: Sequence[_Row], ids: s2.Ids, lat: Any, lon: Any) -> Any:
-    """Longitudes of the classes whose place is near their cell.
+    """Longitudes of the classes whose location is near their cell.
 
     A mean of longitudes on both sides of the 180th meridian is on neither; the centre's is taken.
 
     Raises:
-        ValueError: a place elsewhere.
+        ValueError: a location elsewhere.
     """
     center_lat, center_lon = s2.centers(ids)
     reach = s2.DIAGONAL * 0.5 ** s2.levels(ids)
@@ -220,7 +220,7 @@ def _meridian_mended(rows: Sequence[_Row], ids: s2.Ids, lat: Any, lon: Any) -> A
     if len(lost):
         i = int(lost[0])
         raise ValueError(
-            f"classes: {rows[i].where}: expected a place in its S2 cell, got {lat[i]:.4f},"
+            f"classes: {rows[i].where}: expected a location in its S2 cell, got {lat[i]:.4f},"
             f"{lon[i]:.4f} for {rows[i].values['s2_token']}, whose centre is at "
             f"{center_lat[i]:.4f},{center_lon[i]:.4f}: a spreadsheet that takes a token for a "
             "number drops the zeros at its start; take the original file"
@@ -238,6 +238,8 @@ def _from_pickle(path: Path) -> CellTable:
             f"{type(content).__name__} ({first_line(error)})"
         ) from error
     if not len(pairs):
-        raise ValueError(f"classes: expected {path} to have a place per class, got an empty list")
+        raise ValueError(
+            f"classes: expected {path} to have a location per class, got an empty list"
+        )
     places.check_places(pairs[:, 0], pairs[:, 1], f"classes: {path}")
     return CellTable(pairs[:, 0], pairs[:, 1])

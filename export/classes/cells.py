@@ -1,4 +1,4 @@
-"""``CellTable``: the classes of a geolocation model as cells of the Earth."""
+"""Hold the classes of a geolocation model as cells of the Earth: ``CellTable``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from combicam.export.classes.classes import ClassTable
 
 @dataclass(frozen=True, eq=False)
 class CellTable:
-    """Class number -> place, S2 cell. What is asked of a region of the Earth is asked here.
+    """Class number -> location, S2 cell. What is asked of a region of the Earth is asked here.
 
     Args:
         latitudes, longitudes: float64 [n], degrees; where the class's photos are on average, or
             the centre of its cell.
-        ids: uint64 [n], numbers of the S2 cells; empty where classes are places alone.
+        ids: uint64 [n], numbers of the S2 cells; empty where classes are locations alone.
         names: what to print; empty or n.
 
     Raises:
-        ValueError: columns of different lengths, a place that is not on Earth, a number of no S2
+        ValueError: columns of different lengths, a location that is not on Earth, a number of no S2
             cell, or a cell twice.
     """
 
@@ -77,12 +77,12 @@ class CellTable:
         """The cells of a class table, such as ``explainer.classes``.
 
         Raises:
-            ValueError: its classes have no places, or a token of no S2 cell.
+            ValueError: its classes have no locations, or a token of no S2 cell.
         """
         if not classes.has_places:
             raise ValueError(
                 "CellTable: expected classes with latitude and longitude, got a table without "
-                "places; give one with --classes"
+                "locations; give one with --classes"
             )
         ids = []
         for i, token in enumerate(classes.s2_tokens):
@@ -108,12 +108,12 @@ class CellTable:
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Of the S2 cells; empty where classes are places alone."""
+        """Of the S2 cells; empty where classes are locations alone."""
         return s2.tokens(self.ids)
 
     @property
     def levels(self) -> NDArray[np.int64]:
-        """Of the S2 cells, [n]; empty where classes are places alone."""
+        """Of the S2 cells, [n]; empty where classes are locations alone."""
         return s2.levels(self.ids)
 
     def ancestors_in(self, coarser: CellTable) -> NDArray[np.int64]:
@@ -133,7 +133,7 @@ class CellTable:
         return coarser._smallest_over(self.ids)
 
     def holding(self, latitude: float, longitude: float) -> int:
-        """The class whose cell holds a place; of places alone, the nearest one.
+        """The class whose cell holds a location; of locations alone, the nearest one.
 
         Returns:
             What ``explainer(images, targets=...)`` takes.
@@ -147,7 +147,7 @@ class CellTable:
             if found < 0:
                 near = self.describe(int(self._nearest([latitude], [longitude])[0]))
                 raise ValueError(
-                    f"holding: expected a place in one of {len(self)} cells, got {latitude:g},"
+                    f"holding: expected a location in one of {len(self)} cells, got {latitude:g},"
                     f"{longitude:g}, which is in none; the nearest is {near}: name it, or the "
                     "region within some km"
                 )
@@ -157,7 +157,7 @@ class CellTable:
     def classes_at(
         self, latitudes: Sequence[float], longitudes: Sequence[float]
     ) -> NDArray[np.int64]:
-        """The classes of many places: whose cell holds it, else the nearest one.
+        """The classes of many locations: whose cell holds it, else the nearest one.
 
         Args:
             latitudes, longitudes: [m], degrees.
@@ -177,11 +177,11 @@ class CellTable:
         return found
 
     def within(self, km: float, latitude: float, longitude: float) -> NDArray[np.float32]:
-        """The region of all classes whose place is at most so far from another.
+        """The region of all classes whose location is at most so far from another.
 
         Args:
             km: great-circle distance on a sphere of 6371.0088 km.
-            latitude, longitude: of the other place, degrees.
+            latitude, longitude: of the other location, degrees.
 
         Returns:
             float32 [n], 1 for the classes of the region: ``explainer(images, targets=...)``
@@ -241,17 +241,17 @@ class CellTable:
         return int(found[0])
 
     def describe(self, index: int) -> str:
-        """A class for people: number, token or name, place."""
+        """A class for people: number, token or name, location."""
         label = self.tokens[index] if len(self.ids) else ""
         label = self.names[index] if self.names else label
-        place = f"{self.latitudes[index]:.4f},{self.longitudes[index]:.4f}"
-        return f"class {index} ({label} at {place})" if label else f"class {index} (at {place})"
+        at = f"at {self.latitudes[index]:.4f},{self.longitudes[index]:.4f}"
+        return f"class {index} ({label} {at})" if label else f"class {index} ({at})"
 
     def _need_cells(self, operation: str) -> None:
         if not len(self.ids):
             raise ValueError(
-                f"{operation}: expected a table with S2 tokens, got places alone; name a place, or "
-                "the places within some km of it"
+                f"{operation}: expected a table with S2 tokens, got locations alone; name a "
+                "location, or the locations within some km of it"
             )
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""``ClassTable``: what the classes of a model are called and where on Earth they lie."""
+"""Hold what the classes of a model are called and where on Earth they lie: ``ClassTable``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLUMNS = ("class", "name", "latitude", "longitude", "s2_token")
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Class number -> name, place. Every column is empty or has one entry per class.
+    """Class number -> name, location. Every column is empty or has one entry per class.
 
     Args:
         names: what to print.
@@ -20,7 +20,7 @@ class ClassTable:
         s2_tokens: of the class's S2 cell.
 
     Raises:
-        ValueError: columns of different lengths, or a place that is not on Earth.
+        ValueError: columns of different lengths, or a location that is not on Earth.
     """
 
     names: tuple[str, ...] = ()

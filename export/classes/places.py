@@ -1,4 +1,4 @@
-"""Places on Earth as arrays: are they on it, how far apart are they, which is the nearest."""
+"""Check, measure and search locations on Earth, given as arrays of degrees."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius of WGS 84
-_CHUNK = 256  # places whose cosines to all others are held at once
+_CHUNK = 256  # locations whose cosines to all others are held at once
 
 
 def check_places(latitudes: Any, longitudes: Any, operation: str) -> None:
-    """Make sure that places, [n] in degrees, are on Earth.
+    """Make sure that locations, [n] in degrees, are on Earth.
 
     Raises:
         ValueError: one is not; of several, its number is named.
@@ -33,7 +33,7 @@ def check_places(latitudes: Any, longitudes: Any, operation: str) -> None:
 
 
 def unit_vectors(latitudes: Any, longitudes: Any) -> NDArray[np.float64]:
-    """Places [n], degrees, as points of the unit sphere: float64 [n,3]."""
+    """Locations [n], degrees, as points of the unit sphere: float64 [n,3]."""
     lat, lon = (np.radians(np.asarray(values, np.float64)) for values in (latitudes, longitudes))
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)
 
@@ -63,7 +63,7 @@ def square_chord(km: float) -> float:
 def angles(
     latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
 ) -> NDArray[np.float64]:
-    """Great-circle distances of n places from n others, radians."""
+    """Great-circle distances of n locations from n others, radians."""
     here, there = unit_vectors(latitudes, longitudes), unit_vectors(to_latitudes, to_longitudes)
     half_chord = np.sqrt(((here - there) ** 2).sum(-1)) / 2
     return np.asarray(2 * np.arcsin(half_chord.clip(max=1.0)))
@@ -72,7 +72,7 @@ def angles(
 def nearest(
     latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
 ) -> NDArray[np.int64]:
-    """For each of m places, which of n others is the nearest: int64 [m].
+    """For each of m locations, which of n others is the nearest: int64 [m].
 
     Of two whose distances differ by less than some centimetres it may be either.
     """

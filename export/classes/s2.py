@@ -1,7 +1,8 @@
-"""Numbers of S2 cells as arrays: levels, ancestors, and which cell a place lies in.
+"""Compute levels, ancestors and cells of locations from the numbers of S2 cells.
 
-A cell's number is its face (3 bits), its place on the Hilbert curve of the face (2 bits per level),
-a 1, and zeros. So its level is where the last 1 stands, and its descendants are a range of numbers.
+A cell's number is its face (3 bits), its position on the Hilbert curve of the face (2 bits per
+level), a 1, and zeros. So its level is where the last 1 stands, and its descendants are a range of
+numbers.
 
 Source: https://s2geometry.io/devguide/s2cell_hierarchy
 """
@@ -51,12 +52,12 @@ def tokens(ids: Ids) -> tuple[str, ...]:
 
 def centers(ids: Ids) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Latitudes and longitudes of the cells' centres, degrees."""
-    places = np.array([s2cell.cell_id_to_lat_lon(int(i)) for i in ids], np.float64).reshape(-1, 2)
-    return places[:, 0], places[:, 1]
+    pairs = np.array([s2cell.cell_id_to_lat_lon(int(i)) for i in ids], np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def leaves(latitudes: Sequence[float], longitudes: Sequence[float]) -> Ids:
-    """The smallest cells (level 30) of places: one for each, however its longitude is written."""
+    """The smallest cell (level 30) of each location, however its longitude is written."""
     lat, lon = np.asarray(latitudes, np.float64), np.asarray(longitudes, np.float64)
     lon = np.where(np.abs(lat) == 90, 0.0, np.where(lon == -180, 180.0, lon))
     pairs = zip(lat.tolist(), lon.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Pickles of numbers alone: reading a pickle can run any code, so nothing else is allowed."""
+"""Read pickles of numbers alone, without running any code that others hold."""
 
 from __future__ import annotations
 

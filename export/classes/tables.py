@@ -1,4 +1,4 @@
-"""What every file of a table that a user gives is read inside of."""
+"""Turn errors of reading a CSV or Parquet file into ones that name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A joint graph as an AOTInductor package: a zip archive with machine code for one kind of device.
+"""Compile a joint graph into an AOTInductor package: a zip archive with code for one device.
 
 Its description is user metadata of the package (``aot_inductor.metadata``), which the loaders of
 Python (``get_metadata()``) and of C++ (``AOTIModelPackageLoader::get_metadata``) hand out, and

@@ -1,4 +1,4 @@
-"""A joint graph as an ONNX file."""
+"""Write a joint graph as an ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A joint graph as a TorchScript file.
+"""Write a joint graph as a TorchScript file.
 
 The graph's own source is scripted, not traced, so that sizes stay what they are in the graph:
 expressions of the batch, never numbers.

@@ -1,4 +1,4 @@
-"""How backward operators are written in the joint graph.
+"""Decompose backward operators into those of the joint graph.
 
 Weights are constants, so the data gradient of a convolution is a convolution again (MATH: the
 kernel flipped in space and transposed in channels), which every runtime runs at full speed.

@@ -1,4 +1,4 @@
-"""``trace_forward``: the network alone as graphs, for the method that takes no gradients."""
+"""Trace the forward pass alone, for the method that takes no gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from combicam.export.trace.trace import Signature, model_state, plan, to_graph
 
 @dataclass(frozen=True)
 class ForwardGraph:
-    """A network as two graphs with shared weights; the batch of both is symbolic.
+    """A model as two graphs with shared weights; the batch of both is symbolic.
 
     Attributes:
         with_layers: images [B,3,H,W] -> logits float32 [B,n], and per layer [B,C,h,w].

@@ -1,4 +1,4 @@
-"""A traced graph without in-place operators."""
+"""Replace in-place operators of a traced graph by functional ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``F.interpolate`` while tracing: the overloads that keep a symbolic batch symbolic."""
+"""Send ``F.interpolate`` to overloads that keep a symbolic batch symbolic while tracing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are explained: ``blocks``, ``stages``, ``last``, or names and globs."""
+"""Select the layers to explain: ``blocks``, ``stages``, ``last``, or names and globs."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _matches(pattern: str, probed: Probe) -> list[str]:
         raise LayerError(
             f"layer {pattern!r}: expected a module that returns one 4-D tensor [B,C,h,w] or the "
             f"tokens of one grid, got {probed.other[pattern]}; {_near(pattern, probed)}; pass "
-            "tokens=combicam.tokens(h, w, prefix) for tokens whose grid is not found by itself"
+            "tokens=combicam.tokens(h, w, prefix) where their grid is not detected automatically"
         )
     if pattern in probed.idle:
         raise LayerError(

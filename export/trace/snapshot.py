@@ -1,4 +1,4 @@
-"""A private copy of the caller's model."""
+"""Copy the caller's model, so that it stays as it is."""
 
 from __future__ import annotations
 

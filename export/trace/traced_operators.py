@@ -1,4 +1,4 @@
-"""Operators while tracing, in words that keep the batch symbolic and that every format has."""
+"""Rewrite operators while tracing, into forms that keep the batch symbolic."""
 
 from __future__ import annotations
 

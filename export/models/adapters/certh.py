@@ -1,4 +1,4 @@
-"""``certh``: the network that the authors of Combi-CAM explain, 31,145 cells on EfficientNet-B4.
+"""Load ``certh``, which the authors of Combi-CAM explain: 31,145 cells on EfficientNet-B4.
 
 Its last layer is a mixture of von Mises-Fisher densities: the network gives the weight π of each,
 and says the centre μ of the one with the largest weight. Logits are what π is the softmax of.
@@ -72,7 +72,7 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
     path = require_checkpoint(config)
     state = _read(path)
     check_family(state, ["_conv_stem.weight", "mvmf.mus", f"{_LINEAR}weight"], "certh", path)
-    classes, unit = _places(state["mvmf.mus"], path)
+    classes, unit = _locations(state["mvmf.mus"], path)
     if config.classes is not None:
         known, classes = classes, read_classes(config.classes)
         if len(classes) != len(known):
@@ -90,7 +90,7 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
         preprocess=PREPROCESS,
         name="certh",
         classes=classes,
-        note=f"certh: the places of its cells were read as {unit}",
+        note=f"certh: the locations of its cells were read as {unit}",
     )
 
 
@@ -120,8 +120,8 @@ def _is_backbone(key: str) -> bool:
     return key.startswith("_") and not key.startswith("_fc.")
 
 
-def _places(centres: Tensor, path: Path) -> tuple[ClassTable, str]:
-    """Places of the classes, from μ [2,n]; and their unit in the file.
+def _locations(centres: Tensor, path: Path) -> tuple[ClassTable, str]:
+    """Locations of the classes, from μ [2,n]; and their unit in the file.
 
     A network for the whole Earth has cells beyond π degrees, so that its own values tell the unit.
     """

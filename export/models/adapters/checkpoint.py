@@ -1,4 +1,4 @@
-"""Weights of published checkpoints, read without running anything that is pickled in them."""
+"""Read weights of published checkpoints without running anything that is pickled in them."""
 
 from __future__ import annotations
 
@@ -148,11 +148,11 @@ def check_family(
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, original: str) -> None:
-    """Give a network its weights.
+    """Give a model its weights.
 
     Args:
         module: its names are those of ``state``.
-        state: floating-point tensors are cast to the network's type.
+        state: floating-point tensors are cast to the model's type.
         path: for the error.
         original: what comes before the names in the file, for the error.
 
@@ -173,7 +173,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, original: s
         f"{what}{', '.join(keys[:_SHOWN])}{' ...' if len(keys) > _SHOWN else ''} ({len(keys)})"
         for what, keys in (
             ("missing: ", [original + key for key in missing]),
-            ("not in the network: ", [original + key for key in unexpected]),
+            ("not in the model: ", [original + key for key in unexpected]),
             ("", shapes),
         )
         if keys

@@ -1,4 +1,4 @@
-"""``eigenplaces`` and ``cosplace``: how much a photo looks like given places.
+"""Load ``eigenplaces`` and ``cosplace``: how much a photo looks like known locations.
 
 These networks give a descriptor of length 1. With reference descriptors they become classifiers
 whose logits are cosines: ``y = <descriptor(photo), reference>``, explained with ``score="logit"``.
@@ -38,7 +38,7 @@ _FLOOR = 1e-6
 class PlaceDescriptor(nn.Module):
     """Images [B,3,H,W] -> descriptors of length 1 [B,D].
 
-    Every place of the last grid is scaled to length 1; the generalised mean
+    Every position of the last grid is scaled to length 1; the generalised mean
     ``(mean max(x, 1e-6)^p)^(1/p)`` pools each channel; a Linear follows, and length 1 again.
 
     Args:
@@ -99,8 +99,8 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
     descriptor = load_descriptor(require_checkpoint(config), family)
     if config.references is None:
         raise ModelError(
-            f"{family}: expected --references FILE.npy, the descriptors [n,D] of the places that "
-            "photos are compared with, got none; load_descriptor() makes them from photos"
+            f"{family}: expected --references FILE.npy, the descriptors [n,D] of the locations "
+            "that photos are compared with, got none; load_descriptor() makes them from photos"
         )
     references = _references(config.references, descriptor.linear.out_features)
     classes = read_classes(config.classes) if config.classes is not None else None
@@ -120,7 +120,7 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
 
 
 def load_descriptor(checkpoint: str | Path, family: str = "eigenplaces") -> PlaceDescriptor:
-    """The network alone, with which descriptors of reference photos are made.
+    """The model alone, with which descriptors of reference photos are made.
 
     Args:
         checkpoint: a file of EigenPlaces or CosPlace: ResNet or VGG-16.

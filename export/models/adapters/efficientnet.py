@@ -1,4 +1,4 @@
-"""EfficientNet-B4 with the names and the padding of the package efficientnet_pytorch 0.7.0.
+"""Build EfficientNet-B4 with the names and padding of the package efficientnet_pytorch 0.7.0.
 
 That package fixes the padding of every convolution for one image size (380 pixels for B4), and
 pads both sides by the larger half of what TensorFlow's "same" needs there. The sizes of the layers

@@ -1,4 +1,4 @@
-"""``geoestimation``: cells of three sizes on one ResNet, by Müller-Budack et al.
+"""Load ``geoestimation``: cells of three sizes on one ResNet, by Müller-Budack et al.
 
 Source: Geolocation Estimation of Photos using a Hierarchical Model and Scene Classification, ECCV
 2018; the checkpoints of its PyTorch implementation, github.com/TIBHannover/GeoEstimation.

@@ -1,4 +1,4 @@
-"""The convolutional part of a torchvision network, rebuilt from the weights of a checkpoint."""
+"""Rebuild the convolutional part of a torchvision model from the weights of a checkpoint."""
 
 from __future__ import annotations
 

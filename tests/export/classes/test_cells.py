@@ -175,9 +175,9 @@ def test_places_alone_have_no_cells() -> None:
     for ask in (lambda: alone.under("1"), lambda: alone.of_token("1"), lambda: alone.ancestors_in(
         alone
     )):  # fmt: skip
-        with pytest.raises(ValueError, match="S2 tokens, got places alone"):
+        with pytest.raises(ValueError, match="S2 tokens, got locations alone"):
             ask()
-    with pytest.raises(ValueError, match="without places"):
+    with pytest.raises(ValueError, match="without locations"):
         CellTable.from_classes(ClassTable(names=("a",)))
     with pytest.raises(ValueError, match="class 1: expected an S2 token, got '2'"):
         CellTable.from_classes(ClassTable((), (1.0, 2.0), (1.0, 2.0), ("1", "2")))

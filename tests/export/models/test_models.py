@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from combicam import ClassTable, MissingExtra, ModelConfig, ModelError, load_model
+from combicam import (
+    ClassTable,
+    LoadedModel,
+    MissingExtra,
+    ModelConfig,
+    ModelError,
+    Preprocess,
+    load_model,
+)
 from combicam.export.models import models
 from combicam.export.models.models import load_checkpoint
 
@@ -49,6 +57,11 @@ def test_callable_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load_model(ModelConfig("my_networks:none"))
     with pytest.raises(ModelError, match="ModuleNotFoundError"):
         load_model(ModelConfig("no_such_package:model"))
+
+
+def test_a_score_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"LoadedModel: expected score in .*got 'logits'"):
+        LoadedModel(nn.Identity(), Preprocess((8, 8)), "mine", score="logits")
 
 
 def test_names_that_are_none() -> None:

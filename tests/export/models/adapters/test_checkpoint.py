@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_named() -> None:
         fill(own, wrong, Path("f"), "head.")
     message = str(error.value)
     assert "missing: head.1.bias (1)" in message
-    assert "not in the network: head.2.bias (1)" in message
+    assert "not in the model: head.2.bias (1)" in message
     assert "head.1.weight is (3, 5) and should be (3, 2)" in message
 
 
