@@ -1,9 +1,9 @@
-"""``CamSpec``: what is computed, and nothing about how."""
+"""Describe what is computed, and nothing of how: ``CamSpec``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -65,9 +65,20 @@ def preset_values(name: str, **changes: Any) -> dict[str, Any]:
     return {**PRESETS[name], **METHOD_CHANGES.get((name, method), {}), **changes}
 
 
-def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(operation: str, what: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a word that is none of those allowed.
+
+    Args:
+        operation: what the error begins with.
+        what: the name of the argument.
+        value: of the argument.
+        allowed: the choices.
+
+    Raises:
+        ValueError: names them.
+    """
     if value not in allowed:
-        raise ValueError(f"CamSpec: expected {what} in {list(allowed)}, got {value!r}")
+        raise ValueError(f"{operation}: expected {what} in {list(allowed)}, got {value!r}")
 
 
 def _token_grid(value: Any) -> TokenGrid | None:
@@ -105,7 +116,7 @@ class CamSpec:
         method_eps: added to the divisor inside ``gradcam++``, ``xgradcam`` and the masks of
             ``scorecam``.
         tokens: (h, w, prefix) of a transformer's token grid, see :func:`~combicam.tokens`; None
-            finds it.
+            detects it automatically.
         masks: of ``scorecam``: ``image``: channels are upsampled with aligned corners, then
             min-max normalised (the paper's order, and pytorch-grad-cam); ``grid``: normalised on
             their own grid, then upsampled between half pixels (torchcam).
@@ -141,11 +152,14 @@ class CamSpec:
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "layer_weights", tuple(float(w) for w in self.layer_weights))
         object.__setattr__(self, "tokens", _token_grid(self.tokens))
-        _choice("method", self.method, (*METHODS, *FORWARD_METHODS))
-        _choice("score", self.score, SCORES)
-        _choice("fuse", self.fuse, FUSES)
-        _choice("normalize", self.normalize, NORMALIZES)
-        _choice("masks", self.masks, MASKS)
+        for name, allowed in (
+            ("method", (*METHODS, *FORWARD_METHODS)),
+            ("score", SCORES),
+            ("fuse", FUSES),
+            ("normalize", NORMALIZES),
+            ("masks", MASKS),
+        ):
+            check_choice("CamSpec", name, getattr(self, name), allowed)
         if isinstance(self.targets, bool) or not isinstance(self.targets, int) or self.targets < 1:
             raise ValueError(f"CamSpec: expected targets as an int >= 1, got {self.targets!r}")
         for name in ("eps", "method_eps"):

@@ -101,6 +101,7 @@ def test_layers_lists_shapes_and_rules(capsys: pytest.CaptureFixture[str]) -> No
         (["run", ".", "-o", "run", "-m", "resnet50"], "timm:NAME"),
         (["run", ".", "-o", "run", "-m", "missing.onnx"], "missing.onnx"),
         (["export", "-m", "demo", "-o", "model.pb"], "model.pb"),
+        (["export", "-m", "no:model", "-o", "m.ts", "--target-input", "weight"], "'weights'"),
         (["run", ".", "-o", "run", "-m", "demo", "--layers", "stage7"], "near misses"),
         (["run", ".", "-o", "run", "-m", "demo", "--normalize", "none"], "normalize"),
     ],

@@ -21,6 +21,7 @@ from combicam.engine.explain.factory import make_explainer
 from combicam.engine.serving.triton_repository import check_repository, export_triton_repository
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
+from combicam.export.trace.trace import check_target_input
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Config:
         amp_dtype: precision of the computation: float32, bfloat16, float16.
         device: where the network is while it is exported.
         target_input: ``classes`` (a second input names them), ``none`` (the best ones), or
-            ``weights`` (regions).
+            ``weights`` (regions and contrasts).
         keep_layers: also return every layer's map.
         verify: on how many random images the file is compared with the network; 0 for none.
         tolerance: difference that is accepted; the default depends on the precision.
@@ -65,6 +66,7 @@ def main(config: Config) -> None:
             "export: expected a file or a folder to write, got neither; give --output model.onnx "
             "or --triton-repository DIR"
         )
+    check_target_input(config.target_input)
     if config.output is not None:
         check_output(config.output)
     if config.triton_repository is not None:

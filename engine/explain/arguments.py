@@ -13,15 +13,14 @@ from combicam.export.formats.aoti_file import aoti_device
 from combicam.export.formats.artifact import Description
 from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
-from combicam.export.spec import FORWARD_METHODS
+from combicam.export.spec import FORWARD_METHODS, check_choice
 from combicam.export.trace.snapshot import check_finite, snapshot
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"Explainer: expected backend in {list(BACKENDS)}, got {backend!r}")
+    check_choice("Explainer", "backend", backend, BACKENDS)
 
 
 def check_chunk(chunk: int | None, method: str) -> None:
@@ -41,8 +40,8 @@ def prepared(
 ) -> nn.Module:
     """The private copy, moved and cast as asked."""
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
-    if name is not None and name not in DTYPES:
-        raise ValueError(f"Explainer: expected dtype in {list(DTYPES)}, got {dtype!r}")
+    if name is not None:
+        check_choice("Explainer", "dtype", name, list(DTYPES))
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"Explainer: expected a torch.nn.Module, got {type(model).__name__}; for a file use "

@@ -37,8 +37,9 @@ def export(
     Args:
         explainer: over a network; one that was loaded from a file has no network to export.
         path: the suffix decides the format; a .pt2 file is compiled for the explainer's device.
-        target_input: ``classes``: int64 [B,K], negative entries mean the k-th best class;
-            ``none``: always the K best; ``weights``: float32 [B,K,n], regions.
+        target_input: ``classes``: int64 [B,K], -1 the best, -2 the second best, …, -n the worst
+            (of more than 1024 classes: to -1024; smaller numbers mean the same class as the last);
+            ``none``: always the K best; ``weights``: float32 [B,K,n], regions and contrasts.
         verify: on how many random images with the spectrum of photos the file is compared with
             the network in eager float32; True for the default, 0 or False for none.
         tolerance: of the difference of a typical image, and of the mean difference, relative to
@@ -50,13 +51,14 @@ def export(
         The comparison, output by output, or None without one.
 
     Raises:
-        ValueError, FileNotFoundError: another suffix, a dtype that the format cannot hold, or no
-            such folder.
+        ValueError, FileNotFoundError: another suffix or target_input, a dtype that the format
+            cannot hold, or no such folder.
         ArtifactError: an explainer without a network, or a file that disagrees.
         TraceError: the graph has no such form.
     """
     path = Path(path)
     check_output(path)
+    request = Request(target_input, explainer.spec.targets)
     images = VERIFY_IMAGES if verify is True else int(verify)
     if images < 0:
         raise ValueError(f"export: expected verify >= 0 images, got {verify}; 0 means none")
@@ -72,9 +74,7 @@ def export(
             "file takes images of one size; choose one"
         )
     check_dtype(path.suffix, explainer.description.signature.dtype)
-    joint = session.joint(
-        Request(target_input, explainer.spec.targets), for_onnx=path.suffix == ".onnx"
-    )
+    joint = session.joint(request, for_onnx=path.suffix == ".onnx")
     description = replace(
         explainer.description, signature=joint.signature, outputs=joint.output_names
     )

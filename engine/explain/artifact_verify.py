@@ -136,8 +136,8 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _targets(joint: JointGraph, images: Tensor) -> list[Tensor]:
-    """Weights at random, of both signs for every second image; of the classes, every second is
-    left to the graph."""
+    """Weights at random, of both signs for every second image; of the classes, the best ones, and
+    for every second image any by number or by rank."""
     targets = list(example_inputs(joint, len(images))[1:])
     generator = torch.Generator().manual_seed(len(images))
     if joint.signature.target_input == "weights":
@@ -146,7 +146,8 @@ def _targets(joint: JointGraph, images: Tensor) -> list[Tensor]:
         targets = [weights.to(targets[0])]
     elif targets:
         given = targets[0][1::2]
-        given.copy_(torch.randint(joint.signature.classes, given.shape, generator=generator))
+        n = joint.signature.classes
+        given.copy_(torch.randint(-n, n, given.shape, generator=generator))
     return targets
 
 

@@ -34,7 +34,7 @@ from combicam.engine.explain.sessions import (
     Session,
     SizedSessions,
 )
-from combicam.engine.explain.targets import read_targets
+from combicam.engine.explain.targets import check_columns, read_targets
 from combicam.errors import ArtifactError
 from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.artifact import Description, read_description, weights_digest
@@ -42,6 +42,7 @@ from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec, preset_values
 from combicam.export.trace.probe import LayerInfo
+from combicam.export.trace.scores import best_classes
 from combicam.kernels.extremes import is_flat
 from combicam.kernels.weigh import EPS
 from combicam.version import __version__
@@ -273,8 +274,9 @@ class Explainer:
             images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB. H, W is ``input_size``;
                 where preprocessing says ``short-side``, only the shorter must be.
             targets: None for the K best classes of each image; a class as int, or classes as int
-                [B] or [B,K] (negative: the k-th best); a region as float [n], or regions as float
-                [B,K,n], one weight per class, negative ones count against; or a contrast, see
+                [B] or [B,K], -1 the best, -2 the second best, …, -n the worst (of more than 1024
+                classes: to -1024); a region as float [n], or regions as float [B,K,n], one weight
+                per class, negative ones count against; or a contrast, see
                 :func:`~combicam.contrast`. Places: :class:`~combicam.CellTable`.
 
         Returns:
@@ -290,10 +292,12 @@ class Explainer:
         request = session.top
         if targets is not None or request.target_input == "weights":
             given, kind = read_targets(targets, len(batch), self.description.signature.classes)
+            if kind == "classes" and self.description.format < 2:
+                check_columns(given)
             request = Request(kind, given.shape[1])
             inputs.append(given.to(self.device).contiguous())
         elif request.target_input == "classes":
-            inputs.append(torch.full((len(batch), request.count), -1, device=self.device))
+            inputs.append(best_classes(len(batch), request.count, self.device))
         logits, chosen, scores, heatmaps, ranges, *maps = session.execute(request)(inputs)
         return Explanation(
             heatmaps=heatmaps,

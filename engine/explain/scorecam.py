@@ -13,7 +13,7 @@ from combicam.engine.explain.memory import BatchLimit
 from combicam.errors import TraceError
 from combicam.export.spec import CamSpec
 from combicam.export.trace.forward import ForwardGraph, trace_forward
-from combicam.export.trace.scores import target_scores
+from combicam.export.trace.scores import class_scores, target_scores, weight_scores
 from combicam.export.trace.snapshot import no_autocast
 from combicam.kernels.combine import combine_reference
 from combicam.kernels.extremes import min_max
@@ -153,9 +153,9 @@ class ScoreCam:
     def _part(self, images: Tensor, channels: Tensor, targets: Tensor, target_input: str) -> Tensor:
         """Scores of N images behind the masks of one channel each, [N,K]."""
         logits = self._logits(images * self._masks(channels, images.shape[-2:]))[0]
-        score, count = self.spec.score, targets.shape[1]
-        y, _, probability = target_scores(logits, targets, score, target_input, count)
-        return probability if score == "prob" else y
+        scores = weight_scores if target_input == "weights" else class_scores
+        y, probability = scores(logits, targets, self.spec.score)
+        return probability if self.spec.score == "prob" else y
 
     def _masks(self, channels: Tensor, size: torch.Size) -> Tensor:
         """H of channels [N,1,h,w], float32 [N,1,H,W] in [0,1]."""

@@ -24,15 +24,28 @@ from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import Description
 from combicam.export.spec import FORWARD_METHODS, CamSpec
 from combicam.export.trace.probe import LayerInfo
-from combicam.export.trace.trace import OUTPUTS, JointGraph, Signature, trace
+from combicam.export.trace.trace import (
+    OUTPUTS,
+    JointGraph,
+    Signature,
+    check_target_input,
+    trace,
+)
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which joint graph a call needs: how targets are given, and how many."""
+    """Which joint graph a call needs: how targets are given, and how many.
+
+    Raises:
+        ValueError: targets that no graph takes.
+    """
 
     target_input: str
     count: int
+
+    def __post_init__(self) -> None:
+        check_target_input(self.target_input)
 
 
 class Session(Protocol):

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from combicam.errors import ArtifactError
+from combicam.export.trace.scores import best_classes, last_rank
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -136,12 +139,33 @@ def read_targets(targets: Any, batch: int, classes: int) -> Targets:
             f"Explainer: expected targets as one class, [B] or [B,K] with B={batch} images, got "
             f"{tuple(given.shape)}; name at least one class per image"
         )
-    if int(ids.max()) >= classes:
+    low, high, least = int(ids.min()), int(ids.max()), -last_rank(classes, ids.shape[1])
+    if high >= classes or low < least:
         raise ValueError(
-            f"Explainer: expected targets in 0..{classes - 1} (negative: the k-th best), got "
-            f"{int(ids.max())}"
+            f"Explainer: expected class >= {least} and < {classes} (-1: the best, -2: the second "
+            f"best), got {high if high >= classes else low}"
         )
     return Targets(ids, "classes")
+
+
+def check_columns(ids: Tensor) -> None:
+    """Refuse ranks that a file of format 1 does not give: it knows the k-th best in column k alone.
+
+    Args:
+        ids: int64 [B,K].
+
+    Raises:
+        ArtifactError: another rank than the column's.
+    """
+    columns = best_classes(1, ids.shape[1], ids.device)
+    wrong = (ids < 0) & (ids != columns)
+    if bool(wrong.any()):
+        column = int(wrong.nonzero()[0, 1])
+        raise ArtifactError(
+            f"Explainer: expected a class or {-1 - column} in column {column} of targets, got "
+            f"{int(ids[wrong][0])}: the file is of an older combicam and ranks by column; export "
+            "it again"
+        )
 
 
 def _weights(given: Tensor, batch: int, classes: int) -> Tensor:

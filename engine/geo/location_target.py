@@ -15,9 +15,9 @@ from torch import Tensor
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.export.classes.cells import CellTable
 
-TOP = -1  # what explainers take for the best class
-TRUTH = -2
-NO_CLASS = -3
+TOP = -1  # the best class; the next best is -2, and so on
+TRUTH = -(2**62)  # no rank
+NO_CLASS = TRUTH - 1
 NOT = "-not-"
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _PLACE = re.compile(rf"({_NUMBER}),\s*({_NUMBER})")
@@ -53,7 +53,8 @@ class LocationTarget:
 
     Attributes:
         words: what was asked.
-        classes: int64 [K], a class, ``TOP``, ``TRUTH``, or ``NO_CLASS`` for a region or a contrast.
+        classes: int64 [K], a class; -k for the k-th best; ``TRUTH``; or ``NO_CLASS`` for a region
+            or a contrast.
         weights: float32 [1,K,n] where one of them is a region or a contrast; else None.
         cells: of the classes; only where the truth is asked for.
     """
@@ -125,7 +126,8 @@ def read_location_target(words: Sequence[str], explainer: BatchExplainer) -> Loc
     """Understand what a run is to explain; None where nothing is asked, for the best classes.
 
     Args:
-        words: one per target: ``top`` (the best class), ``truth`` (where the photo was taken), a
+        words: one per target: ``top`` (the best class, the next time the second best, and so on),
+            ``truth`` (where the photo was taken), a
             class number, the S2 token of a class (``s2:8744`` where it has digits alone),
             ``LAT,LON`` (the class whose cell holds the place), ``within:500km@LAT,LON`` and
             ``under:TOKEN`` (regions), or ``ONE-not-OTHER`` (a contrast).
@@ -145,12 +147,8 @@ def read_location_target(words: Sequence[str], explainer: BatchExplainer) -> Loc
     read = [reader.read(word) for word in words]
     ids = [x if isinstance(x, int) else NO_CLASS for x in read]
     if NO_CLASS not in ids:
-        if any(ids[i] == TOP != ids[i - 1] for i in range(1, len(ids))):
-            raise ValueError(
-                f"explain: expected top before the other targets, got {list(words)}; the first top "
-                "is the best class, the next one the second best"
-            )
         cells = reader.cells if TRUTH in ids else None
+        ids = [TOP - ids[:i].count(TOP) if x == TOP else x for i, x in enumerate(ids)]
         return LocationTarget(tuple(words), torch.tensor(ids), cells=cells)
     if TOP in ids or TRUTH in ids:
         raise ValueError(

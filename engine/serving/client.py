@@ -92,8 +92,8 @@ def make_feed(
     Args:
         settings: of the model.
         images: float32 [B,3,H,W], normalised.
-        classes: which to explain (negative: the k-th best), or the classes of one region; default:
-            the best ones.
+        classes: which to explain (-1: the best, -2: the second best, …), or the classes of one
+            region; default: the best ones.
 
     Raises:
         ValueError: classes that the model cannot be asked for.
@@ -103,10 +103,11 @@ def make_feed(
         if classes:
             raise ValueError("this model explains its best classes only; drop --targets")
         return {"images": images}
-    if classes is not None and not all(c < number for c in classes):
-        raise ValueError(f"expected --targets below {number}, got {classes}")
+    least = -min(number, 1024)  # the graph ranks no further
+    if classes is not None and not all(least <= c < number for c in classes):
+        raise ValueError(f"expected --targets from {least} to {number - 1}, got {classes}")
     if kind == "classes":
-        row = classes or [-1] * count
+        row = classes or [-1 - k for k in range(count)]
         if len(row) != count:
             raise ValueError(f"expected {count} --targets, got {len(row)}")
         return {"images": images, "targets": np.tile(np.array(row, np.int64), (len(images), 1))}
@@ -226,7 +227,7 @@ def main(arguments: list[str] | None = None, folder: Path | None = None) -> None
     parser = argparse.ArgumentParser(description="Explain a photo, or check the server.")
     parser.add_argument("photo", type=Path, nargs="?")
     parser.add_argument("--url", default="localhost:8000", help="HOST:PORT of the HTTP service")
-    parser.add_argument("--targets", type=int, nargs="+", help="classes to explain")
+    parser.add_argument("--targets", type=int, nargs="+", help="classes to explain; -1: the best")
     parser.add_argument("--top", type=int, default=5, help="how many classes are printed")
     parser.add_argument("--output", type=Path, help="overlay; default: photo.heatmap.png")
     parser.add_argument("--golden", action="store_true", help="compare with golden/ instead")

@@ -58,7 +58,7 @@ def _inputs(joint: JointGraph) -> Arrays:
         return {"images": images, "targets": regions}
     targets = np.arange(IMAGES * count, dtype=np.int64).reshape(IMAGES, count)
     targets %= signature.classes
-    targets[0] = -1
+    targets[0] = -1 - np.arange(count)
     return {"images": images, "targets": targets}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from combicam.engine.serving.model_config import TensorInfo
 from combicam.export.formats.artifact import Description
+from combicam.export.trace.scores import best_classes, last_rank
 from combicam.export.trace.trace import JointGraph
 
 _TEXT = """\
@@ -29,7 +30,7 @@ Without a GPU leave `--gpus all` out: the model then runs on the CPU. A newer im
 
 ```sh
 pip install 'tritonclient[http]' pillow numpy
-python {name}/client.py photo.jpg --url localhost:8000
+python {name}/client.py photo.jpg --url localhost:8000{ask}
 ```
 
 prints the top classes and saves `photo.heatmap.png`. Your own client must treat photos as
@@ -54,26 +55,28 @@ gave in eager PyTorch, float32. Differences beyond {tolerance:g} of an output's 
 (exit status 1). GPUs from Ampere on round float32 convolutions to TF32: if the check fails for
 that, start the server with `-e NVIDIA_TF32_OVERRIDE=0` after `docker run`, and repeat it.
 
-The server forms the batches: see `max_batch_size` and `dynamic_batching` in `config.pbtxt`. Batch
-sizes that are named there are warmed up before the model is ready. That the log ignores a "version
-directory 'golden'" is right.
+The server forms the batches: see `max_batch_size` in `config.pbtxt`, and `dynamic_batching` where
+that is more than 1. The batch sizes under `model_warmup` are warmed up before the model is ready.
+That the log ignores a "version directory 'golden'" is right.
 """
 
 _MEANINGS = {
     "images": "photos, normalised",
     "targets": "what to explain",
     "logits": "of all classes",
-    "classes": "which were explained",
-    "scores": "their probabilities",
+    "classes": "which were explained; -1 for weights",
+    "scores": "their probabilities; of weights, the weighted sum of probabilities",
     "heatmaps": "of the image's size",
-    "ranges": "smallest and largest value before normalisation",
+    "ranges": "smallest and largest value of each map before its normalisation",
 }
 _TARGETS = {
     "none": "The K = {count} best classes of each image are explained.",
-    "classes": "`targets` must be sent: K = {count} class numbers for each image. A negative one "
-    "stands for the k-th best class, so {default} asks for the best.",
-    "weights": "`targets` must be sent: K = {count} regions for each image, a weight >= 0 for each "
-    "class.",
+    "classes": "`targets` must be sent: K = {count} class numbers for each image. -1 is the best "
+    "class, -2 the second best, and so on to {last}, which smaller numbers mean, too: {default} "
+    "asks for the best.",
+    "weights": "`targets` must be sent: K = {count} regions or contrasts for each image, a weight "
+    "for each class. Classes with a weight > 0 count for, those with one < 0 against; not all may "
+    "be 0. The client's `--targets` are the classes of one region.",
 }
 
 
@@ -97,14 +100,19 @@ def readme_text(
         f"| {_MEANINGS.get(t.name, 'map of this layer')} |"
         for t in tensors
     ]
-    count = joint.spec.targets
-    targets = _TARGETS[joint.signature.target_input].format(count=count, default=[-1] * count)
+    count, kind = joint.spec.targets, joint.signature.target_input
+    targets = _TARGETS[kind].format(
+        count=count,
+        default=best_classes(1, count)[0].tolist(),
+        last=-last_rank(joint.signature.classes, count),
+    )
     return _TEXT.format(
         name=name,
         model=description.model,
         note=f"\n\n*{description.note}*" if description.note else "",
         tensors="\n".join(rows),
         targets=targets,
+        ask=" --targets 0 1" if kind == "weights" else "",
         classes=joint.signature.classes,
         tolerance=tolerance,
     )

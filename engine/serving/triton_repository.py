@@ -80,13 +80,15 @@ def export_triton_repository(
         Where it is, and how far the file is from the network.
 
     Raises:
-        ValueError: a name or batch size that the server would not take, or a folder that is there.
+        ValueError: a name or batch size that the server would not take, another target_input, or a
+            folder that is there.
         FileNotFoundError: no folder to make the repository in.
         ArtifactError: an explainer without a network, or a file that disagrees with it.
         TraceError: the graph has no ONNX form.
 
     Source: Triton Inference Server, model repository and model configuration.
     """
+    request = Request(target_input, explainer.spec.targets)
     repository = Path(repository).resolve()
     name = model_name(explainer.description.model) if name is None else name
     check_served(name, max_batch_size)
@@ -106,9 +108,7 @@ def export_triton_repository(
             allow_disagreement=allow_disagreement,
         )
         assert isinstance(explainer.session, ModelSession)  # export checked
-        joint = explainer.session.joint(
-            Request(target_input, explainer.spec.targets), for_onnx=True
-        )
+        joint = explainer.session.joint(request, for_onnx=True)
         limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
         golden = make_golden(joint, explainer.session.module, explainer.device)
         runtime = _runtime(graph)
@@ -221,7 +221,7 @@ def _write_preprocessing(
     path: Path, description: Description, joint: JointGraph, served: ServedModel
 ) -> None:
     values = {
-        "format": 1,
+        "format": 2,  # in 1, any negative target in column k meant the k-th best class
         "model": served.name,
         "max_batch_size": served.max_batch_size,
         **description.preprocess.to_dict(),

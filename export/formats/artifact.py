@@ -1,4 +1,4 @@
-"""Artifacts: a joint graph in a file, with everything that is needed to use it."""
+"""Write and read artifacts: a joint graph in a file, with all that is needed to use it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from combicam.export.trace.probe import LayerInfo
 from combicam.export.trace.trace import JointGraph, Signature
 from combicam.version import __version__
 
-FORMAT = 1
+# Of 1, any negative target in column k means the k-th best class; of 2, -k does in any column.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,14 @@ class Description:
     """What a joint graph is, in a form that travels inside the file.
 
     Attributes:
-        model: where the network came from, for people.
+        model: where the model came from, for people.
         spec, layers, signature: see :class:`~combicam.export.trace.trace.JointGraph`.
         outputs: names of the outputs, in order.
         preprocess: how photos become inputs.
         classes: what the classes are, where known.
-        weights: SHA-256 of the network's weights.
+        weights: SHA-256 of the model's weights.
         note: what a user should know before trusting it.
+        format: of the file, ``FORMAT`` or older.
     """
 
     model: str
@@ -49,12 +51,13 @@ class Description:
     classes: ClassTable | None = None
     weights: str = ""
     note: str = ""
+    format: int = FORMAT
 
     def to_json(self) -> str:
         """One JSON object, keys sorted."""
         return json.dumps(
             {
-                "format": FORMAT,
+                "format": self.format,
                 "combicam": __version__,
                 "model": self.model,
                 "spec": self.spec.to_dict(),
@@ -95,6 +98,7 @@ class Description:
                 classes=ClassTable.from_dict(classes) if classes else None,
                 weights=values["weights"],
                 note=values["note"],
+                format=values["format"],
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(

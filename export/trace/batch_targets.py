@@ -1,4 +1,4 @@
-"""K targets in one backward: the cotangents of all targets as one batch of B K."""
+"""Batch the backward of K targets: their cotangents become one batch of B K."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from combicam.errors import TraceError
 
 
 class BatchElsewhere(TraceError):
-    """The network keeps its batch in another dimension than the first."""
+    """The model keeps its batch in another dimension than the first."""
 
 
 @torch.library.custom_op("combicam::seed", mutates_args=())

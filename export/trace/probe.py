@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from combicam.errors import TraceError, first_line
+from combicam.export.spec import check_choice
 from combicam.export.tokens import LAYOUTS, Place, as_grid, find_places
 from combicam.export.trace.snapshot import another, no_autocast
 
@@ -35,6 +36,9 @@ class LayerInfo:
     width: int
     layout: str = LAYOUTS[0]
     prefix: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice(f"layer {self.name!r}", "layout", self.layout, LAYOUTS)
 
     def as_grid(self, x: Tensor) -> Tensor:
         """What the module returned, or a gradient of it [B,K,...], as [B,C,h,w] or [B,K,C,h,w]."""
@@ -122,7 +126,7 @@ def probe(
     Args:
         model: in eval mode, parameters frozen.
         input_size: (H, W), pixels.
-        tokens: (h, w, prefix), how tokens lie, where it is not found by itself.
+        tokens: (h, w, prefix), how tokens lie, where it is not detected automatically.
 
     Raises:
         TraceError: the model does not run on [1,3,H,W], or returns no logits.

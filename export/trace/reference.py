@@ -1,4 +1,4 @@
-"""What a joint graph should answer: the network in eager torch, by autograd, without any graph."""
+"""Compute what a joint graph should answer: in eager torch, by autograd, without any graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def eager_reference(
     precision keep their rounded values.
 
     Args:
-        model: the network that was traced.
+        model: the model that was traced.
         joint: its joint graph, which says what to compute.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Scores of targets: classes by rank or by name, regions, and contrasts of either."""
+"""Score targets: classes by number or by rank, regions, and contrasts of either."""
 
 from __future__ import annotations
 
@@ -7,6 +7,36 @@ from torch import Tensor
 
 # Stands for the logarithm of nothing where a region holds all classes.
 TINY = torch.finfo(torch.float32).tiny
+# To rank all of 31,145 classes would cost a graph more than 1 % of its time.
+MOST_RANKS = 1024
+
+
+def last_rank(classes: int, count: int) -> int:
+    """k of the last class that -k means, where K classes are explained: n, or 1024 of more."""
+    return min(classes, max(count, MOST_RANKS))
+
+
+def best_classes(batch: int, count: int, device: torch.device | None = None) -> Tensor:
+    """Targets that ask for the K best classes: -1, -2, …, -K for every image, int64 [B,K]."""
+    return -1 - torch.arange(count, device=device).repeat(batch, 1)
+
+
+def explained_classes(logits: Tensor, targets: Tensor | None, count: int) -> Tensor:
+    """The classes that targets mean, int64 [B,K].
+
+    Args:
+        logits: [B,n].
+        targets: int64 [B,K]: a class, or -k for the k-th best, as NumPy indexes classes that are
+            sorted by score; below that of :func:`last_rank` the same as there. None for the K best.
+        count: K.
+    """
+    logits = logits.detach()
+    if targets is None:
+        return logits.topk(count, -1).indices
+    last = last_rank(logits.shape[-1], count)
+    ranked = logits.topk(last, -1).indices
+    rank = (-1 - targets).clamp(0, last - 1)
+    return torch.where(targets < 0, ranked.gather(-1, rank), targets)
 
 
 def target_scores(
@@ -29,7 +59,7 @@ def target_scores(
 
     Args:
         logits: [B,n], float32.
-        targets: int64 [B,K], negative entries mean the k-th best class; float32 [B,K,n]; or None.
+        targets: int64 [B,K], see :func:`explained_classes`; float32 [B,K,n]; or None.
         score: ``logit``, ``prob`` or ``logprob``.
         target_input: ``weights`` where ``targets`` are; else ``classes`` or ``none``.
         count: K.
@@ -42,25 +72,35 @@ def target_scores(
     if target_input == "weights":
         assert targets is not None
         chosen = torch.full(targets.shape[:-1], -1, dtype=torch.int64, device=logits.device)
-        probability = (targets * logits.detach().softmax(-1)[:, None]).sum(-1)
-        if score == "logit":
-            return (targets * logits[:, None]).sum(-1), chosen, probability
-        return _of_weights(logits, targets, score), chosen, probability
-    chosen = logits.detach().topk(count, -1).indices
-    if targets is not None:
-        chosen = torch.where(targets < 0, chosen, targets)
-    classes = torch.arange(logits.shape[-1], device=logits.device)
-    others = torch.where(chosen[..., None] == classes, -torch.inf, logits[:, None])  # [B,K,n]
-    inside = logits.gather(-1, chosen)
+        y, probability = weight_scores(logits, targets, score)
+    else:
+        chosen = explained_classes(logits, targets, count)
+        y, probability = class_scores(logits, chosen, score)
+    return y, chosen, probability
+
+
+def class_scores(logits: Tensor, classes: Tensor, score: str) -> tuple[Tensor, Tensor]:
+    """y and the probability, both [B,K], of classes int64 [B,K]; see :func:`target_scores`."""
+    every = torch.arange(logits.shape[-1], device=logits.device)
+    others = torch.where(classes[..., None] == every, -torch.inf, logits[:, None])  # [B,K,n]
+    inside = logits.gather(-1, classes)
     outside = others.logsumexp(-1)
     probability = torch.sigmoid(inside - outside).detach()
     if score == "logit":
-        return inside, chosen, probability
+        return inside, probability
     # log p = -softplus(outside - inside), with the log-sum-exp of what is inside the target and of
     # what is not: 1 - p, of which rounding leaves nothing when the network is certain, is never
     # formed. And d p = p d log p.
     logp = -torch.nn.functional.softplus(outside - inside)
-    return (logp * probability if score == "prob" else logp), chosen, probability
+    return (logp * probability if score == "prob" else logp), probability
+
+
+def weight_scores(logits: Tensor, weights: Tensor, score: str) -> tuple[Tensor, Tensor]:
+    """y and the probability, both [B,K], of weights [B,K,n]; see :func:`target_scores`."""
+    probability = (weights * logits.detach().softmax(-1)[:, None]).sum(-1)
+    if score == "logit":
+        return (weights * logits[:, None]).sum(-1), probability
+    return _of_weights(logits, weights, score), probability
 
 
 def _of_weights(logits: Tensor, weights: Tensor, score: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""``trace``: a CNN becomes one graph that returns scores and class activation maps."""
+"""Trace a CNN into one graph that returns scores and class activation maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from combicam.errors import TraceError, first_line
 from combicam.export.passes.constants import add_constant
 from combicam.export.passes.passes import clean, lower
-from combicam.export.spec import FORWARD_METHODS, CamSpec
+from combicam.export.spec import FORWARD_METHODS, CamSpec, check_choice
 from combicam.export.trace.batch_targets import BatchElsewhere, batch_targets, gradients
 from combicam.export.trace.decompositions import decompositions
 from combicam.export.trace.functionalise import functionalise
@@ -29,12 +29,13 @@ from combicam.export.trace.interpolate import SymbolicInterpolate
 from combicam.export.trace.layers import select_layers
 from combicam.export.trace.probe import LayerInfo, capturing, logits_of, probe
 from combicam.export.trace.scores import TINY as TINY
-from combicam.export.trace.scores import target_scores
+from combicam.export.trace.scores import best_classes, target_scores
 from combicam.export.trace.snapshot import another, memory_format, no_autocast
 from combicam.export.trace.traced_operators import PlainOperators
 from combicam.kernels.cam_head import cam_head
 
 TARGET_INPUTS = ("none", "classes", "weights")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
 # Any size does, if nothing else in a model is likely to have it.
 TRACE_BATCH = 11
@@ -47,18 +48,34 @@ class Signature:
     Attributes:
         input_size: (H, W) of ``images``, float [B,3,H,W], normalised.
         classes: n, number of logits.
-        dtype: of the computation, ``float32``, ``bfloat16`` or ``float16``; inputs and outputs
-            are float32.
+        dtype: of the computation, one of ``DTYPES``; inputs and outputs are float32.
         target_input: ``none``: the graph explains its K best classes; ``classes``: a second input
-            ``targets`` int64 [B,K] names them, negative entries mean the k-th best; ``weights``:
-            ``targets`` is float32 [B,K,n], one weight per class: a region, or with weights of
-            both signs a contrast (see :func:`~combicam.export.trace.scores.target_scores`).
+            ``targets`` int64 [B,K] names them, -1 the best, -2 the second best, and so on (see
+            :func:`~combicam.export.trace.scores.explained_classes`); ``weights``: ``targets`` is
+            float32 [B,K,n], one weight per class: a region, or with weights of both signs a
+            contrast (see :func:`~combicam.export.trace.scores.target_scores`).
+
+    Raises:
+        ValueError: another dtype or target_input.
     """
 
     input_size: tuple[int, int]
     classes: int
     dtype: str = "float32"
     target_input: str = "classes"
+
+    def __post_init__(self) -> None:
+        check_target_input(self.target_input)
+        check_choice("trace", "dtype", self.dtype, DTYPES)
+
+
+def check_target_input(target_input: str) -> None:
+    """Refuse what no graph takes.
+
+    Raises:
+        ValueError: it is none of ``TARGET_INPUTS``.
+    """
+    check_choice("trace", "target_input", target_input, TARGET_INPUTS)
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ def example_inputs(joint: JointGraph, batch: int = 2) -> tuple[Tensor, ...]:
     if signature.target_input == "none":
         return (images,)
     if signature.target_input == "classes":
-        return images, torch.full((batch, count), -1, dtype=torch.int64, device=device)
+        return images, best_classes(batch, count, device)
     weights = torch.full((batch, count, signature.classes), 1.0, device=device)
     return images, weights
 
@@ -122,18 +139,20 @@ def trace(
         target_input: see :class:`Signature`.
         keep_layers: return the layer maps, too.
         batched: take the gradients of K targets in one backward of B K cotangents, where the
-            network allows it, instead of K backwards.
+            model allows it, instead of K backwards.
 
     Raises:
+        ValueError: another target_input.
         LayerError: the spec's layers do not fit the model.
         TraceError: the model cannot be traced, K exceeds its classes, or the method takes no
             gradients.
     """
+    check_target_input(target_input)  # before the model is run
     if spec.method in FORWARD_METHODS:
         raise TraceError(
             f"trace: expected a method that takes gradients, got {spec.method!r}: it runs the "
-            "network once per channel of every layer, on images masked by that channel, which is "
-            "no single graph that a file could hold; explain with an Explainer over the network "
+            "model once per channel of every layer, on images masked by that channel, which is "
+            "no single graph that a file could hold; explain with an Explainer over the model "
             "(backend 'eager' or 'compile'), or export another method"
         )
     layers, signature = plan(model, spec, input_size, target_input)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from combicam import ArtifactError, Explainer, LoadedModel, export
 from combicam.engine.explain import artifact_export as exporting
+from combicam.engine.explain.sessions import Request
+from combicam.export.formats.artifact import Description
 
 Draw = Callable[[int, int], Tensor]
 
@@ -100,7 +102,7 @@ def test_runs_without_combicam(artifact: Path, explainer: Explainer, tmp_path: P
     }[artifact.suffix]
     script = (
         f"import sys, numpy as np; path = {str(artifact)!r}; x = np.load('images.npy'); "
-        f"t = np.full((5, 2), -1); {run}; np.save('out.npy', out); "
+        f"t = np.array([[-1, -2]] * 5); {run}; np.save('out.npy', out); "
         "assert 'combicam' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, check=True)
@@ -223,3 +225,15 @@ def test_natural_noise_has_a_falling_spectrum() -> None:
     power = torch.fft.rfft2(images).abs().square().mean((0, 1))
     assert power[1:4, 1:4].mean() > 20 * power[16:32, 16:32].mean()
     torch.testing.assert_close(images.std((-2, -1)), torch.ones(2, 3), atol=0.01, rtol=0)
+
+
+def test_words_that_say_nothing_of_targets(tmp_path: Path, explainer: Explainer) -> None:
+    with pytest.raises(ValueError, match=r"target_input in .*'weights'.*got 'weight'"):
+        export(explainer, tmp_path / "model.ts", target_input="weight")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"target_input in .*got 'regions'"):
+        Request("regions", 1)
+    values = json.loads(explainer.description.to_json())
+    values["signature"]["target_input"] = "weight"
+    with pytest.raises(ArtifactError, match=r"damaged .*got 'weight'"):
+        Description.from_json(json.dumps(values))

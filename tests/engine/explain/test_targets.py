@@ -1,8 +1,9 @@
-"""Contrasts: why a and not b, in memory and in artifacts; and targets that are refused."""
+"""Ranks and contrasts, in memory and in artifacts; and targets that are refused."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 import combicam
 from combicam import ArtifactError, Explainer, contrast
 from combicam.engine.explain.targets import read_targets
+from combicam.export.formats.artifact import Description, write_artifact
+from combicam.export.trace import scores
+from combicam.export.trace.reference import eager_reference
 
 SIZE = (24, 20)
 
@@ -174,3 +178,95 @@ def test_artifacts_answer_signed_weights(
     zeros = [t.contiguous() for t in (images, torch.zeros(3, 2, 6))]
     *_, ranges = loaded.session.execute(loaded.session.top)(zeros)
     assert ranges.isnan().all()  # the file itself says that it has no answer
+
+
+# No rank is its column's in all images; two columns may ask for one class.
+RANKS = [[-1, -2, -3], [-6, 0, -1], [-3, -3, 5]]
+
+
+def by_numpy(logits: Tensor, targets: Any) -> Tensor:
+    """Negative numbers index the classes sorted by score."""
+    rows = zip(logits.detach().numpy().argsort(-1), targets, strict=True)
+    return torch.tensor([[int(row[t]) if t < 0 else t for t in wanted] for row, wanted in rows])
+
+
+@pytest.mark.parametrize("method", ["gradcam", "scorecam"])
+def test_negative_classes_rank_in_any_column(
+    method: str, network: nn.Module, images: Tensor
+) -> None:
+    explainer = Explainer(network, SIZE, ["3"], method)
+    logits = explainer(images).logits
+    found = explainer(images, RANKS)
+    assert torch.equal(found.targets, by_numpy(logits, RANKS))
+    named = explainer(images, found.targets)
+    torch.testing.assert_close(found.heatmaps, named.heatmaps, atol=1e-6, rtol=0)
+    assert torch.equal(explainer(images, -2).targets, logits.argsort(-1)[:, -2:-1])
+    assert torch.equal(explainer(images, -6).targets[:, 0], logits.argmin(-1))
+    for wrong, got in ((-7, "-7"), ([[0, -7]] * 3, "-7"), (6, "6")):
+        with pytest.raises(ValueError, match=rf"class >= -6 and < 6 .*got {got}"):
+            explainer(images, wrong)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ts", ".pt2"])
+def test_negative_classes_rank_in_files(
+    suffix: str, network: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    explainer = Explainer(network, SIZE, ["1", "3"], targets=3)
+    path = tmp_path / f"model{suffix}"
+    combicam.export(explainer, path)
+    loaded = Explainer.load(path)
+    best, ranked = loaded(images), loaded(images, RANKS)
+    assert torch.equal(best.targets, by_numpy(best.logits, [[-1, -2, -3]] * 3))
+    assert torch.equal(ranked.targets, by_numpy(best.logits, RANKS))
+    expected = explainer(images, ranked.targets)
+    torch.testing.assert_close(ranked.heatmaps, expected.heatmaps, atol=1e-4, rtol=0)
+    joint = explainer.session.joint(explainer.session.top)  # type: ignore[attr-defined]
+    reference = eager_reference(network, joint)([images, torch.tensor(RANKS)])
+    assert torch.equal(reference[1], ranked.targets)
+    # What is refused in memory means the worst class in a file.
+    below = torch.tensor([[-7, -100, -(2**62)]] * 3)
+    chosen = loaded.session.execute(loaded.session.top)([images, below])[1]
+    assert torch.equal(chosen, best.logits.argmin(-1)[:, None].expand(3, 3))
+
+
+def by_column(logits: Tensor, targets: Tensor | None, count: int) -> Tensor:
+    """What files of format 1 hold."""
+    chosen = logits.detach().topk(count, -1).indices
+    return chosen if targets is None else torch.where(targets < 0, chosen, targets)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ts"])
+def test_files_of_format_1_are_asked_as_they_understand(
+    suffix: str,
+    network: nn.Module,
+    images: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / f"old{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "explained_classes", by_column)
+        explainer = Explainer(network, SIZE, ["3"], targets=3)
+        joint = explainer.session.joint(explainer.session.top)  # type: ignore[attr-defined]
+    write_artifact(joint, replace(explainer.description, format=1), path)
+    loaded = Explainer.load(path)
+    assert loaded.description.format == 1
+    raw = torch.full((3, 3), -1)  # the file itself ranks by column
+    best = loaded.session.execute(loaded.session.top)([images, raw])[1]
+    assert torch.equal(best, by_numpy(loaded(images).logits, [[-1, -2, -3]] * 3))
+    assert torch.equal(loaded(images).targets, best)
+    mixed = loaded(images, [[4, -2, -3]] * 3).targets
+    assert torch.equal(mixed, torch.cat([torch.full((3, 1), 4), best[:, 1:]], 1))
+    with pytest.raises(ArtifactError, match=r"a class or -2 in column 1 of targets, got -1"):
+        loaded(images, [[0, -2, -3], [0, -1, -3], [0, 1, 2]])
+
+
+def test_formats_of_files() -> None:
+    explainer = Explainer(nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                          (8, 8), ["0"])  # fmt: skip
+    for known in (1, 2):
+        text = replace(explainer.description, format=known).to_json()
+        assert Description.from_json(text).format == known
+    assert explainer.description.format == 2
+    with pytest.raises(ArtifactError, match="format <= 2, got 3; update combicam"):
+        Description.from_json(replace(explainer.description, format=3).to_json())

@@ -43,7 +43,7 @@ def test_words_that_name_a_class() -> None:
     words = ("top", "top", "17", "41.1,-8.6", "-31.9, 115.9", f"s2:{CELLS_OF_S2.s2_tokens[4]}")
     target = ask(*words)
     assert target.kind == "classes" and not target.needs_truth
-    assert target.classes.tolist() == [-1, -1, 17, PORTO, PERTH, 4]
+    assert target.classes.tolist() == [-1, -2, 17, PORTO, PERTH, 4]
     assert target.targets([], 3).tolist() == [target.classes.tolist()] * 3
     # Without S2 cells a place is the nearest class.
     assert ask("-33.9,151.2", classes=PLACES).classes.tolist() == [CAIRNS]
@@ -68,7 +68,7 @@ def test_words_that_name_a_contrast() -> None:
     pair, region = target.weights[0].numpy()
     assert (pair[PORTO], pair[PERTH], np.abs(pair).sum()) == (1, -1, 2)
     assert region[PERTH] == -1 and region[PORTO] == 1 and (region > 0).sum() > 1
-    assert (target.classes < -1).all()  # neither the best class nor any other
+    assert (target.classes < -len(CELLS)).all()  # neither a class nor a rank
 
 
 def test_the_truth_differs_from_photo_to_photo() -> None:
@@ -79,6 +79,8 @@ def test_the_truth_differs_from_photo_to_photo() -> None:
     # The third is in no cell: the nearest class, over the ocean. The last two only fill the batch.
     nearest = CellTable.from_classes(PLACES).holding(-45.0, -120.0)
     assert asked[:, 1].tolist() == [PORTO, PERTH, nearest, nearest, nearest]
+    asked = ask("truth", "top", "3", "top").targets(photos, 3)
+    assert asked.tolist() == [[c, -1, 3, -2] for c in (PORTO, PERTH, nearest)]
     with pytest.raises(ValueError, match=r"got none for 'a\.jpg'; .* in the list, or with --truth"):
         target.targets([Photo(41.0, None)], 1)
 
@@ -86,7 +88,6 @@ def test_the_truth_differs_from_photo_to_photo() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("truth", "top"), "top before the other targets"),
         (("truth", "under:1"), "top and truth beside classes alone"),
         (("top", "1-not-2"), "top and truth beside classes alone"),
         (("top-not-2",), "differs from photo to photo"),
@@ -114,9 +115,9 @@ def test_classes_without_places_have_numbers_alone() -> None:
     for word in ("truth", "1,2", "under:1"):
         with pytest.raises(ValueError, match="--classes"):
             ask(word, classes=None)
-        with pytest.raises(ValueError, match="without places"):
+        with pytest.raises(ValueError, match="without locations"):
             ask(word, classes=ClassTable(names=PLACES.names))
-    with pytest.raises(ValueError, match="S2 tokens, got places alone"):
+    with pytest.raises(ValueError, match="S2 tokens, got locations alone"):
         ask("under:1", classes=PLACES)
     explainer: Any = SimpleNamespace(classes=None, spec=CamSpec(), num_classes=36)
     assert read_location_target((), explainer) is None

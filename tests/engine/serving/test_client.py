@@ -81,12 +81,13 @@ def test_requests(planet: ServedModel, tiny: Callable[[str], ServedModel]) -> No
         ("targets", "INT64", [2, 2]),
     ]
     assert inputs[0]._get_binary_data() == images.tobytes()
-    assert inputs[1]._get_binary_data() == np.full((2, 2), -1).tobytes()
+    assert inputs[1]._get_binary_data() == np.array([[-1, -2]] * 2).tobytes()
     assert client.make_feed(settings, images, [3, -2])["targets"].tolist() == [[3, -2]] * 2
     with pytest.raises(ValueError, match="2 --targets, got 1"):
         client.make_feed(settings, images, [3])
-    with pytest.raises(ValueError, match="below 36"):
-        client.make_feed(settings, images, [3, 36])
+    for wrong in (36, -37):
+        with pytest.raises(ValueError, match="from -36 to 35"):
+            client.make_feed(settings, images, [3, wrong])
     none, regions = (client.read_settings(tiny(k).path) for k in ("none", "weights"))
     assert list(client.make_feed(none, images)) == ["images"]
     with pytest.raises(ValueError, match="best classes only"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from combicam import (
     export_triton_repository,
 )
 from combicam.engine.explain.artifact_verify import TOLERANCES
-from combicam.engine.serving import triton_repository
+from combicam.engine.serving import client, triton_repository
 
 
 def tiny() -> nn.Module:
@@ -38,6 +40,26 @@ def test_labels(tmp_path: Path) -> None:
     assert text.splitlines() == ["one line", "1", "Zürich", "d"]
     readme = (found.path / "README.md").read_text()
     assert "| `logits` | FP32 | [B, 4] |" in readme and "`targets`" not in readme
+
+
+def test_the_readme_says_what_targets_are(tmp_path: Path) -> None:
+    explainer = Explainer(tiny(), (16, 16), layers="last", targets=2)
+    served = [
+        export_triton_repository(explainer, tmp_path, name=kind, target_input=kind, verify=0).path
+        for kind in ("classes", "weights")
+    ]
+    classes, weights = ((path / "README.md").read_text() for path in served)
+    assert "-2 the second best, and so on to -4" in classes and "[-1, -2] asks" in classes
+    assert "photo.jpg --url localhost:8000\n" in classes
+    assert "regions or contrasts" in weights and "< 0 against" in weights
+    # The client explains no regions unless it is told which.
+    settings = client.read_settings(served[1])
+    images = np.zeros((1, 3, 16, 16), np.float32)
+    command = re.search(r"client\.py photo\.jpg --url localhost:8000 --targets (.+)", weights)
+    assert command is not None
+    client.make_feed(settings, images, [int(c) for c in command[1].split()])
+    with pytest.raises(ValueError, match="name their classes"):
+        client.make_feed(settings, images)
 
 
 def test_half_precision_is_served_as_float32(tmp_path: Path) -> None:
@@ -58,6 +80,7 @@ def test_half_precision_is_served_as_float32(tmp_path: Path) -> None:
         ({"max_batch_size": 0}, ">= 1, got 0; pass"),
         ({"max_batch_size": -4}, ">= 1, got -4; pass"),
         ({"max_batch_size": 2.5}, "an int, got 2.5"),
+        ({"target_input": "weight"}, "target_input in .*'weights'.*got 'weight'"),
     ],
 )
 def test_what_the_server_would_refuse(options: Any, words: str, tmp_path: Path) -> None:

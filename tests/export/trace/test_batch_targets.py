@@ -10,6 +10,7 @@ from torch import nn
 
 from combicam.export.spec import CamSpec
 from combicam.export.trace.batch_targets import HARVEST, SEED
+from combicam.export.trace.scores import best_classes
 from combicam.export.trace.snapshot import snapshot
 from combicam.export.trace.trace import trace
 
@@ -71,7 +72,7 @@ def test_a_batch_elsewhere_takes_a_backward_per_target() -> None:
     model = snapshot(BatchSecond().double())
     spec = CamSpec(layers=("stem",), targets=2)
     images = torch.randn(3, 3, *SIZE)
-    found = trace(model, spec, SIZE).module(images, torch.full((3, 2), -1))
-    expected = trace(model, spec, SIZE, batched=False).module(images, torch.full((3, 2), -1))
+    found = trace(model, spec, SIZE).module(images, best_classes(3, 2))
+    expected = trace(model, spec, SIZE, batched=False).module(images, best_classes(3, 2))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from combicam.export.trace.scores import target_scores
+from combicam.export.trace.scores import (
+    MOST_RANKS,
+    best_classes,
+    explained_classes,
+    last_rank,
+    target_scores,
+)
 
 SCORES = ["logit", "prob", "logprob"]
 
@@ -109,3 +115,32 @@ def test_no_weight_at_all_is_not_a_number(score: str) -> None:
     v[1] = 0
     y = target_scores(logits, v, score, "weights", 1)[0]
     assert y[0].isfinite() and y[1].isnan()
+
+
+def test_ranks_are_numpys_indices_of_the_sorted_classes() -> None:
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(-9, 9, (4, 25), generator=torch.Generator().manual_seed(1))
+    order = logits.numpy().argsort(-1)
+    found = explained_classes(logits, targets[:, :7], 7)
+    for b in range(4):
+        for k in range(7):
+            t = int(targets[b, k])
+            assert int(found[b, k]) == (order[b][t] if t < 0 else t)
+    best = best_classes(4, 7)
+    assert best.tolist() == [[-1, -2, -3, -4, -5, -6, -7]] * 4 and best.is_contiguous()
+    assert torch.equal(explained_classes(logits, best, 7), explained_classes(logits, None, 7))
+
+
+def test_many_classes_are_not_ranked_to_the_last() -> None:
+    classes = 2 * MOST_RANKS
+    logits = torch.randperm(classes, generator=torch.Generator().manual_seed(0))[None].float()
+    order = logits[0].argsort()
+    targets = torch.tensor([[-1, -MOST_RANKS, -MOST_RANKS - 1, -classes, 5]])
+    last = order[-MOST_RANKS]
+    expected = torch.stack([order[-1], last, last, last, torch.tensor(5)])
+    assert torch.equal(explained_classes(logits, targets, 5)[0], expected)
+    assert last_rank(classes, 5) == MOST_RANKS and last_rank(9, 5) == 9
+    # But K best classes are always there.
+    many = MOST_RANKS + 10
+    found = explained_classes(logits, best_classes(1, many), many)
+    assert torch.equal(found[0], order.flip(0)[:many])

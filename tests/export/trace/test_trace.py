@@ -12,8 +12,10 @@ from cam_oracle import METHODS, acts_and_grads, calibrated, combi_cam
 from torch import Tensor, nn
 
 from combicam import CamSpec, LoadedModel, TraceError
+from combicam.export.trace.probe import LayerInfo
+from combicam.export.trace.scores import best_classes
 from combicam.export.trace.snapshot import snapshot
-from combicam.export.trace.trace import JointGraph, trace
+from combicam.export.trace.trace import JointGraph, Signature, trace
 
 SIZE = (64, 96)
 
@@ -23,7 +25,7 @@ def joint_of(model: nn.Module, size: tuple[int, int] = SIZE, **spec: object) -> 
 
 
 def top(joint: JointGraph, images: Tensor) -> list[Tensor]:
-    return list(joint.module(images, torch.full((len(images), joint.spec.targets), -1)))
+    return list(joint.module(images, best_classes(len(images), joint.spec.targets)))
 
 
 def check_against_oracle(model: nn.Module, size: tuple[int, int], layers: str = "blocks") -> None:
@@ -266,3 +268,20 @@ def test_the_region_of_all_classes_is_flat(demo_model: LoadedModel) -> None:
     _, _, scores, heatmaps, ranges = joint.module(torch.randn(2, 3, 160, 160), torch.ones(2, 1, 36))
     torch.testing.assert_close(scores, torch.ones(2, 1))
     assert heatmaps.isfinite().all() and ranges.isfinite().all() and ranges.abs().max() < 1e-20
+
+
+@pytest.mark.parametrize("word", ["weight", "class", "", "Classes", None])
+def test_words_that_say_nothing_of_targets(word: str) -> None:
+    model = snapshot(nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    expected = rf"target_input in \['none', 'classes', 'weights'\], got {word!r}"
+    with pytest.raises(ValueError, match=expected):
+        trace(model, CamSpec(layers=("0",)), (8, 8), target_input=word)
+    with pytest.raises(ValueError, match=expected):
+        Signature((8, 8), 2, target_input=word)
+
+
+def test_words_that_say_nothing_of_a_tensor() -> None:
+    with pytest.raises(ValueError, match=r"dtype in .*'float16'.*, got 'half'"):
+        Signature((8, 8), 2, dtype="half")
+    with pytest.raises(ValueError, match=r"layer '4\.1': expected layout in .*got 'channels-last'"):
+        LayerInfo("4.1", "Block", 8, 4, 4, "channels-last")
