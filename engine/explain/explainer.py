@@ -248,8 +248,13 @@ class Explainer:
 
     @cached_property
     def score_network(self) -> Network:
-        """Normalised images [N,3,H,W] -> logits float32 [N,n]; traced when first asked for."""
-        return score_network(self)
+        """Normalised images [N,3,H,W] -> logits float32 [N,n]; traced when first asked for.
+
+        An exported file holds scores and maps in one graph, and computes both.
+        """
+        if isinstance(self.session, ModelSession):
+            return score_network(self.session)
+        return lambda images: self(images).logits
 
     def fingerprint(self) -> dict[str, Any]:
         """What determines the results: weights, spec, layers, preprocessing, precision, version."""
