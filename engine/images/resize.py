@@ -78,7 +78,7 @@ def resize(
     scaled = scaled_size(photo, preprocess)
     if preprocess.interpolation not in _TORCH or math.prod(scaled) > _MOST_WASTE * width * height:
         upright = Image.fromarray(np.ascontiguousarray(turned(pixels, orientation)))
-        box = kept_box(upright.size, scaled, (width, height))
+        box = visible_box(upright.size, preprocess)
         return np.array(upright.resize((width, height), FILTERS[preprocess.interpolation], box=box))
     whole = turned(_scaled(pixels, scaled, orientation, preprocess.interpolation), orientation)
     left, top = _start(scaled[0], width), _start(scaled[1], height)
@@ -138,20 +138,27 @@ def _start(scaled: int, kept: int) -> int:
     return round((scaled - kept) / 2)
 
 
-def kept_box(
-    photo: tuple[int, int], scaled: tuple[int, int], kept: tuple[int, int]
+def visible_box(
+    photo: tuple[int, int], preprocess: Preprocess | None
 ) -> tuple[float, float, float, float]:
-    """What part of a photo its scaled image's centre shows: left, top, right, bottom.
+    """Which part of a photo the network sees: left, top, right, bottom, in the photo's own pixels.
 
-    Resizing only that part gives the same pixels; resizing all of it would make an image of
-    60000x1 pixels a billion pixels large.
+    Resizing only that part gives the network's input; resizing all of it first would make an image
+    of 60000x1 pixels a billion pixels large.
 
     Args:
-        photo, scaled, kept: (width, height), pixels.
+        photo: (width, height) of the upright photo, pixels.
+        preprocess: of the network; None where it sees whole photos.
+
+    Returns:
+        Pixels, with fractions; (0, 0, width, height) unless ``resize`` is ``crop``.
     """
+    if preprocess is None or preprocess.resize != "crop":
+        return 0.0, 0.0, float(photo[0]), float(photo[1])
     starts, ends = [], []
-    for original, resized, side in zip(photo, scaled, kept, strict=True):
-        start = _start(resized, side)
-        starts.append(start * original / resized)
-        ends.append(min((start + side) * original / resized, float(original)))
+    kept = preprocess.input_size[::-1]
+    for original, scaled, side in zip(photo, scaled_size(photo, preprocess), kept, strict=True):
+        start = _start(scaled, side)
+        starts.append(start * original / scaled)
+        ends.append(min((start + side) * original / scaled, float(original)))
     return starts[0], starts[1], ends[0], ends[1]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from combicam.engine.images.resize import kept_box, scaled_size
+from combicam.engine.images.resize import visible_box
 from combicam.engine.inputs.entry import uri_path
 from combicam.engine.run.open_run import OpenRun, open_run
 from combicam.errors import MissingExtra, RunError
@@ -102,11 +102,8 @@ def over_photo(
     Returns:
         uint8 [h',w'] over the whole photo, on the same grid, rounded to its cells.
     """
-    if preprocess is None or preprocess.resize != "crop":
-        return heatmap
     rows, columns = heatmap.shape
-    size = preprocess.input_size[::-1]
-    left, top, right, bottom = kept_box(photo, scaled_size(photo, preprocess), size)
+    left, top, right, bottom = visible_box(photo, preprocess)
     across, down = (right - left) / columns, (bottom - top) / rows
     x, y = round(left / across), round(top / down)
     shape = max(y + rows, round(photo[1] / down)), max(x + columns, round(photo[0] / across))

@@ -18,7 +18,7 @@ from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.targets import Targets
 from combicam.engine.geo.location_target import LocationTarget
 from combicam.engine.images.decode import MAX_PIXELS, DecodeConfig, decode_image
-from combicam.engine.images.resize import kept_box, scaled_size
+from combicam.engine.images.resize import visible_box
 from combicam.export.preprocess import Preprocess
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
@@ -77,7 +77,7 @@ class PhotoPictures:
         size = Preprocess((seen.height, seen.width), resize="squash")
         pixels = decode_image(data, size, self._decode).pixels
         explanation = self._explain(seen.pixels)
-        box = seen_box((seen.width, seen.height), self._explainer.preprocess)
+        box = _seen_pixels((seen.width, seen.height), self._explainer.preprocess)
         names = self._names(explanation)
         found = []
         for k, heat in enumerate(explanation.heatmaps[0].float().cpu().numpy()):
@@ -110,17 +110,9 @@ class PhotoPictures:
         return [word if target < 0 else name for target, name, word in asked]
 
 
-def seen_box(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, int, int, int]:
-    """What part of a photo the network saw: left, top, right, bottom, whole pixels.
-
-    Args:
-        photo: (width, height) of the upright photo, pixels.
-        preprocess: of the network.
-    """
-    if preprocess.resize != "crop":
-        return 0, 0, *photo
-    kept = preprocess.input_size[::-1]
-    left, top, right, bottom = kept_box(photo, scaled_size(photo, preprocess), kept)
+def _seen_pixels(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, int, int, int]:
+    """The visible box in whole pixels, one at least."""
+    left, top, right, bottom = visible_box(photo, preprocess)
     x, y = min(round(left), photo[0] - 1), min(round(top), photo[1] - 1)
     return x, y, max(x + 1, round(right)), max(y + 1, round(bottom))
 

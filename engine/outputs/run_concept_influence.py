@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from combicam.engine.images.resize import kept_box, scaled_size
+from combicam.engine.images.resize import visible_box
 from combicam.engine.outputs.concept_influence import (
     TOP_PIXELS,
     Box,
@@ -29,7 +29,6 @@ from combicam.export.preprocess import Preprocess
 ALL, NO_GROUP = "all", "(none)"
 # Concept -> influence and share of the image, of all images that have it.
 _Found = dict[int, "tuple[array[float], array[float]]"]
-_WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,8 @@ def _mask_path(folder: Path, identity: str) -> Path | None:
 
 def _seen(row: dict[str, Any], preprocess: Preprocess | None) -> Box:
     """The part of a photo that the network saw, as shares of its width and height."""
-    if preprocess is None or preprocess.resize != "crop":
-        return _WHOLE
     width, height = photo = (row["width"], row["height"])
-    size = preprocess.input_size[::-1]
-    left, top, right, bottom = kept_box(photo, scaled_size(photo, preprocess), size)
+    left, top, right, bottom = visible_box(photo, preprocess)
     return left / width, top / height, right / width, bottom / height
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from combicam.engine.images.resize import visible_box
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.report.packed_maps import pack_maps
-from combicam.engine.report.thumbnails import RunFacts, picture, seen_box
+from combicam.engine.report.thumbnails import RunFacts, picture
 from combicam.engine.run.open_run import OpenRun
 from combicam.engine.shards.status import OK
 
@@ -147,7 +148,7 @@ def _card(row: Mapping[str, Any], entry: Entry, run: OpenRun, facts: RunFacts) -
         "scores": [_plain(score) for score in row["scores"]],
         "ranges": [[_plain(a), _plain(b)] for a, b in zip(row["low"], row["high"], strict=True)],
         "flat": row["flat"],
-        "box": seen_box(photo, facts.preprocess),
+        "box": _shares(visible_box(photo, facts.preprocess), photo),
         "maps": pack_maps(row, run.maps),
     }
     if row.get("places"):
@@ -155,6 +156,13 @@ def _card(row: Mapping[str, Any], entry: Entry, run: OpenRun, facts: RunFacts) -
             {key: _plain(value) for key, value in place.items()} for place in row["places"]
         ]
     return card | picture(entry, photo, facts.max_pixels)
+
+
+def _shares(box: tuple[float, float, float, float], photo: tuple[int, int]) -> list[float]:
+    """Left, top, width and height of a box, as shares of the photo's width and height."""
+    (left, top, right, bottom), (width, height) = box, photo
+    shares = (left / width, top / height, (right - left) / width, (bottom - top) / height)
+    return [round(share, 5) for share in shares]
 
 
 def _plain(value: Any) -> Any:

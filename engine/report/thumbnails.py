@@ -1,4 +1,4 @@
-"""A photo as a small picture, and the part of it that the network saw."""
+"""A photo as a small picture, and what the run's record says of photos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 
 from combicam.engine.images.decode import MAX_PIXELS, DecodeConfig
-from combicam.engine.images.resize import kept_box, scaled_size
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.pipeline.load import load
 from combicam.engine.run.open_run import OpenRun
@@ -69,19 +68,3 @@ def picture(entry: Entry, photo: tuple[int, int], max_pixels: int) -> dict[str, 
     if (loaded.record.width, loaded.record.height) != photo:
         found["gone"] = "another photo lies there now: its size is not that of the run's"
     return found
-
-
-def seen_box(photo: tuple[int, int], preprocess: Preprocess | None) -> list[float]:
-    """Left, top, width and height of what the network saw, as shares of the photo.
-
-    Args:
-        photo: (width, height), pixels.
-        preprocess: of the run; None for whole photos.
-    """
-    if preprocess is None or preprocess.resize != "crop":
-        return [0.0, 0.0, 1.0, 1.0]
-    kept = preprocess.input_size[::-1]
-    left, top, right, bottom = kept_box(photo, scaled_size(photo, preprocess), kept)
-    width, height = photo
-    box = (left / width, top / height, (right - left) / width, (bottom - top) / height)
-    return [round(value, 5) for value in box]

@@ -10,7 +10,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, scaled_size, turned
+from combicam.engine.images.resize import (
+    ORIENTATIONS,
+    fast_scale,
+    resize,
+    scaled_size,
+    turned,
+    visible_box,
+)
 from combicam.export.preprocess import Preprocess
 
 SIZES = [(1, 1), (7, 63), (64, 48), (37, 91), (300, 20), (160, 213), (213, 160)]
@@ -136,3 +143,24 @@ def test_long_photos_are_cropped_before_they_are_scaled() -> None:
 def test_twice_the_size_is_left(photo_size: tuple[int, int], scale: int) -> None:
     assert fast_scale(photo_size, Preprocess((224, 224))) == scale
     assert fast_scale(photo_size[::-1], Preprocess((224, 224))) == scale
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 500), (200, 200), (4000, 3)])
+@pytest.mark.parametrize("resize_", ["squash", "crop", "short-side"])
+def test_the_visible_box_is_what_the_input_shows(size: tuple[int, int], resize_: str) -> None:
+    """Resizing that box alone, with Pillow, gives the network's input."""
+    preprocess = Preprocess((56, 40), resize=resize_, crop_pct=0.8)
+    pixels = photo(*size)
+    height, width = preprocess.size_of(*size)
+    box = visible_box(size, preprocess)
+    alone = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    assert difference(resize(pixels, 1, size, preprocess), np.asarray(alone)) <= 2
+    assert (box == (0, 0, *size)) == (resize_ != "crop")
+    assert visible_box(size, None) == (0, 0, *size)
+
+
+def test_the_visible_box_by_hand() -> None:
+    # 640x480 covers 100x100 as 133x100; the centre of 80x80 begins at column 26.5, rounded to 26.
+    left, top, right, bottom = visible_box((640, 480), Preprocess((80, 80), crop_pct=0.8))
+    assert (left, right) == pytest.approx((26 * 640 / 133, 106 * 640 / 133))
+    assert (top, bottom) == pytest.approx((48, 432))

@@ -13,7 +13,7 @@ from PIL import Image
 from combicam import CellTable, LoadedModel, cli
 from combicam.demo.planet import postcard
 from combicam.engine.geo.location_target import TRUTH, LocationTarget
-from combicam.engine.outputs.photo_overlay import PhotoPictures, seen_box
+from combicam.engine.outputs.photo_overlay import PhotoPictures, _seen_pixels
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run_images
 from combicam.export.classes.classes import ClassTable
@@ -73,7 +73,7 @@ def test_command_draws_each_photo_and_names_bad_ones(
     assert captured.out.count("same.jpg") == 4
     picture = np.asarray(Image.open(tmp_path / "out" / "same.overlay.png"))
     assert picture.shape == (400, 300, 3)  # upright
-    left, top, right, bottom = seen_box((300, 400), Preprocess((160, 160), resize="crop"))
+    left, top, right, bottom = _seen_pixels((300, 400), Preprocess((160, 160), resize="crop"))
     assert bottom - top == right - left == pytest.approx(300 * 0.875, abs=2)
     assert (picture[top, left:right] == 255).all() and (picture[top:bottom, left] == 255).all()
     assert not (picture[:top] == 255).all(-1).any(-1).all()
@@ -99,10 +99,10 @@ def test_a_photo_alone_does_not_know_where_it_was_taken(demo_model: LoadedModel,
 
 def test_the_whole_photo_is_seen_unless_it_is_cropped() -> None:
     whole = Preprocess((160, 160), resize="squash")
-    assert seen_box((640, 480), whole) == (0, 0, 640, 480)
+    assert _seen_pixels((640, 480), whole) == (0, 0, 640, 480)
     full = Preprocess((160, 160), resize="crop", crop_pct=1.0)
-    assert seen_box((640, 320), full) == (160, 0, 480, 320)
-    thin = seen_box((60_000, 1), full)
+    assert _seen_pixels((640, 320), full) == (160, 0, 480, 320)
+    thin = _seen_pixels((60_000, 1), full)
     assert thin[2] - thin[0] >= 1 and thin[3] == 1
 
 
