@@ -29,7 +29,7 @@ class Config:
     Args:
         run: run directory.
         masks: folder of label maps, PNG of one channel over the whole photo; of the photo a/b.jpg
-            it is a/b.png or a/b.jpg.png.
+            it is a/b.jpg.png or a/b.png, of x.tar::b.jpg in x.tar/.
         names: CSV with the columns label and name; several labels may have one name, others are no
             concepts.
         k: how many of a heatmap's pixels count, at the size of the model's input.

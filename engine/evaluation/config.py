@@ -38,8 +38,9 @@ class EvaluateConfig:
         metrics: how maps are measured.
         compute: device, precision and backend.
         images: how many images, drawn at random; None for all.
-        masks: folder of PNG masks of the evidence, not 0 inside, named as the image's id with
-            ``.png`` for its suffix; they cover the whole upright photo. For pointing, energy, IoU.
+        masks: folder of PNG masks of the evidence, not 0 inside, over the whole
+            upright photo; of the image a/b.jpg it is a/b.jpg.png or a/b.png, of x.tar::b.jpg in
+            x.tar/. For pointing, energy, IoU.
         randomisation: also compare the maps of the first batch with those of networks whose layers
             forget their weights from the top, in so many steps; 0 for not.
         batch_size: images at once, and most forward passes at once.

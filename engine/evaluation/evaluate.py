@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from combicam.engine.evaluation.baseline_maps import edge_control, random_control
 from combicam.engine.evaluation.config import EvaluateConfig
-from combicam.engine.evaluation.masks import mask_path, read_mask
+from combicam.engine.evaluation.masks import read_evidence
 from combicam.engine.evaluation.methods import STORED, another, contestants
 from combicam.engine.evaluation.metrics import Metrics, seeds_of
 from combicam.engine.evaluation.randomisation import RandomisedStep, randomisation_check
@@ -32,6 +32,7 @@ from combicam.engine.evaluation.samples import (
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ModelSession
 from combicam.engine.images.decode import DecodeConfig
+from combicam.engine.inputs.masks import find_mask
 from combicam.engine.pipeline.load import Loaded
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.open_run import OpenRun, open_run
@@ -226,14 +227,17 @@ def _mask(
     """The evidence; a mask that cannot be read is noted, and the rest is measured."""
     if config.masks is None:
         return None
+    path = find_mask(config.masks, sample.entry.id)
+    if path is None:
+        row["mask"] = False
+        return None
     photo = (item.record.width or 0, item.record.height or 0)
     try:
-        path = mask_path(config.masks, sample.entry.id)
-        mask = read_mask(path, photo, evaluator.explainer.preprocess)
+        mask = read_evidence(path, photo, evaluator.explainer.preprocess)
     except DecodeError as error:
         row["error"] = str(error)
         return None
-    row["mask"] = mask is not None
+    row["mask"] = True
     return mask
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from combicam.engine.images.resize import visible_box
+from combicam.engine.inputs.masks import find_mask, read_mask
 from combicam.engine.outputs.concept_influence import (
     TOP_PIXELS,
     Box,
@@ -23,6 +23,7 @@ from combicam.engine.outputs.concept_influence import (
     shares,
 )
 from combicam.engine.run.open_run import OpenRun, open_run
+from combicam.errors import DecodeError
 from combicam.export.classes.tables import readable
 from combicam.export.preprocess import Preprocess
 
@@ -63,7 +64,7 @@ def run_influence(
     Args:
         run: run directory.
         masks: folder of label maps, PNG with one channel, over the whole upright photo, at any
-            size; of the photo ``a/b.jpg`` it is ``a/b.png`` or ``a/b.jpg.png``.
+            size; named as :func:`~combicam.engine.inputs.masks.find_mask` says.
         names: CSV with the columns label and name; labels of one name are one concept, others are
             none.
         k: how many of the heatmap's pixels count, at the size of the model's input.
@@ -84,13 +85,13 @@ def run_influence(
     counts = {"images": 0, "without_mask": 0, "flat": 0}
     preprocess = opened.preprocess
     for row, heatmap, flat in _explained(opened):
-        path = _mask_path(Path(masks), row["id"])
+        path = find_mask(Path(masks), row["id"])
         kind = "flat" if flat else "images" if path is not None else "without_mask"
         counts[kind] += 1
         if flat or path is None:
             continue
         size = (heatmap.shape[0], heatmap.shape[1])
-        mask = concepts.number(resized_labels(read_mask(path), size, _seen(row, preprocess)))
+        mask = concepts.number(resized_labels(_read_labels(path), size, _seen(row, preprocess)))
         influence, area = shares(heatmap, mask, k, numbers)
         group = found.setdefault(group_of.get(row["id"], NO_GROUP), {})
         for i in map(int, np.flatnonzero(~np.isnan(influence))):
@@ -123,17 +124,16 @@ class _Concepts:
         return np.where(self._labels[at] == mask, self._numbers[at], len(self.names))
 
 
-def read_mask(path: Path) -> NDArray[Any]:
+def _read_labels(path: Path) -> NDArray[Any]:
     """A label map [h,w].
 
     Raises:
         ValueError: a file that is no image of one channel of integers.
     """
     try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"influence: expected a PNG, got {error} ({path})") from error
+        labels = read_mask(path)
+    except DecodeError as error:
+        raise ValueError(f"influence: {error}") from error
     if labels.ndim != 2:
         raise ValueError(
             f"influence: expected a label map of one channel, got {labels.shape} in {path}; "
@@ -152,12 +152,6 @@ def _explained(opened: OpenRun) -> Iterator[tuple[dict[str, Any], NDArray[np.flo
             # Bytes may be constant where the map itself was not, quite.
             heatmap = shard.heatmap(i)[0]
             yield rows[i], heatmap, bool(shard.flat[i, 0] or heatmap.min() == heatmap.max())
-
-
-def _mask_path(folder: Path, identity: str) -> Path | None:
-    named = folder / identity.lstrip("/")
-    candidates = (named.with_suffix(".png"), named.with_name(named.name + ".png"))
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def _seen(row: dict[str, Any], preprocess: Preprocess | None) -> Box:

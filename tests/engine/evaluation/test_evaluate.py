@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from PIL import Image
 
 from combicam import EvaluateConfig, MetricSettings, ModelConfig, cli, open_run
 from combicam.engine.evaluation.evaluate import evaluate
-from combicam.engine.evaluation.masks import mask_path, read_mask
+from combicam.engine.evaluation.masks import read_evidence
 from combicam.engine.evaluation.methods import check_network, contestants
 from combicam.engine.evaluation.metrics import METRICS
 from combicam.engine.evaluation.samples import input_samples
+from combicam.engine.outputs.run_concept_influence import run_influence
 from combicam.errors import DecodeError, RunError
 from combicam.export.preprocess import Preprocess
 
@@ -179,21 +182,37 @@ def test_a_draw_is_the_same_again(planet: Path) -> None:
 def test_masks_are_cropped_as_their_photos_are(tmp_path: Path) -> None:
     mask = np.zeros((50, 100), np.uint8)
     mask[:, 45:55] = 3  # a label of one column in the middle
-    path = mask_path(tmp_path, "a.tar::b.jpg")
-    assert path == tmp_path / "a.tar" / "b.png"
-    path.parent.mkdir()
+    path = tmp_path / "b.png"
     Image.fromarray(mask).save(path)
     crop = Preprocess((20, 20), resize="crop", crop_pct=1.0)
     squash = Preprocess((20, 20), resize="squash")
     # The photo is twice as large as its mask.
     for preprocess, share in ((crop, 0.2), (squash, 0.1)):
-        found = read_mask(path, (200, 100), preprocess)
-        assert found is not None and found.shape == (20, 20)
+        found = read_evidence(path, (200, 100), preprocess)
+        assert found.shape == (20, 20)
         assert found.mean() == pytest.approx(share, abs=0.051) and found[:, 9:11].all()
-    assert read_mask(tmp_path / "none.png", (200, 100), crop) is None
     path.write_bytes(b"no png")
     with pytest.raises(DecodeError, match="expected a PNG"):
-        read_mask(path, (200, 100), crop)
+        read_evidence(path, (200, 100), crop)
+
+
+def test_a_folder_of_masks_serves_evaluate_and_influence(planet: Path, tmp_path: Path) -> None:
+    run, masks, names = str(tmp_path / "run"), tmp_path / "masks", tmp_path / "names.csv"
+    (masks / "s.tar").mkdir(parents=True)
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for i in (0, 1, 5):
+            tar.add(planet / "photos" / f"p{i}.png", f"p{i}.png")
+    for i, name in ((0, "p0.png.png"), (1, "p1.png")):
+        shutil.copy(planet / "masks" / f"p{i}.png", masks / "s.tar" / name)
+    names.write_text("label,name\n255,evidence\n0,rest\n")
+    cli.main(["run", str(tmp_path / "s.tar"), "-o", run, "-m", MODEL, "--no-progress"])
+    metrics = MetricSettings(steps=2)
+    config = EvaluateConfig(
+        run, ModelConfig(MODEL), metrics=metrics, masks=masks, randomisation=0, progress=False
+    )
+    assert evaluate(config).summary["with_mask"] == 2
+    influence = run_influence(run, masks, names, 10)
+    assert (influence.images + influence.flat, influence.without_mask) == (2, 1)
 
 
 @pytest.mark.parametrize(
