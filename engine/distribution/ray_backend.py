@@ -16,7 +16,8 @@ from combicam.engine.distribution.executor import Ready, WorkerLost, shards_ahea
 from combicam.engine.distribution.worker import ShardWorker, WorkerTask
 from combicam.engine.run.config import DistributionConfig
 from combicam.engine.run.work import ShardReport, ShardWork
-from combicam.errors import MissingExtra, RunError, first_line
+from combicam.errors import RunError, first_line
+from combicam.requirements import require
 
 LOCAL = "local"
 _CPUS = 4
@@ -40,7 +41,7 @@ class RayBackend:
 
     def __init__(self, task: WorkerTask) -> None:
         asked = task.config.distribution
-        self._ray = _import_ray()
+        self._ray = require("ray", extra="ray", operation="run")
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
             self._connect(asked.ray or LOCAL)
@@ -159,13 +160,3 @@ def fitted(machines: list[dict[str, float]], on_gpus: bool, cpus: int | None) ->
             "ray_cpus, or another cluster"
         )
     return Room(actors, cpus or 1, gpus)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtra(
-            f"run: expected Ray to be installed, got {error}; run: pip install 'combicam[ray]'"
-        ) from error
-    return ray

@@ -15,7 +15,7 @@ from combicam.engine.drawing.colormaps import colormap
 from combicam.engine.drawing.drawable import Drawable
 from combicam.engine.drawing.notebook import probability
 from combicam.engine.drawing.overlay import display_range, overlay, scale_heat
-from combicam.errors import MissingExtra
+from combicam.requirements import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,14 +188,9 @@ def _shortened(text: str, inches: float) -> str:
 
 
 def _import_matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib.colors import ListedColormap
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra(
-            f"figure: expected matplotlib to be installed, got {error}; run: "
-            "pip install 'combicam[figures]'"
-        ) from error
+    require("matplotlib.figure", extra="figures", operation="figure")
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
 
     class ShownFigure(Figure):
         """Jupyter shows it, also before pyplot was imported."""

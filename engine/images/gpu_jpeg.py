@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from combicam.engine.images.jpeg import JPEGS
-from combicam.errors import MissingExtra
+from combicam.requirements import require
 
 _MODES = ("RGB", "L")
 # Chroma between samples is interpolated as libjpeg does; nvJPEG's default repeats samples.
@@ -30,14 +30,7 @@ def nvimgcodec() -> Any:
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
-        from nvidia import nvimgcodec
-    except ImportError as error:
-        raise MissingExtra(
-            f"decode: expected nvImageCodec to be installed for decoder='gpu', got {error}; run: "
-            "pip install 'combicam[gpu-decode]'"
-        ) from error
-    return nvimgcodec
+    return require("nvidia.nvimgcodec", extra="gpu-decode", operation="decode, decoder='gpu'")
 
 
 def check_gpu_decoding(device: torch.device) -> None:

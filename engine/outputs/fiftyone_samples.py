@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from combicam.engine.images.resize import visible_box
 from combicam.engine.inputs.entry import uri_path
 from combicam.engine.run.open_run import OpenRun, open_run
-from combicam.errors import MissingExtra, RunError
+from combicam.errors import RunError
 from combicam.export.preprocess import Preprocess
+from combicam.requirements import require
 
 
 def write_fiftyone(run: str | Path, name: str) -> int:
@@ -30,7 +31,7 @@ def write_fiftyone(run: str | Path, name: str) -> int:
         MissingExtra, RunError: see :func:`fiftyone_samples`.
         ValueError: FiftyOne has a dataset of that name.
     """
-    fo = _import_fiftyone()
+    fo = require("fiftyone", extra="fiftyone", operation="fiftyone")
     samples = fiftyone_samples(run)
     dataset = fo.Dataset(name, persistent=True)
     dataset.add_samples(samples)
@@ -52,7 +53,8 @@ def fiftyone_samples(run: str | Path) -> Iterator[Any]:
         MissingExtra: FiftyOne is not installed.
         RunError: no committed shards, or photos inside of tars, which FiftyOne cannot show.
     """
-    fo, opened = _import_fiftyone(), open_run(run)
+    fo = require("fiftyone", extra="fiftyone", operation="fiftyone")
+    opened = open_run(run)
     first = opened.table(["id", "uri"]).slice(0, 1).to_pylist()[0]
     if "::" in first["id"] and first["uri"].endswith(".tar"):
         raise RunError(
@@ -112,12 +114,3 @@ def over_photo(
     return whole
 
 
-def _import_fiftyone() -> Any:
-    try:
-        import fiftyone
-    except ImportError as error:
-        raise MissingExtra(
-            f"fiftyone: expected FiftyOne to be installed, got {error}; run: "
-            "pip install 'combicam[fiftyone]'"
-        ) from error
-    return fiftyone

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from combicam.engine.run.status import RunStatus
-from combicam.errors import MissingExtra
+from combicam.requirements import require
 
 
 def write_metrics(status: RunStatus, path: str | Path) -> None:
@@ -23,13 +23,9 @@ def write_metrics(status: RunStatus, path: str | Path) -> None:
         MissingExtra: prometheus_client is not installed.
         ValueError: another suffix, or a folder that does not exist.
     """
-    try:
-        from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-    except ImportError as error:
-        raise MissingExtra(
-            f"status: expected prometheus_client to be installed, got {error}; run: "
-            "pip install 'combicam[metrics]'"
-        ) from error
+    require("prometheus_client", extra="metrics", operation="status")
+    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
     path = Path(path)
     if path.suffix != ".prom" or not path.parent.is_dir():
         raise ValueError(

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 from tyro.constructors import PrimitiveConstructorSpec
 
-from combicam.errors import MissingExtra, RunError, first_line
+from combicam.errors import RunError, first_line
+from combicam.requirements import require
 
-SCHEMES = ("s3", "gs")
+# Of a store's paths -> the module of its client.
+SCHEMES = {"s3": "s3fs", "gs": "gcsfs"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 # What the stores' clients raise beside OSError, when a store is away or refuses.
 _CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests"})
@@ -50,16 +52,12 @@ def location(name: str | os.PathLike[str]) -> Path:
             f"location: expected a path, or one of {', '.join(f'{s}://' for s in SCHEMES)}, "
             f"got {name}; mount it, or copy it"
         )
-    try:
-        from upath import UPath
+    for module in (SCHEMES[scheme], "upath"):
+        require(module, extra=scheme, operation=f"location {name}")
+    from upath import UPath
 
-        # A listing that is remembered does not show what other machines have committed since.
-        return cast(Path, UPath(name.rstrip("/"), use_listings_cache=False))
-    except ImportError as error:
-        raise MissingExtra(
-            f"location: expected the client of {scheme}:// to be installed, got {error}; run: "
-            f"pip install 'combicam[{scheme}]'"
-        ) from error
+    # A listing that is remembered does not show what other machines have committed since.
+    return cast(Path, UPath(name.rstrip("/"), use_listings_cache=False))
 
 
 # For arguments of commands: the text that names a store does not survive Path().

@@ -14,12 +14,13 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from combicam.errors import MissingExtra, ModelError, first_line
+from combicam.errors import ModelError, first_line
 from combicam.export.classes.cell_files import read_classes
 from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.artifact import SUFFIXES
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from combicam.export.spec import SCORES, check_choice
+from combicam.requirements import require
 
 ALIASES = {"demo": "combicam.demo.model:load"}
 # Published checkpoints, which the user brings: what --model calls a family -> its adapter's module.
@@ -161,22 +162,8 @@ def _require_weights(config: ModelConfig) -> None:
         )
 
 
-def require_library(name: str) -> Any:
-    """Import timm or torchvision.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtra(
-            f"{name}: expected it to be installed, got {error}; run: pip install 'combicam[models]'"
-        ) from error
-
-
 def _from_timm(name: str, config: ModelConfig) -> LoadedModel:
-    timm = require_library("timm")
+    timm = require("timm", extra="models", operation=f"timm:{name}")
     _require_weights(config)
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
@@ -195,7 +182,7 @@ def _from_timm(name: str, config: ModelConfig) -> LoadedModel:
 
 
 def _from_torchvision(name: str, config: ModelConfig) -> LoadedModel:
-    models = require_library("torchvision").models
+    models = require("torchvision", extra="models", operation=f"torchvision:{name}").models
     _require_weights(config)
     if name not in models.list_models(module=models):
         near = models.list_models(module=models, include=f"*{name[:6]}*")[:5]

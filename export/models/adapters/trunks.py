@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from combicam.errors import ModelError
 from combicam.export.models.adapters.checkpoint import fill
-from combicam.export.models.models import require_library
+from combicam.requirements import require
 
 # Position in a Sequential of a ResNet's children -> torchvision's name. 2 and 3 have no weights.
 _RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -31,7 +31,7 @@ def resnet_trunk(state: Mapping[str, Tensor], path: Path, original: str) -> nn.M
         ModelError: weights that do not fit.
         MissingExtra: torchvision is not installed.
     """
-    resnet = require_library("torchvision").models.resnet
+    resnet = require("torchvision", extra="models", operation=f"checkpoint {path}").models.resnet
     by_position = "0.weight" in state
     names = _RESNET if by_position else {name: name for name in _RESNET.values()}
     depths = []
@@ -73,7 +73,8 @@ def vgg16_trunk(state: Mapping[str, Tensor], path: Path, original: str) -> nn.Mo
         ModelError: weights that do not fit.
         MissingExtra: torchvision is not installed.
     """
-    features = require_library("torchvision").models.vgg16(weights=None, init_weights=False)
+    models = require("torchvision", extra="models", operation=f"checkpoint {path}").models
+    features = models.vgg16(weights=None, init_weights=False)
     trunk = nn.Sequential(*list(features.features.children())[:-2])
     fill(trunk, state, path, original)
     return trunk

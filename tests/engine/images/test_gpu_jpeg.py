@@ -87,7 +87,7 @@ def test_it_needs_a_gpu_and_the_extra(
     config = RunConfig(str(tmp_path / "in"), tmp_path / "run", "fake", decode=GPU, progress=False)
     with pytest.raises(ValueError, match=r"expected a CUDA device .* got cpu; use decoder='auto'"):
         run_images(config, fake())
-    monkeypatch.setitem(sys.modules, "nvidia", None)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
     with pytest.raises(MissingExtra, match=r"pip install 'combicam\[gpu-decode\]'"):
         gpu_jpeg.nvimgcodec()
     with pytest.raises(ValueError, match="leave one out"):
