@@ -14,6 +14,7 @@ LAYERS = (
     "errors",
     "version",
     "lazy",
+    "requirements",
     "kernels",
     "export.tokens",
     "export.spec",

@@ -16,6 +16,7 @@ from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.report.packed_maps import pack_maps
 from combicam.engine.report.thumbnails import RunFacts, picture
 from combicam.engine.run.open_run import OpenRun
+from combicam.engine.shards.files import MAP_COLUMNS
 from combicam.engine.shards.status import OK
 
 _DIGITS = 6
@@ -30,12 +31,7 @@ _KNOWN = frozenset(
         "height",
         "targets",
         "scores",
-        "heatmap",
-        "heatmap_height",
-        "heatmap_width",
-        "layer_maps",
-        "layer_highs",
-        "layer_sizes",
+        *MAP_COLUMNS,
         "low",
         "high",
         "flat",

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from combicam.engine.run.layout import RunLayout
-from combicam.engine.shards.files import ShardData, read_shard_file
+from combicam.engine.shards.files import MAP_COLUMNS, ShardData, read_shard_file
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.storage.paths import arrow_file, location, open_parquet, read_parquet
 from combicam.errors import RunError
@@ -80,7 +80,7 @@ class OpenRun:
         """Rows as a ``pyarrow.Table``, in the order of the inputs.
 
         Args:
-            columns: their names; default: all but the maps.
+            columns: their names; default: all but the maps and their sizes.
             where: a ``pyarrow.compute`` expression, as ``pc.field("status") == "ok"``.
 
         Raises:
@@ -88,7 +88,7 @@ class OpenRun:
         """
         there = self.dataset.schema.names
         if columns is None:
-            columns = [name for name in there if name not in _MAPS]
+            columns = [name for name in there if name not in MAP_COLUMNS]
         if isinstance(columns, str) or not set(columns) <= set(there):
             raise ValueError(
                 f"open_run: expected a list of columns, of {there}, got {columns!r}; take some of "
@@ -121,9 +121,6 @@ class OpenRun:
             if row >= 0:
                 return self.shard(index), row
         raise KeyError(identity)
-
-
-_MAPS = frozenset({"heatmap", "layer_maps", "layer_highs", "layer_sizes"})
 
 
 def read_shard(path: str | Path, index: int | None = None) -> ShardData:

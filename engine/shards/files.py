@@ -26,7 +26,8 @@ from combicam.export.spec import CamSpec
 
 _GROUP_BYTES = 16 * 2**20
 _DICTIONARY = ["status", "error", "decoder", "class_name", "s2_token"]
-_MAPS = (
+# What tables of rows leave out: bytes of maps, and what it takes to make arrays of them.
+MAP_COLUMNS = (
     "heatmap",
     "heatmap_height",
     "heatmap_width",
@@ -122,7 +123,7 @@ class ShardData:
     """A shard's N rows as arrays; rows that failed have zeros, -1 targets and NaN scores.
 
     Attributes:
-        table: all columns but those of maps (pyarrow.Table).
+        table: all columns but those of maps, :data:`MAP_COLUMNS` (pyarrow.Table).
         ok: bool [N].
         heatmaps: uint8 [N,K,h,w] as they are stored; times ``scale`` for [0, 1]. Where photos
             differ in size, an object array [N] of uint8 [K,h,w].
@@ -209,7 +210,7 @@ def read_shard_file(path: Path) -> ShardData:
     maps = MapFormat.from_dict(json.loads(metadata[b"combicam.heatmap"]))
     ok = np.asarray(pc.equal(table.column("status"), OK).to_numpy())
     targets = (maps.targets,)
-    stored = table.select([name for name in _MAPS if name in table.column_names])
+    stored = table.select([name for name in MAP_COLUMNS if name in table.column_names])
     low_high = [_dense(table, name, ok, targets, np.nan, np.float32) for name in ("low", "high")]
     return ShardData(
         table=table.drop_columns(stored.column_names),

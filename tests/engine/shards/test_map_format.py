@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from combicam import Explainer, LoadedModel, RunConfig, RunError, read_shard
+from combicam import Explainer, LoadedModel, RunConfig, RunError, open_run, read_shard
 from combicam.engine.runner import run_images
+from combicam.engine.shards.files import MAP_COLUMNS
 from combicam.engine.shards.map_format import MapFormat
 
 Draw = Callable[[int, int], Tensor]
@@ -96,6 +97,11 @@ def test_photos_of_several_sizes_keep_their_order(
         assert summary.failures == {"decode_error": 1} and len(summary.overlays) == 6
         shard = read_shard(tmp_path / store, 0)
         assert shard.table.column("id").to_pylist() == [f"{i:02d}.png" for i in range(7)]
+        run = open_run(tmp_path / store)
+        assert run.table().equals(shard.table)
+        stored = set(run.dataset.schema.names)
+        assert stored - set(shard.table.column_names) == stored & set(MAP_COLUMNS)
+        assert {"heatmap_height", "heatmap_width"} < stored
         step = 1 if store == "full" else 8
         expected = [(1, h // step, w // step) for h, w in sizes]
         assert [h.shape for h in shard.heatmaps] == expected
