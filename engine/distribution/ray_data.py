@@ -1,4 +1,4 @@
-"""``Explain``: explanations inside of a user's own Ray Dataset pipeline."""
+"""Explain the batches of a user's own Ray Dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours for heat: what maps in [0, 1] are drawn with."""
+"""Map heat in [0, 1] to colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``draw_figure``: input, layer maps and overlays side by side, for papers. Needs matplotlib."""
+"""Draw input, layer maps and overlays side by side, for papers; needs matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an ``Explanation`` shows itself in Jupyter: a row of small pictures for every image."""
+"""Show an explanation in Jupyter: a row of small pictures for every image."""
 
 from __future__ import annotations
 

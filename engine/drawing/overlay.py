@@ -1,4 +1,4 @@
-"""Photos and heat on one grid of pixels, for pictures."""
+"""Bring an image and its heatmap to one grid of pixels, and blend them."""
 
 from __future__ import annotations
 

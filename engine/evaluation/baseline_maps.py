@@ -1,4 +1,4 @@
-"""Maps that know nothing of the network: what any metric must be held against."""
+"""Make maps that know nothing of the model: what any metric must be compared with."""
 
 from __future__ import annotations
 

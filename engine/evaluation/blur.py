@@ -1,4 +1,4 @@
-"""A Gaussian blur in torch: for baselines, and for edges."""
+"""Blur images with a Gaussian, in torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals."""
+"""Compute means with bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Average drop and increase in confidence: what the map alone leaves of the score.
+"""Measure how the score changes when only the explained part of an image is left.
 
 An image x under a map E is E x + (1 - E) blank: with the mean colour for ``blank`` that is the
 papers' product of map and normalised image.

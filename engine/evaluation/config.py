@@ -1,4 +1,4 @@
-"""``EvaluateConfig``: what ``combicam evaluate`` is told."""
+"""Configure an evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deletion and insertion: what happens to the score when a map's pixels are taken in order."""
+"""Measure deletion and insertion: the score while pixels are removed or shown in a map's order."""
 
 from __future__ import annotations
 

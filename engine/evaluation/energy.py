@@ -1,4 +1,4 @@
-"""The energy-based pointing game: how much of the map lies on the evidence?"""
+"""Play the energy-based pointing game: the share of a map inside of the evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``evaluate``: explain or read back, measure, and hold against the controls."""
+"""Evaluate heatmaps: explain or read back, measure, and compare with the baselines."""
 
 from __future__ import annotations
 

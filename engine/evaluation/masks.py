@@ -1,4 +1,4 @@
-"""Bring masks of the evidence to the network's input."""
+"""Read masks of the evidence, and bring them to the model's input size."""
 
 from __future__ import annotations
 

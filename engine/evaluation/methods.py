@@ -1,4 +1,4 @@
-"""The maps that are compared: explainers of one network, and what a run has stored."""
+"""Choose the maps that are compared: explainers of one model, and what a run has stored."""
 
 from __future__ import annotations
 

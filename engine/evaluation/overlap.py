@@ -1,4 +1,4 @@
-"""Intersection over union of a map, cut at a threshold, with the evidence."""
+"""Measure the intersection over union of a thresholded map and the evidence."""
 
 from __future__ import annotations
 

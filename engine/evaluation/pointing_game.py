@@ -1,4 +1,4 @@
-"""The pointing game: does the map's maximum lie on the evidence?"""
+"""Play the pointing game: does the map's maximum lie on the evidence?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from perturbed images' logits: a probability, a density, a distance."""
+"""Read from logits what perturbed images are measured by: a probability, a density, a distance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sanity check by randomised weights: maps of a network that forgets layer by layer."""
+"""Check that maps change when the model's weights are randomised, layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What removed pixels are replaced with."""
+"""Fill removed pixels: with a blurred copy, the mean colour, or black."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: a row per image, means with intervals, and a table for people."""
+"""Write an evaluation's results: a row per image, means with intervals, and a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are evaluated: a draw of a run's rows, or of photos."""
+"""Draw the images that are evaluated, from a run's rows or from a folder."""
 
 from __future__ import annotations
 

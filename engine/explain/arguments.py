@@ -1,4 +1,4 @@
-"""What an explainer checks and makes of its arguments before anything is traced."""
+"""Check an explainer's arguments before anything is traced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``combicam.export``: an explainer becomes a file that other people's servers run."""
+"""Export an explainer as a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far an artifact is from the network that it came from."""
+"""Compare an artifact with the model that it was exported from."""
 
 from __future__ import annotations
 

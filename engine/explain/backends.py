@@ -1,4 +1,4 @@
-"""What executes a joint graph: torch eager or compiled, TorchScript, ONNX Runtime, AOTInductor."""
+"""Execute a joint graph: torch eager or compiled, TorchScript, ONNX Runtime, AOTInductor."""
 
 from __future__ import annotations
 

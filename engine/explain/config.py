@@ -1,4 +1,4 @@
-"""``ComputeConfig``: where and how exactly an explainer computes."""
+"""Configure where and how exactly an explainer computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Explainer``: a batch of images in, scores and heatmaps out."""
+"""Explain a batch of images: scores and heatmaps."""
 
 from __future__ import annotations
 

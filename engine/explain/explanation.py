@@ -1,4 +1,4 @@
-"""``Explanation``: what an explainer returns for a batch."""
+"""Hold what an explainer returns for a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Halve what is computed at once when memory is not enough."""
+"""Halve the batch when memory is not enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``BatchExplainer``: what the runner needs of an explainer."""
+"""Define what the runner needs of an explainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score-CAM: what the score of an image is worth when only one channel's part of it is left."""
+"""Compute Score-CAM: the score of an image when one channel's part of it is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an explainer's joint graphs come from: a network that is traced on demand, or one file."""
+"""Provide an explainer's joint graphs: traced from a model on demand, or read from one file."""
 
 from __future__ import annotations
 

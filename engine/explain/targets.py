@@ -1,4 +1,4 @@
-"""What a caller may name as targets."""
+"""Read what a caller names as targets."""
 
 from __future__ import annotations
 

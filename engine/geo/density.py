@@ -1,4 +1,4 @@
-"""Prediction density: how much probability lies around the predicted cell."""
+"""Compute the prediction density: the probability around the predicted cell."""
 
 from __future__ import annotations
 

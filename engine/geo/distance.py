@@ -1,4 +1,4 @@
-"""Great-circle distances on a sphere of the Earth's mean radius."""
+"""Compute great-circle distances on a sphere of the Earth's mean radius."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explain five crops of every photo as one, its corners and its centre, as GeoEstimation does."""
+"""Explain five crops of a photo together: its corners and its centre, as GeoEstimation does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From logits to places: the most likely cells and how concentrated the prediction is."""
+"""Estimate locations from logits: the most likely cells, and how concentrated they are."""
 
 from __future__ import annotations
 

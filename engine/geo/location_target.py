@@ -1,4 +1,4 @@
-"""``LocationTarget``: what a run explains of every photo, read from words such as ``truth``."""
+"""Read which targets a run explains of every photo, from words such as ``truth``."""
 
 from __future__ import annotations
 

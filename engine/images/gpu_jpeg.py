@@ -1,4 +1,4 @@
-"""JPEG on a GPU by nvImageCodec; optional, and no part of the default.
+"""Decode JPEG on a GPU by nvImageCodec; optional, and no part of the default.
 
 Without a GPU only its CPU decoder could be tried: all undamaged files gave Pillow's pixels, and of
 3,000 damaged ones it took 13 for whole that Pillow refuses. So what is asked for here is speed

@@ -1,4 +1,4 @@
-"""JPEG through libjpeg-turbo without a detour: Pillow's pixels in a third of its time.
+"""Decode JPEG by libjpeg-turbo: Pillow's pixels in a third of its time.
 
 Of simplejpeg, torchvision.io, torchcodec, OpenCV and Pillow, simplejpeg was the fastest and all
 agreed bit for bit (``python -m benchmarks decode``): all wrap one library, and upsample alike.

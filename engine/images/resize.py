@@ -1,4 +1,4 @@
-"""Pixels as a file stores them -> upright pixels of a model's input size, antialiased.
+"""Turn and resize pixels to a model's input size, antialiased.
 
 torch's uint8 kernels do the arithmetic of Pillow's, one pass across and one down with rounding in
 between, several times as fast (``python -m benchmarks decode``): one level apart at most, on

@@ -1,4 +1,4 @@
-"""``Entry``: one input of a run, and how its bytes are read."""
+"""Describe one input of a run, and read its bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where photos were really taken: columns of lists, and files of their own."""
+"""Read where photos were taken, from columns of a list or a file of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List what a run's INPUT means: a folder, a glob, a list of paths, or tars."""
+"""List a run's inputs: a folder, a glob, a list of paths, or tars."""
 
 from __future__ import annotations
 

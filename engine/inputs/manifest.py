@@ -1,4 +1,4 @@
-"""``Manifest``: every input of a run, in order, with its shard; written once."""
+"""Write and read the manifest: every input of a run, in order, with its shard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Index WebDataset tars: members are read where they lie, never extracted."""
+"""Index WebDataset tars, whose members are read where they lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S2 cells as polygons of longitudes and latitudes, as GeoJSON has them.
+"""Draw S2 cells as polygons of longitudes and latitudes, for GeoJSON.
 
 A face of S2's cube has its axes n (to its middle), u and v: a point is n + u U + v V, with
 u = (4 s² - 1) / 3 for s >= 1/2, and (1 - 4 (1 - s)²) / 3 below. A cell of level L is a square of

@@ -1,4 +1,4 @@
-"""Concept influence: is a concept, such as sky, explained more than its area would make likely?"""
+"""Measure concept influence: is a concept, such as sky, explained more than its area suggests?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as a FiftyOne dataset: photos with predictions, places and heatmaps over them."""
+"""Make a FiftyOne dataset of a run: photos, predictions, locations and heatmaps."""
 
 from __future__ import annotations
 
@@ -112,5 +112,3 @@ def over_photo(
     whole = np.zeros(shape, np.uint8)
     whole[y : y + rows, x : x + columns] = heatmap
     return whole
-
-

@@ -1,4 +1,4 @@
-"""The rows of a run that have a place, as files for maps show them: without heatmaps."""
+"""Select the rows of a run that have a location, without their heatmaps."""
 
 from __future__ import annotations
 

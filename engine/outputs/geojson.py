@@ -1,4 +1,4 @@
-"""A run's places as GeoJSON (RFC 7946): for web maps and GitHub."""
+"""Write a run's locations as GeoJSON (RFC 7946), for web maps and GitHub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's places as GeoParquet 1.1: for QGIS, GeoPandas, DuckDB, BigQuery, …"""
+"""Write a run's locations as GeoParquet 1.1, for QGIS, GeoPandas, DuckDB and BigQuery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``PhotoPictures``: from a photo's file to pictures of its explanation."""
+"""Explain single photos and draw their overlays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Concept influence over a run: which concepts the network looks at, by class or by country."""
+"""Measure concept influence over a run, by class or by group."""
 
 from __future__ import annotations
 

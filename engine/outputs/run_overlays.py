@@ -1,4 +1,4 @@
-"""Pictures of a run's first explained photos: ``RUN/overlays/*.png``."""
+"""Draw overlays of a run's first explained photos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as WebDataset tars: for every explained image its columns, its heatmaps, and the photo."""
+"""Write a run as WebDataset tars: columns, heatmaps and photos of every explained image."""
 
 from __future__ import annotations
 

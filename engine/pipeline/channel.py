@@ -1,4 +1,4 @@
-"""``Channel``: a bounded queue between two stages that can be aborted."""
+"""Pass items between two stages through a bounded queue that can be aborted."""
 
 from __future__ import annotations
 

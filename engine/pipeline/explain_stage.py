@@ -1,4 +1,4 @@
-"""The ``explain`` stage: one thread that keeps the device busy."""
+"""Explain batches in one thread that keeps the device busy: the ``explain`` stage."""
 
 from __future__ import annotations
 

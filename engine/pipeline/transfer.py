@@ -1,4 +1,4 @@
-"""``Transfer``: batches to the device and results back, beside the computation."""
+"""Copy batches to the device and results back, beside the computation."""
 
 from __future__ import annotations
 

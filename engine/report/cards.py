@@ -1,4 +1,4 @@
-"""``Cards``: the rows that a report shows, with photo, maps and all that is known of them."""
+"""Make the cards of a report: a row with its photo, its maps and its columns."""
 
 from __future__ import annotations
 

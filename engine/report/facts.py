@@ -1,4 +1,4 @@
-"""What a report tells of a run as a whole: counts, speed, answers, places, accuracy."""
+"""Summarise a run for its report: counts, speed, answers, locations, accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps of an image as few bytes, which the page unpacks, upsamples, adds up and colours."""
+"""Pack an image's maps in few bytes, which the page unpacks and colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: one HTML file with its data, styles and scripts inside."""
+"""Assemble the page: one HTML file with its data, styles and scripts inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``write_report``: a run as one page."""
+"""Write the report of a run as one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows of a run a report shows; reads the columns that are small, not the maps."""
+"""Select the rows that a report shows, from the small columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A photo as a small picture, and what the run's record says of photos."""
+"""Make small pictures of photos, with the part that the model saw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's inputs are, and whether they are still those that it was started with."""
+"""List a run's inputs, and compare them with those that it was started with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``write_metrics``: a run's status for Prometheus, for node_exporter's textfile collector."""
+"""Write a run's status for Prometheus, for node_exporter's textfile collector."""
 
 from __future__ import annotations
 

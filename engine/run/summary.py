@@ -1,4 +1,4 @@
-"""``RunSummary``: what a run did; also ``summary.json``."""
+"""Summarise what a run did, also as ``summary.json``."""
 
 from __future__ import annotations
 

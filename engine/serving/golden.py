@@ -1,4 +1,4 @@
-"""Golden inputs and outputs: what a server must answer, computed by the network itself."""
+"""Make golden inputs and outputs: what a server must answer, computed by the model itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``config.pbtxt``: what NVIDIA Triton Inference Server must know of an ONNX file."""
+"""Write ``config.pbtxt``: what NVIDIA Triton Inference Server must know of an ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README.md of a model repository: how to serve it, and how to know that it is right."""
+"""Write the README.md of a model repository."""
 
 from __future__ import annotations
 

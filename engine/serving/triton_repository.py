@@ -1,4 +1,4 @@
-"""``combicam.export_triton_repository``: a folder that NVIDIA Triton Inference Server serves."""
+"""Write a model repository for NVIDIA Triton Inference Server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shard files: written atomically, read back as arrays."""
+"""Write shard files atomically, and read them back as arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``MapFormat``: which maps of an image a run stores, and on which grids."""
+"""Describe which maps of an image a run stores, and on which grids."""
 
 from __future__ import annotations
 

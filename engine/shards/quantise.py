@@ -1,4 +1,4 @@
-"""Explanations as they are stored: heatmaps of one byte a pixel, made on the device."""
+"""Quantise heatmaps to one byte a pixel, on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ShardFormat``: the columns of a shard file and the rows of a batch."""
+"""Define the columns of a shard file, and make the rows of a batch."""
 
 from __future__ import annotations
 

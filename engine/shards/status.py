@@ -1,4 +1,4 @@
-"""What a row's ``status`` can be: explained, or why not."""
+"""Name what a row's ``status`` can be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer per run directory: the kernel's lock on files, a lease in an object store."""
+"""Lock a run directory for one writer: the kernel's lock on files, a lease in an object store."""
 
 from __future__ import annotations
 

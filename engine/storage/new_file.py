@@ -1,4 +1,4 @@
-"""A file that a command writes: complete or not at all."""
+"""Open a new file that appears complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where runs and photos lie: paths of this machine's file systems, or of object stores."""
+"""Resolve paths of this machine's file systems, and of object stores."""
 
 from __future__ import annotations
 
