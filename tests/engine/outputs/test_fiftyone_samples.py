@@ -62,7 +62,7 @@ def test_names_are_of_the_class_that_has_them(tmp_path: Path, photos: Any, fake:
         **dict.fromkeys(("Classification", "Heatmap", "GeoLocation", "Sample"), SimpleNamespace)
     )
     run_of_one = SimpleNamespace(
-        path=run, shards=[0], shard=lambda _: shard, classes=opened.classes
+        shards=[0], shard=lambda _: shard, classes=opened.classes, preprocess=None
     )
     for row, sample in zip(np.flatnonzero(shard.ok), _samples(stand_in, run_of_one), strict=True):
         labels = [sample.prediction0.label, sample.prediction1.label]
