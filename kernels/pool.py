@@ -57,15 +57,18 @@ class PoolTile:
         )
 
 
-def pool_tile(layer: Layer, targets: int, method: str, elements: int = 4096) -> PoolTile:
+def pool_tile(layer: Layer, targets: int, method: str) -> PoolTile:
     """Blocks that read 16 bytes a thread along whichever dimension is contiguous.
 
     Args:
         layer: what is read.
         targets: K.
         method: ``gradcam++`` needs sum(A) over the whole grid first, so it has one chunk.
-        elements: of a block, over all its targets; a program reads about eight of them in turn.
     """
+    # Of a block, over all its targets; a program reads about eight of them in turn. gradcam++
+    # keeps sum(A) beside the block and its sums: with 4096 they need more than 64 registers a
+    # thread, and ptxas spills some rather than run fewer programs at a time.
+    elements = 2048 if method == "gradcam++" else 4096
     together = min(next_power_of_2(targets), 8)
     block = max(elements // together, 512)
     if layer.grad_strides[2] == 1:  # channels-last
