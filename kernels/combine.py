@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
 from combicam.kernels.extremes import (
     BLOCK,
@@ -24,7 +23,7 @@ from combicam.kernels.extremes import (
     scaled,
     whole_range,
 )
-from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl
+from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
 from combicam.kernels.upsample import upsample
 
 FUSES = ("sum", "mean", "max", "product", "none")

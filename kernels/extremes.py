@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
-from combicam.kernels.jit import cdiv, jit, tl
+from combicam.kernels.jit import cdiv, jit, tl, wrap_triton
 from combicam.kernels.upsample import step, upsampled
 
 # What upsampling leaves of a constant map in float32, relative to its size: a few roundings.

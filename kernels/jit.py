@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 try:
     import triton.language as tl
-    from triton import jit
+    from triton import JITFunction, jit
 except ImportError:
     tl: Any = None  # type: ignore[no-redef]
 
@@ -15,7 +17,12 @@ except ImportError:
         return fn
 
 
-__all__ = ["cdiv", "jit", "next_power_of_2", "tl"]
+__all__ = ["cdiv", "jit", "next_power_of_2", "tl", "wrap_triton"]
+
+
+def wrap_triton(kernel: Any) -> Any:
+    """The kernel as graphs record it; an interpreted one, which torch 2.11 refuses, as it is."""
+    return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
 
 
 def cdiv(a: int, b: int) -> int:

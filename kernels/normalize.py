@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
-from combicam.kernels.jit import cdiv, jit, tl
+from combicam.kernels.jit import cdiv, jit, tl, wrap_triton
 
 BLOCK = 4096  # bytes of one program: 16 for each of 256 threads
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

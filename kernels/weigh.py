@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
-from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl
+from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
 from combicam.kernels.layout import SLOTS, Layer, addressable, layer_of, slots
 from combicam.kernels.pool import (
     POOLED,
