@@ -74,6 +74,11 @@ class Verification:
         return self._named("heatmaps").max_abs
 
     @property
+    def mean_heatmap_error(self) -> float:
+        """Mean absolute difference of the heatmaps' pixels."""
+        return self._named("heatmaps").mean_abs
+
+    @property
     def max_logit_error(self) -> float:
         """Largest difference of a logit, relative to the largest logit."""
         logits = self._named("logits")
