@@ -7,20 +7,20 @@ and sources.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_architecture import LAYERS
 from torch import nn
 
 import combicam
@@ -43,7 +43,6 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _LINK = re.compile(r"\[[^]]*\]\(([^)#]+)(?:#[^)]*)?\)")
-_IMPORT = re.compile(r"combicam\.(engine|export)\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -232,44 +231,18 @@ def test_the_tree_has_every_folder() -> None:
         assert there == {p for p in shown if p.startswith(package) and p.count("/") == 2}
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Modules that a file imports when it runs; those for type checkers alone are left out."""
-    parsed = ast.parse(file.read_text(encoding="utf-8"))
-    unseen = {
-        child
-        for node in ast.walk(parsed)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for child in ast.walk(node)
-    }
-    for node in set(ast.walk(parsed)) - unseen:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-@pytest.mark.parametrize("package", ["engine", "export"])
-def test_imports_point_down_the_tree(package: str) -> None:
-    shown = [path for path, depth in tree() if depth and path.startswith(package)]
-    order = [Path(path).stem for path in shown][::-1]
-    seen = 0
-    for file in (ROOT / package).rglob("*.py"):
-        own = file.relative_to(ROOT / package).parts[0].removesuffix(".py")
-        rank = order.index(own) if own in order else len(order)  # the re-exports lie on top
-        for found in filter(None, map(_IMPORT.match, imports(file))):
-            if found[1] != package:
-                assert package == "engine", f"{file} imports {found[0]}"
-            elif found[2] != own:
-                seen += 1
-                assert order.index(found[2]) < rank, f"{file} imports {found[0]}"
-    assert seen > 20
+def test_the_tree_has_the_order_of_imports() -> None:
+    for package in ("engine", "export"):
+        shown = [Path(path).stem for path, depth in tree() if depth and path.startswith(package)]
+        layers = [layer.partition(".")[2] for layer in LAYERS if layer.startswith(f"{package}.")]
+        assert shown == [layer for layer in reversed(layers) if layer in shown]
 
 
 def test_contributing_names_files_and_commands_that_are_there() -> None:
     text = CONTRIBUTING.read_text(encoding="utf-8")
     code = re.findall(r"`([^`\n]+)`", text)
     paths = [c for c in code if re.fullmatch(r"(\w+/)+(\w+\.\w+)?", c)]
-    made = ("demo/", "site/", "constraints/")
+    made = ("demo/", "site/")
     assert len(paths) > 20
     for path in paths:
         assert path.startswith(made) or (ROOT / path).exists(), path
