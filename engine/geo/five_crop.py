@@ -21,6 +21,7 @@ from combicam.export.classes.classes import ClassTable
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
 from combicam.export.trace.probe import LayerInfo
+from combicam.export.trace.scores import best_classes, explained_classes
 from combicam.kernels.extremes import is_flat
 
 COMBINES = ("max", "mean")
@@ -225,8 +226,7 @@ class FiveCropExplainer:
     def _asked(self, crops: Tensor, batch: int, targets: Any) -> tuple[Targets, Tensor | None]:
         """What is explained, classes by number; the log-probabilities that chose some, or None."""
         if targets is None:
-            best = torch.full((batch, self.spec.targets), -1, device=self.device)
-            asked = Targets(best, "classes")
+            asked = Targets(best_classes(batch, self.spec.targets, self.device), "classes")
         else:
             asked = read_targets(targets, batch, self.num_classes)
             asked = Targets(asked.values.to(self.device), asked.kind)
@@ -234,8 +234,7 @@ class FiveCropExplainer:
                 return asked, None
         forward, normalize = self._explainer.score_network, self._explainer.preprocess.normalize
         log_probabilities = self._combined(forward(normalize(crops)))
-        best = log_probabilities.topk(asked.values.shape[1]).indices
-        ids = torch.where(asked.values < 0, best, asked.values)
+        ids = explained_classes(log_probabilities, asked.values, asked.values.shape[1])
         return Targets(ids, "classes"), log_probabilities
 
     def _combined(self, logits: Tensor) -> Tensor:

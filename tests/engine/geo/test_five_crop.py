@@ -204,6 +204,10 @@ def test_scores_by_hand(combine: str, network: Explainer, chain: nn.Module) -> N
     mixed = five(photos, targets=torch.tensor([[-1, 5]] * 4))
     assert torch.equal(mixed.targets, torch.stack([best.indices[:, 0], torch.full((4,), 5)], 1))
     close(mixed.scores, torch.stack([best.values[:, 0], combined(each)[:, 5]], 1))
+    ranked = five(photos, targets=torch.tensor([[4, -1]] * 2 + [[-3, -2]] * 2))
+    order = combined(each).sort(1, descending=True).indices
+    assert ranked.targets[:2].tolist() == [[4, int(first)] for first in order[:2, 0]]
+    assert torch.equal(ranked.targets[2:], order[2:, [2, 1]])
     region = torch.tensor([0, 1.0, 0, 0.5, 0, 0, 1])
     against = torch.tensor([0, 1.0, 1, 0, 0, -1, 0])
     asked = five(photos, targets=torch.stack([region, against]).expand(4, -1, -1))
