@@ -24,10 +24,11 @@ from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.evaluation.evaluate import evaluate
 from combicam.engine.geo.density import RADII_KM, prediction_density
 from combicam.engine.geo.five_crop import FiveCropExplainer, explain_five_crops
+from combicam.engine.images.resize import visible_box
 from combicam.engine.outputs.fiftyone_samples import over_photo
 from combicam.engine.outputs.run_concept_influence import run_influence
 from combicam.engine.report.report import write_report
-from combicam.engine.report.thumbnails import run_facts, seen_box
+from combicam.engine.report.thumbnails import run_facts
 from combicam.engine.run.explainer import make_run_explainer
 from combicam.engine.run.open_run import open_run
 from combicam.engine.runner import run_images
@@ -302,9 +303,9 @@ def test_readers_see_the_whole_photo(photos: Path, five: FiveCropExplainer, tmp_
     assert widths[0] - widths[1] == 2 * (wide - high)
     facts = run_facts(open_run(run))
     assert facts.preprocess is not None and facts.preprocess.resize == "cover"
-    assert seen_box((242, 182), facts.preprocess) == [0, 0, 1, 1]
+    assert visible_box((242, 182), facts.preprocess) == (0, 0, 242, 182)
     heatmap = read_shard(run, 0).heatmaps[0][0]
-    assert over_photo(heatmap, (242, 182), facts.preprocess) is heatmap
+    assert np.array_equal(over_photo(heatmap, (242, 182), facts.preprocess), heatmap)
     write_report(run, tmp_path / "report.html")
     assert "px, five crops, bilinear" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # The mask's left half is concept 1: its influence follows from the map over the whole photo.
