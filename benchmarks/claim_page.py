@@ -34,9 +34,9 @@ def claim_table(record: dict[str, Any]) -> str:
         f"for deletion and insertion ({metrics['steps']} steps, baseline "
         f"{metrics['baseline']}, {metrics['rule']} rule){'; ' + fewer if fewer else ''}. "
         f"Pointing tolerance {metrics['tolerance']:g} px of 160. The planted evidence covers "
-        f"{record['evidence']:.1%} of a postcard on average. The network names "
-        f"{record['network']['accuracy']:.1%} of the postcards rightly. After each mean its 95 % "
-        "bootstrap interval; **bold**: better than Combi-CAM of all blocks, "
+        f"{record['evidence']:.1%} of a postcard on average. The model predicts "
+        f"the right class of {record['network']['accuracy']:.1%} of the postcards. After each mean "
+        "its 95 % bootstrap interval; **bold**: better than Combi-CAM of all blocks, "
         "*slanted*: worse, by a paired interval without 0."
     )
     parts = [caption, _table("map", methods, maps), _table("baseline map", CONTROLS, maps)]
