@@ -1,4 +1,4 @@
-"""``combicam::cam_head``: all layers' activations and gradients become heatmaps.
+"""Turn all layers' activations and gradients into heatmaps: ``combicam::cam_head``.
 
 On a GPU it is Triton kernels, which Inductor and AOTInductor see and embed; on a CPU it is the
 reference, and in portable artifacts the reference's standard operators.

@@ -1,4 +1,4 @@
-"""Fusion across layers: layer maps of any resolution become one heatmap at image size.
+"""Fuse layer maps of any resolution into one heatmap at image size.
 
 On a GPU nothing of image size is stored but the result: one launch finds the extremes of the
 fused map, a second computes it again, normalises, rounds and writes it. What has to happen on the
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from combicam.kernels.extremes import (
     BLOCK,
+    HEIGHT,
+    WIDTH,
     Grid,
     Item,
     fused,
@@ -23,12 +25,16 @@ from combicam.kernels.extremes import (
     scaled,
     whole_range,
 )
-from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import cdiv, fields, jit, next_power_of_2, tl, wrap_triton
 from combicam.kernels.upsample import upsample
 
 FUSES = ("sum", "mean", "max", "product", "none")
 NORMALIZES = ("map", "layer", "layer+map", "grid", "grid+map", "none")
 DTYPES = (torch.float32, torch.float16, torch.uint8)
+# Fields of a group of layers: its programs (from, to), P, offset, members (from, to).
+START, END, GROUP_PIXELS, GROUP_OFFSET, FIRST, LAST = fields(6)
+# Fields of a member of a group.
+LAYER, LAYER_OFFSET, WEIGHT = fields(3)
 
 
 def _per_layer(normalize: str) -> str:
@@ -128,20 +134,20 @@ def _added(
     T_BLOCK: tl.constexpr,
     EPS: tl.constexpr,
     LAYERS: tl.constexpr,
-    MEMBERS: tl.constexpr,
     GROUPS: tl.constexpr,
+    MEMBERS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """sum_l w_l (M_l - low_l) / span_l over the layers of a group."""
     total = tl.zeros(o_p.shape, tl.float32)
-    for i in tl.static_range(MEMBERS):
-        one = maps_ptr + tl.full([], GROUPS[GROUP][6 + 3 * i], tl.int64) * N
-        value = tl.load(one + i_n * GROUPS[GROUP][2] + o_p, mask=m_p, other=0)
+    for i in tl.static_range(GROUPS[GROUP][FIRST], GROUPS[GROUP][LAST]):
+        one = maps_ptr + tl.full([], MEMBERS[i][LAYER_OFFSET], tl.int64) * N
+        value = tl.load(one + i_n * GROUPS[GROUP][GROUP_PIXELS] + o_p, mask=m_p, other=0)
         if NORMALIZED:
-            i_layer = i_n * LAYERS + GROUPS[GROUP][5 + 3 * i]
+            i_layer = i_n * LAYERS + MEMBERS[i][LAYER]
             low, high = whole_range(partial_ptr, i_layer, T, T_BLOCK)
             value = scaled(value, low, high, EPS)
-        total += value * GROUPS[GROUP][7 + 3 * i]
+        total += value * MEMBERS[i][WEIGHT]
     return total
 
 
@@ -158,22 +164,23 @@ def condense_kernel(
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
     LAYERS: tl.constexpr,
-    GROUPS: tl.constexpr,  # programs from, to, P, offset, layers, per layer index, offset, weight
+    GROUPS: tl.constexpr,  # START to LAST
+    MEMBERS: tl.constexpr,  # LAYER to WEIGHT, of all groups
 ):
     """Every group of layers becomes one map on their common grid."""
     pid = tl.program_id(0)
     i_n = (pid // PROGRAMS).to(tl.int64)
     i_program = pid % PROGRAMS
     for i in tl.static_range(len(GROUPS)):
-        if (i_program >= GROUPS[i][0]) & (i_program < GROUPS[i][1]):
-            o_p = (i_program - GROUPS[i][0]) * BLOCK + tl.arange(0, BLOCK)
-            m_p = o_p < GROUPS[i][2]
+        if (i_program >= GROUPS[i][START]) & (i_program < GROUPS[i][END]):
+            o_p = (i_program - GROUPS[i][START]) * BLOCK + tl.arange(0, BLOCK)
+            m_p = o_p < GROUPS[i][GROUP_PIXELS]
             total = _added(
                 maps_ptr, partial_ptr, N, i_n, o_p, m_p,
-                NORMALIZED, T, T_BLOCK, EPS, LAYERS, GROUPS[i][4], GROUPS, i,
+                NORMALIZED, T, T_BLOCK, EPS, LAYERS, GROUPS, MEMBERS, i,
             )  # fmt: skip
-            out = out_ptr + tl.full([], GROUPS[i][3], tl.int64) * N + i_n * GROUPS[i][2]
-            tl.store(out + o_p, total, mask=m_p)
+            out = out_ptr + tl.full([], GROUPS[i][GROUP_OFFSET], tl.int64) * N
+            tl.store(out + i_n * GROUPS[i][GROUP_PIXELS] + o_p, total, mask=m_p)
 
 
 @jit
@@ -191,8 +198,8 @@ def render_kernel(
     SCALED: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
-    GRIDS: tl.constexpr,
     ITEMS: tl.constexpr,
+    GRIDS: tl.constexpr,
 ):
     """The fused maps again, normalised, in the type that is stored."""
     pid = tl.program_id(0)
@@ -203,8 +210,8 @@ def render_kernel(
     o_xy = i_t * BLOCK + tl.arange(0, BLOCK)
     for i in tl.static_range(len(ITEMS)):
         if i_map % len(ITEMS) == i:
-            m_xy = o_xy < ITEMS[i][0] * ITEMS[i][1]
-            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, GRIDS, ITEMS, i)
+            m_xy = o_xy < ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]
+            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, ITEMS, GRIDS, i)
             if SCALED:
                 # Compiled twice, a map's extremes may differ by a rounding.
                 value = tl.minimum(tl.maximum(scaled(value, low, high, EPS), 0.0), 1.0)
@@ -212,7 +219,7 @@ def render_kernel(
                 # Adding 1.5 * 2^23 leaves no bits for a fraction: rounds half to even.
                 value = (value * 255 + 12582912.0) - 12582912.0
                 value = tl.minimum(tl.maximum(value, 0.0), 255.0)
-            out = heatmaps_ptr + i_map * (ITEMS[i][0] * ITEMS[i][1]) + o_xy
+            out = heatmaps_ptr + i_map * (ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]) + o_xy
             tl.store(out, value.to(heatmaps_ptr.dtype.element_ty), mask=m_xy)
     if i_t == 0:
         tl.store(ranges_ptr + 2 * i_map, low)
@@ -239,13 +246,15 @@ def _condense(
 ) -> tuple[Tensor, list[Grid]]:
     """Every group of layers as one map: their buffer, and where they lie in it."""
     condensed: list[Grid] = []
-    arguments = []
+    arguments: list[tuple[int, ...]] = []
+    members: list[tuple[float, ...]] = []
     pixels = programs = 0
     for group in groups:
         grid = grids[group[0]]
         end = programs + cdiv(grid.pixels, BLOCK)
-        members = [x for i in group for x in (i, grids[i].offset, float(weights[i]))]
-        arguments.append((programs, end, grid.pixels, pixels, len(group), *members))
+        first = len(members)
+        members += [(i, grids[i].offset, float(weights[i])) for i in group]
+        arguments.append((programs, end, grid.pixels, pixels, first, len(members)))
         programs = end
         condensed.append(Grid(grid.height, grid.width, pixels))
         pixels += grid.pixels
@@ -264,6 +273,7 @@ def _condense(
         BLOCK=BLOCK,
         LAYERS=len(grids),
         GROUPS=tuple(arguments),
+        MEMBERS=tuple(members),
         num_warps=4,
     )
     return out, condensed
@@ -330,8 +340,8 @@ def launch_combine(
         SCALED=normalize.endswith("map"),
         EPS=eps,
         BLOCK=BLOCK,
-        GRIDS=len(items[0].grids),
-        ITEMS=tuple(item.arguments(align_corners) for item in items),
+        ITEMS=tuple(item.size for item in items),
+        GRIDS=tuple(grid for item in items for grid in item.arguments(align_corners)),
         num_warps=4,
     )
     return heatmaps, ranges

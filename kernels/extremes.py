@@ -1,4 +1,4 @@
-"""Minimum and maximum of maps at image size, without ever storing them at that size."""
+"""Find the minimum and maximum of maps at image size without storing them at that size."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, tl, wrap_triton
+from combicam.kernels.jit import cdiv, fields, jit, tl, wrap_triton
 from combicam.kernels.upsample import step, upsampled
 
 # What upsampling leaves of a constant map in float32, relative to its size: a few roundings.
 FLAT = 1e-6
 BLOCK = 1024  # pixels of one program
+# Fields of an item's grid; of the item itself the first two.
+HEIGHT, WIDTH, OFFSET, STEP_Y, STEP_X, SAME = fields(6)
 
 
 def is_flat(ranges: Tensor) -> Tensor:
@@ -70,16 +72,14 @@ class Item:
         """Programs per map."""
         return cdiv(self.size[0] * self.size[1], BLOCK)
 
-    def arguments(self, align_corners: bool) -> tuple[float, ...]:
-        """As kernels take it: H, W, and six numbers per grid. (Triton 3.6 nests tuples once.)"""
-        height, width = self.size
-        numbers: list[float] = [height, width]
+    def arguments(self, align_corners: bool) -> list[tuple[float, ...]]:
+        """Its grids as kernels take them; they name the fields ``HEIGHT`` and so on."""
+        rows: list[tuple[float, ...]] = []
         for grid in self.grids:
-            numbers += [grid.height, grid.width, grid.offset]
-            numbers += [step(grid.height, height, align_corners)]
-            numbers += [step(grid.width, width, align_corners)]
-            numbers += [(grid.height, grid.width) == (height, width)]
-        return tuple(numbers)
+            shape = (grid.height, grid.width)
+            steps = [step(g, n, align_corners) for g, n in zip(shape, self.size, strict=True)]
+            rows.append((*shape, grid.offset, *steps, shape == self.size))
+        return rows
 
 
 @jit
@@ -92,23 +92,24 @@ def fused(
     FUSE: tl.constexpr,
     ALIGN: tl.constexpr,
     COUNT: tl.constexpr,
-    GRIDS: tl.constexpr,  # of every item
-    ITEMS: tl.constexpr,  # H, W, per grid h, w, offset, step y, step x, of image size
+    ITEMS: tl.constexpr,  # H, W
+    GRIDS: tl.constexpr,  # Item.arguments(), of all items
     ITEM: tl.constexpr,
 ):
     """fuse_l(U(M_l)) of map i_n at pixels o_xy; ``mean`` divides by COUNT."""
-    y = o_xy // ITEMS[ITEM][1]
-    x = o_xy % ITEMS[ITEM][1]
+    EACH: tl.constexpr = len(GRIDS) // len(ITEMS)
+    FIRST: tl.constexpr = ITEM * EACH
+    y = o_xy // ITEMS[ITEM][WIDTH]
+    x = o_xy % ITEMS[ITEM][WIDTH]
     total = tl.zeros(o_xy.shape, tl.float32)
-    for i in tl.static_range(GRIDS):
-        one = maps_ptr + tl.full([], ITEMS[ITEM][4 + 6 * i], tl.int64) * N
-        one += i_n * (ITEMS[ITEM][2 + 6 * i] * ITEMS[ITEM][3 + 6 * i])
+    for i in tl.static_range(FIRST, FIRST + EACH):
+        one = maps_ptr + tl.full([], GRIDS[i][OFFSET], tl.int64) * N
+        one += i_n * (GRIDS[i][HEIGHT] * GRIDS[i][WIDTH])
         value = upsampled(
-            one, y, x, m_xy,
-            ITEMS[ITEM][2 + 6 * i], ITEMS[ITEM][3 + 6 * i],
-            ITEMS[ITEM][5 + 6 * i], ITEMS[ITEM][6 + 6 * i], ITEMS[ITEM][7 + 6 * i], ALIGN,
+            one, y, x, m_xy, GRIDS[i][HEIGHT], GRIDS[i][WIDTH],
+            GRIDS[i][STEP_Y], GRIDS[i][STEP_X], GRIDS[i][SAME], ALIGN,
         )  # fmt: skip
-        if i == 0:
+        if i == FIRST:
             total = value
         elif FUSE == "max":
             total = tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL)
@@ -160,8 +161,8 @@ def extremes_kernel(
     ALIGN: tl.constexpr,
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
-    GRIDS: tl.constexpr,
     ITEMS: tl.constexpr,
+    GRIDS: tl.constexpr,
 ):
     """One program per tile of an item of a map."""
     pid = tl.program_id(0)
@@ -171,8 +172,8 @@ def extremes_kernel(
     o_xy = i_t * BLOCK + tl.arange(0, BLOCK)
     for i in tl.static_range(len(ITEMS)):
         if i_item == i:
-            m_xy = o_xy < ITEMS[i][0] * ITEMS[i][1]
-            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, GRIDS, ITEMS, i)
+            m_xy = o_xy < ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]
+            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, ITEMS, GRIDS, i)
             low, high = low_and_high(value, m_xy)
             partial = partial_ptr + (i_n * len(ITEMS) + i) * (2 * T) + i_t
             tl.store(partial, low)
@@ -205,8 +206,8 @@ def launch_extremes(
         ALIGN=align_corners,
         COUNT=layers,
         BLOCK=BLOCK,
-        GRIDS=len(items[0].grids),
-        ITEMS=tuple(item.arguments(align_corners) for item in items),
+        ITEMS=tuple(item.size for item in items),
+        GRIDS=tuple(grid for item in items for grid in item.arguments(align_corners)),
         num_warps=4,
     )
     return partial

@@ -1,4 +1,4 @@
-"""Triton where it exists; elsewhere (macOS, Windows) the kernels are never launched."""
+"""Import Triton where it exists; elsewhere (macOS, Windows) no kernel is ever launched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ except ImportError:
         return fn
 
 
-__all__ = ["cdiv", "jit", "next_power_of_2", "tl", "wrap_triton"]
+__all__ = ["cdiv", "fields", "jit", "next_power_of_2", "tl", "wrap_triton"]
+
+
+def fields(*span: int) -> list[Any]:
+    """The places ``range(*span)`` in a tuple, as constants that kernels may name."""
+    return [i if tl is None else tl.constexpr(i) for i in range(*span)]
 
 
 def wrap_triton(kernel: Any) -> Any:

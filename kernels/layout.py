@@ -1,4 +1,4 @@
-"""How the layers of a batch lie in memory: what a launch over several of them has to know."""
+"""Shape and stride descriptors for the layers of one kernel launch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from combicam.kernels.jit import fields
+
+# Fields of Layer.arguments(): C, P, strides of acts and of grads.
+CHANNELS, PIXELS, ACTS_B, ACTS_C, ACTS_P, GRADS_B, GRADS_K, GRADS_C, GRADS_P = fields(9)
+# Fields of a tile: targets, channels and pixels of a block; pixels of a program of pool.
+TILE_K, TILE_C, TILE_P, TILE_CHUNK = fields(4)
 
 # Layers that one launch takes. Kernels name their pointers one by one, since Inductor and
 # AOTInductor embed no kernel that takes a tuple of tensors.
@@ -29,6 +36,10 @@ class Layer:
     def pixels(self) -> int:
         """P."""
         return self.height * self.width
+
+    def arguments(self) -> tuple[int, ...]:
+        """As kernels take it; they name its fields ``CHANNELS`` and so on."""
+        return (self.channels, self.pixels, *self.act_strides, *self.grad_strides)
 
 
 def addressable(x: Tensor) -> Tensor:

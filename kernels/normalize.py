@@ -1,4 +1,4 @@
-"""``combicam::normalize``: bytes of photos become a network's input, in one pass."""
+"""Turn uint8 images into a model's input in one pass: ``combicam::normalize``."""
 
 from __future__ import annotations
 

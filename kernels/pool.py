@@ -1,4 +1,4 @@
-"""Channel weights: gradients pooled over the layer grid, all layers of a batch in one launch."""
+"""Pool gradients over the layer grid into channel weights, all layers in one launch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,24 @@ import torch
 from torch import Tensor
 
 from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
-from combicam.kernels.layout import SLOTS, Layer, slots
+from combicam.kernels.layout import (
+    ACTS_B,
+    ACTS_C,
+    ACTS_P,
+    CHANNELS,
+    GRADS_B,
+    GRADS_C,
+    GRADS_K,
+    GRADS_P,
+    PIXELS,
+    SLOTS,
+    TILE_C,
+    TILE_CHUNK,
+    TILE_K,
+    TILE_P,
+    Layer,
+    slots,
+)
 
 POOLED = ("gradcam", "gradcam++", "xgradcam")
 
@@ -93,19 +110,19 @@ def _pool_block(
     TILES: tl.constexpr,
     SLOT: tl.constexpr,
 ):
-    C: tl.constexpr = LAYERS[SLOT][0]
-    P: tl.constexpr = LAYERS[SLOT][1]
-    A_B: tl.constexpr = LAYERS[SLOT][2]
-    A_C: tl.constexpr = LAYERS[SLOT][3]
-    A_P: tl.constexpr = LAYERS[SLOT][4]
-    G_B: tl.constexpr = LAYERS[SLOT][5]
-    G_K: tl.constexpr = LAYERS[SLOT][6]
-    G_C: tl.constexpr = LAYERS[SLOT][7]
-    G_P: tl.constexpr = LAYERS[SLOT][8]
-    BLOCK_K: tl.constexpr = TILES[SLOT][0]
-    BLOCK_C: tl.constexpr = TILES[SLOT][1]
-    BLOCK_P: tl.constexpr = TILES[SLOT][2]
-    CHUNK: tl.constexpr = TILES[SLOT][3]
+    C: tl.constexpr = LAYERS[SLOT][CHANNELS]
+    P: tl.constexpr = LAYERS[SLOT][PIXELS]
+    A_B: tl.constexpr = LAYERS[SLOT][ACTS_B]
+    A_C: tl.constexpr = LAYERS[SLOT][ACTS_C]
+    A_P: tl.constexpr = LAYERS[SLOT][ACTS_P]
+    G_B: tl.constexpr = LAYERS[SLOT][GRADS_B]
+    G_K: tl.constexpr = LAYERS[SLOT][GRADS_K]
+    G_C: tl.constexpr = LAYERS[SLOT][GRADS_C]
+    G_P: tl.constexpr = LAYERS[SLOT][GRADS_P]
+    BLOCK_K: tl.constexpr = TILES[SLOT][TILE_K]
+    BLOCK_C: tl.constexpr = TILES[SLOT][TILE_C]
+    BLOCK_P: tl.constexpr = TILES[SLOT][TILE_P]
+    CHUNK: tl.constexpr = TILES[SLOT][TILE_CHUNK]
     N_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     N_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     N_CHUNK: tl.constexpr = (P + CHUNK - 1) // CHUNK
@@ -167,8 +184,8 @@ def pool_kernel(
     K: tl.constexpr,
     METHOD: tl.constexpr,
     EPS: tl.constexpr,
-    LAYERS: tl.constexpr,  # per slot C, P, strides of A (b, c, p) and of G (b, k, c, p)
-    TILES: tl.constexpr,  # per slot BLOCK_K, BLOCK_C, BLOCK_P, CHUNK
+    LAYERS: tl.constexpr,  # per slot, Layer.arguments()
+    TILES: tl.constexpr,  # per slot TILE_K, TILE_C, TILE_P, TILE_CHUNK
     ENDS: tl.constexpr,  # per slot, programs per image of all slots up to it
     PARTS: tl.constexpr,  # per slot, where its partial sums begin, per image
 ):  # fmt: skip
@@ -186,11 +203,6 @@ def pool_kernel(
 def partial_rows(targets: int, method: str) -> int:
     """Rows of a chunk's partial sums: one per target, and for xgradcam the sum of A."""
     return targets + (method == "xgradcam")
-
-
-def layer_arguments(layer: Layer) -> tuple[int, ...]:
-    """A layer as kernels take it."""
-    return (layer.channels, layer.pixels, *layer.act_strides, *layer.grad_strides)
 
 
 def launch_pool(
@@ -227,7 +239,7 @@ def launch_pool(
         K=targets,
         METHOD=method,
         EPS=eps,
-        LAYERS=tuple(layer_arguments(layer) for layer in layers),
+        LAYERS=tuple(layer.arguments() for layer in layers),
         TILES=tuple((t.targets, t.block_c, t.block_p, t.chunk) for t in tiles),
         ENDS=tuple(ends),
         PARTS=tuple(offsets),

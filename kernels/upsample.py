@@ -1,4 +1,4 @@
-"""Bilinear upsampling of layer maps, in torch and inside kernels."""
+"""Upsample layer maps bilinearly, in torch and inside kernels."""
 
 from __future__ import annotations
 

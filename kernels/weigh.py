@@ -1,4 +1,4 @@
-"""Layer maps: activations weighted by what their gradients say.
+"""Weigh activations by their gradients into layer maps.
 
 Two launches for all layers of a batch: :mod:`~combicam.kernels.pool` reads the gradients, this
 reads the activations. Both are split into programs of one size, so that neither a batch of one
@@ -15,12 +15,29 @@ import torch
 from torch import Tensor
 
 from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
-from combicam.kernels.layout import SLOTS, Layer, addressable, layer_of, slots
+from combicam.kernels.layout import (
+    ACTS_B,
+    ACTS_C,
+    ACTS_P,
+    CHANNELS,
+    GRADS_B,
+    GRADS_C,
+    GRADS_K,
+    GRADS_P,
+    PIXELS,
+    SLOTS,
+    TILE_C,
+    TILE_K,
+    TILE_P,
+    Layer,
+    addressable,
+    layer_of,
+    slots,
+)
 from combicam.kernels.pool import (
     POOLED,
     PoolTile,
     launch_pool,
-    layer_arguments,
     partial_rows,
     pool_reference,
     pool_tile,
@@ -104,18 +121,18 @@ def _weigh_block(
     N_CHUNK: tl.constexpr,
     SLOT: tl.constexpr,
 ):
-    C: tl.constexpr = LAYERS[SLOT][0]
-    P: tl.constexpr = LAYERS[SLOT][1]
-    A_B: tl.constexpr = LAYERS[SLOT][2]
-    A_C: tl.constexpr = LAYERS[SLOT][3]
-    A_P: tl.constexpr = LAYERS[SLOT][4]
-    G_B: tl.constexpr = LAYERS[SLOT][5]
-    G_K: tl.constexpr = LAYERS[SLOT][6]
-    G_C: tl.constexpr = LAYERS[SLOT][7]
-    G_P: tl.constexpr = LAYERS[SLOT][8]
-    BLOCK_K: tl.constexpr = TILES[SLOT][0]
-    BLOCK_C: tl.constexpr = TILES[SLOT][1]
-    BLOCK_P: tl.constexpr = TILES[SLOT][2]
+    C: tl.constexpr = LAYERS[SLOT][CHANNELS]
+    P: tl.constexpr = LAYERS[SLOT][PIXELS]
+    A_B: tl.constexpr = LAYERS[SLOT][ACTS_B]
+    A_C: tl.constexpr = LAYERS[SLOT][ACTS_C]
+    A_P: tl.constexpr = LAYERS[SLOT][ACTS_P]
+    G_B: tl.constexpr = LAYERS[SLOT][GRADS_B]
+    G_K: tl.constexpr = LAYERS[SLOT][GRADS_K]
+    G_C: tl.constexpr = LAYERS[SLOT][GRADS_C]
+    G_P: tl.constexpr = LAYERS[SLOT][GRADS_P]
+    BLOCK_K: tl.constexpr = TILES[SLOT][TILE_K]
+    BLOCK_C: tl.constexpr = TILES[SLOT][TILE_C]
+    BLOCK_P: tl.constexpr = TILES[SLOT][TILE_P]
     N_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     N_P: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     ROWS: tl.constexpr = K + 1 if METHOD == "xgradcam" else K
@@ -179,8 +196,8 @@ def weigh_kernel(
     K: tl.constexpr,
     METHOD: tl.constexpr,
     EPS: tl.constexpr,
-    LAYERS: tl.constexpr,  # per slot C, P, strides of A (b, c, p) and of G (b, k, c, p)
-    TILES: tl.constexpr,  # per slot BLOCK_K, BLOCK_C, BLOCK_P
+    LAYERS: tl.constexpr,  # per slot, Layer.arguments()
+    TILES: tl.constexpr,  # per slot TILE_K, TILE_C, TILE_P
     ENDS: tl.constexpr,  # per slot, programs per image of all slots up to it
     PARTS: tl.constexpr,  # per slot, where its partial sums begin, per image
     CHUNKS: tl.constexpr,  # per slot, how many partial sums
@@ -270,7 +287,7 @@ def launch_weigh(
             K=targets,
             METHOD=method,
             EPS=eps,
-            LAYERS=tuple(layer_arguments(w.layer) for w in group),
+            LAYERS=tuple(w.layer.arguments() for w in group),
             TILES=tuple((w.weigh.targets, w.weigh.block_c, w.weigh.block_p) for w in group),
             ENDS=tuple(ends),
             PARTS=tuple(w.part for w in group),
