@@ -51,7 +51,7 @@ def test_decode_and_resize(benchmark: Any) -> None:
     """A photo of 2 megapixels to the input of a network."""
     data, _ = encoded("1920x1080:85")
     preprocess = Preprocess((224, 224), resize="squash")
-    found = benchmark(decode_image, data, preprocess, 10**8, DecodeConfig())
+    found = benchmark(decode_image, data, preprocess, DecodeConfig())
     expected = Image.fromarray(by_pillow(data)).resize((224, 224), Image.Resampling.BILINEAR)
     assert np.abs(found.pixels.astype(int) - np.asarray(expected)).max() <= 1
 
