@@ -11,6 +11,7 @@ import tyro
 from benchmarks.claim import ClaimConfig
 from benchmarks.compare import compare, compare_table, to_json
 from benchmarks.decoders import DecodeBenchmark
+from benchmarks.device import DeviceConfig, run_device
 from benchmarks.geo import GeoBenchmark
 from benchmarks.graph import GraphConfig, run_graph
 from benchmarks.harness import RESULTS, say, write_json
@@ -42,11 +43,12 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "scaling": (ScalingConfig, run_scaling),
     "tables": (TablesConfig, tables),
     "all": (AllConfig, run_all),
+    "device": (DeviceConfig, run_device),
 }
 
 # What has a speed and one record.
 COMPARED = tuple(
-    name for name in COMMANDS if name not in ("all", "tables", "claim", "faithfulness")
+    name for name in COMMANDS if name not in ("all", "device", "tables", "claim", "faithfulness")
 )
 
 

@@ -26,6 +26,7 @@ from benchmarks.harness import (
     table,
     write,
 )
+from benchmarks.kernel_times import profiled
 from benchmarks.ladder import FORWARD, Setting, ladder, under_autocast
 from benchmarks.libraries import AUTHORS, TOLERANCE, counterpart, library, typical_error
 from benchmarks.networks import CASES, Case, network
@@ -136,15 +137,13 @@ def others(
     names: tuple[str, ...] = ("pytorch-grad-cam", "torchcam"),
 ) -> Iterator[Contender]:
     """Other libraries, each checked against ours with its semantics."""
+
+    def error(found: Any, name: str) -> float:
+        return typical_error(found, counterpart(name, model, layers, case.size)(images))
+
     for name in names:
-        expected = counterpart(name, model, layers, case.size)(images)
-        yield Contender(
-            name,
-            partial(_library, name, model, layers, images),
-            len(images),
-            partial(typical_error, expected=expected),
-            TOLERANCE,
-        )
+        prepare = partial(_library, name, model, layers, images)
+        yield Contender(name, prepare, len(images), partial(error, name=name), TOLERANCE)
 
 
 def _library(name: str, model: nn.Module, layers: list[str], images: Tensor) -> Callable[[], Any]:
@@ -176,6 +175,8 @@ class GraphConfig:
         threads: of torch; ONNX Runtime takes the physical cores.
         authors: also time one forward and backward per layer, on one image.
         budget: seconds after which no further case is begun.
+        rows: names, or beginnings of names, of the contenders; empty means all.
+        profile: also write which kernels of a GPU each row spends its time in, beside the JSON.
         output: where the JSON goes; decoding of images is in no figure.
     """
 
@@ -187,6 +188,8 @@ class GraphConfig:
     threads: int = 2
     authors: bool = True
     budget: float = float("inf")
+    rows: tuple[str, ...] = ()
+    profile: bool = False
     output: Path = RESULTS / "graph-cpu.json"
 
     def __post_init__(self) -> None:
@@ -200,7 +203,7 @@ def run_graph(config: GraphConfig) -> None:
     started = time.monotonic()
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
     on_ladder = config.ladder or device.type == "cuda"
-    rows = []
+    rows: list[Result] = []
     for name in config.cases:
         case, batch = CASES[name.partition(":")[0]], int(name.partition(":")[2] or 8)
         params = {"case": case.name, "model": case.model, "size": case.size, "layers": case.layers}
@@ -213,8 +216,17 @@ def run_graph(config: GraphConfig) -> None:
             entrants = gpu_contenders(case, batch, config.authors, device, dtype)
         else:
             entrants = contenders(case, batch, config.authors)
-        found = measure(entrants, params, config.rounds, say)
-        rows += found
+        chosen = [c for c in entrants if not config.rows or c.name.startswith(config.rows)]
+        if config.profile:
+            chosen = [profiled(c, config.output.with_suffix(".kernels.txt")) for c in chosen]
+        found = measure(
+            chosen,
+            params,
+            config.rounds,
+            say,
+            lambda now, done=rows: write(config.output, done + now),
+        )
+        rows = rows + found
         baseline = FORWARD if on_ladder else BASELINE
         print(f"\n### {name}\n\n{table(found, baseline)}\n", flush=True)
     write(config.output, rows)

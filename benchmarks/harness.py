@@ -16,8 +16,11 @@ import numpy as np
 import torch
 
 from benchmarks.environment import environment
+from benchmarks.turns import wait_for_turn
+from combicam.errors import first_line
 
 RESULTS = Path("benchmarks/results")
+_SAMPLE = 0.05  # seconds
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -83,19 +86,31 @@ class Result:
 def write(path: Path, rows: list[Result]) -> None:
     """The record of a round."""
     write_json(path, {"cases": [row.to_dict() for row in rows]})
+    say(f"written: {path}")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """A record: where it was measured, then what."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"env": environment(), **content}, indent=1) + "\n")
-    print(f"written: {path}", flush=True)
 
 
 def measure(
-    contenders: Iterable[Contender], params: dict[str, Any], rounds: int, say: Callable[[str], None]
+    contenders: Iterable[Contender],
+    params: dict[str, Any],
+    rounds: int,
+    say: Callable[[str], None],
+    timed: Callable[[list[Result]], None] = lambda results: None,
 ) -> list[Result]:
-    """Check, then time every contender ``rounds`` times in turn; failures are rows."""
+    """Check, then time every contender ``rounds`` times in turn; failures are rows.
+
+    Args:
+        contenders: prepared one after the other, then kept.
+        params: of every row.
+        rounds: how often each is timed.
+        say: gets a line now and then.
+        timed: gets all rows after each round, so that what ends the process leaves them.
+    """
     ready: list[tuple[Contender, Result, Callable[[], Any]]] = []
     results = []
     for contender in contenders:
@@ -115,28 +130,46 @@ def measure(
             ready.append((contender, result, call))
             say(f"  ready: {contender.name} ({result.prepare_s:.1f} s)")
         except Exception as error:
-            result.error = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            result.error = first_line(error)
             say(f"  failed: {contender.name}: {result.error}\n{traceback.format_exc(limit=2)}")
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+    wait_for_turn()
     for _ in range(rounds):
         for contender, result, call in ready:
             gc.collect()
-            result.seconds.append(_seconds(call))
-            say(f"  {contender.name}: {result.seconds[-1]:.3f} s")
-    for contender, result, _ in ready:
-        p20, p50, p80 = np.quantile(result.seconds, [0.2, 0.5, 0.8])
-        result.p20, result.p50, result.p80 = float(p20), float(p50), float(p80)
-        result.images_per_s = contender.images / result.p50
+            result.seconds.append(seconds_per_call(call))
+            say(f"  {contender.name}: {result.seconds[-1]:.5f} s")
+            p20, p50, p80 = np.quantile(result.seconds, [0.2, 0.5, 0.8])
+            result.p20, result.p50, result.p80 = float(p20), float(p50), float(p80)
+            result.images_per_s = contender.images / result.p50
+        timed(results)
     return results
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+def seconds_per_call(call: Callable[[], Any]) -> float:
+    """Of one call on a CPU; on a GPU the mean of as many as take 50 ms, after as many more."""
+    if not torch.cuda.is_available():
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+    first, calls = _on_device(call, 1), 1
+    if first < _SAMPLE:
+        calls = max(1, min(1000, round(_SAMPLE / first)))
+        _on_device(call, calls)  # clocks rise
+    return _on_device(call, calls) / calls
+
+
+def _on_device(call: Callable[[], Any], calls: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
 def table(results: list[Result], baseline: str) -> str:
@@ -153,7 +186,7 @@ def table(results: list[Result], baseline: str) -> str:
         ratio = f"{r.p50 / base:.2f}" if base else ""
         error = "" if r.max_abs_err is None else f"{r.max_abs_err:.1e}"
         lines.append(
-            f"| {r.name} | {r.p50:.3f} ({r.p20:.3f}–{r.p80:.3f}) | {r.images_per_s:.2f} | {ratio} "
+            f"| {r.name} | {r.p50:.4g} ({r.p20:.4g}–{r.p80:.4g}) | {r.images_per_s:.4g} | {ratio} "
             f"| {error} | {r.prepare_s:.1f} |"
         )
     return "\n".join(lines)

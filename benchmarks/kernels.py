@@ -186,7 +186,7 @@ def run_kernels(config: KernelsConfig) -> None:
     torch.set_num_threads(config.threads)
     started = time.monotonic()
     dtype, device = DTYPES[config.dtype], torch.device(config.device)
-    rows = []
+    rows: list[Result] = []
     for case in config.cases:
         name, _, batch = case.partition(":")
         params = {"case": name, "batch": int(batch), "dtype": config.dtype, "device": config.device}
@@ -202,8 +202,9 @@ def run_kernels(config: KernelsConfig) -> None:
             {**params, "bytes": moved, "batches_per_call": count},
             config.rounds,
             say,
+            lambda now, done=rows: write(config.output, done + now),
         )
-        rows += found
+        rows = rows + found
         print(f"\n### {name}, batch {batch}, {config.dtype}\n\n{head_table(found)}\n", flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
