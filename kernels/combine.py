@@ -137,10 +137,12 @@ def _added(
     GROUPS: tl.constexpr,
     MEMBERS: tl.constexpr,
     GROUP: tl.constexpr,
+    FROM: tl.constexpr,  # its FIRST and LAST: Triton 3.6 counts from no element of a tuple
+    TO: tl.constexpr,
 ):
     """sum_l w_l (M_l - low_l) / span_l over the layers of a group."""
     total = tl.zeros(o_p.shape, tl.float32)
-    for i in tl.static_range(GROUPS[GROUP][FIRST], GROUPS[GROUP][LAST]):
+    for i in tl.static_range(FROM, TO):
         one = maps_ptr + tl.full([], MEMBERS[i][LAYER_OFFSET], tl.int64) * N
         value = tl.load(one + i_n * GROUPS[GROUP][GROUP_PIXELS] + o_p, mask=m_p, other=0)
         if NORMALIZED:
@@ -178,6 +180,7 @@ def condense_kernel(
             total = _added(
                 maps_ptr, partial_ptr, N, i_n, o_p, m_p,
                 NORMALIZED, T, T_BLOCK, EPS, LAYERS, GROUPS, MEMBERS, i,
+                GROUPS[i][FIRST], GROUPS[i][LAST],
             )  # fmt: skip
             out = out_ptr + tl.full([], GROUPS[i][GROUP_OFFSET], tl.int64) * N
             tl.store(out + i_n * GROUPS[i][GROUP_PIXELS] + o_p, total, mask=m_p)
@@ -216,9 +219,10 @@ def render_kernel(
                 # Compiled twice, a map's extremes may differ by a rounding.
                 value = tl.minimum(tl.maximum(scaled(value, low, high, EPS), 0.0), 1.0)
             if heatmaps_ptr.dtype.element_ty == tl.uint8:
+                # Between the two, so that no compiler fuses the product with the addition.
+                value = tl.minimum(tl.maximum(value * 255, 0.0), 255.0)
                 # Adding 1.5 * 2^23 leaves no bits for a fraction: rounds half to even.
-                value = (value * 255 + 12582912.0) - 12582912.0
-                value = tl.minimum(tl.maximum(value, 0.0), 255.0)
+                value = (value + 12582912.0) - 12582912.0
             out = heatmaps_ptr + i_map * (ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]) + o_xy
             tl.store(out, value.to(heatmaps_ptr.dtype.element_ty), mask=m_xy)
     if i_t == 0:
