@@ -51,9 +51,17 @@ def _tests(*where: str) -> Group:
     return Group("tests-" + Path(where[0]).name, ("pytest", *where, *options, *left_out))
 
 
+def _pipeline(backend: str) -> Group:
+    options = ("--model", "timm:resnet50", "--photos", "4000", "--batch", "250", "--workers", "16")
+    compute = ("--device", "cuda", "--amp-dtype", "bfloat16", "--backend", backend)
+    record = ("--rounds", "1", "--growth", "0", "--output", f"{{output}}/pipeline-{backend}.json")
+    command = ("benchmarks", "pipeline", *options, *compute, *record)
+    return Group(f"pipeline-{backend}", command, timed_s=45)
+
+
 PLAN: dict[str, list[Group]] = {
+    "tests": [_tests("tests/kernels")],
     "kernels": [
-        _tests("tests/kernels"),
         *(_kernels(*case) for case in (("resnet50", 256), ("resnet50", 1))),
         *(_kernels(*case) for case in (("efficientnet_b4", 64), ("convnext", 64))),
     ],
@@ -67,18 +75,7 @@ PLAN: dict[str, list[Group]] = {
         _graph("resnet50:128", "others", ("pytorch-grad-cam", "torchcam")),
         _graph("efficientnet_b4:32", "others", ("pytorch-grad-cam", "torchcam")),
     ],
-    "pipeline": [
-        Group(
-            "pipeline",
-            (
-                *("benchmarks", "pipeline", "--model", "timm:resnet50", "--photos", "4000"),
-                *("--batch", "256", "--workers", "16", "--device", "cuda", "--rounds", "1"),
-                *("--amp-dtype", "bfloat16", "--growth", "0"),
-                *("--output", "{output}/pipeline.json"),
-            ),
-            timed_s=120.0,
-        )
-    ],
+    "pipeline": [_pipeline("eager"), _pipeline("compile")],
 }
 
 
@@ -93,7 +90,11 @@ class DeviceConfig:
     """
 
     budget: float = 540.0
-    waves: tuple[str, ...] = ("kernels+resnet50+efficientnet_b4", "pipeline", "packages+others")
+    waves: tuple[str, ...] = (
+        "tests+kernels+resnet50+efficientnet_b4",
+        "packages+pipeline",
+        "others",
+    )
     output: Path = RESULTS / "device"
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.harness import Result
+from benchmarks.turns import wait_for_turn
 from combicam import LoadedModel, ModelConfig, Preprocess, RunConfig
 from combicam.demo.planet import CELLS, postcard
 from combicam.engine.explain.protocol import BatchExplainer
@@ -159,6 +160,7 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
     a GPU the slowest decides.
     """
     timed = stages(bench)
+    wait_for_turn()
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     images = 0
     for _ in range(rounds):
@@ -171,6 +173,7 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
         "model": bench.config.model.model,
         "device": str(bench.explainer.device),
         "images": images,
+        "backend": bench.config.compute.backend,
         "batch": bench.config.batch_size,
         "workers": bench.config.workers,
         "store": bench.config.storage.store,
@@ -291,6 +294,7 @@ class PipelineConfig:
         workers: threads that read and decode.
         device: ``cpu`` or ``cuda``.
         amp_dtype: of the computation; None for float32.
+        backend: of the computation.
         growth: images of the growing run of a tiny network; 0 leaves it out.
         rounds: how often every stage is timed, in turn; medians are reported.
         threads: of torch on the CPU.
@@ -304,6 +308,7 @@ class PipelineConfig:
     workers: int = 2
     device: str = "cpu"
     amp_dtype: str | None = None
+    backend: str = "auto"
     growth: int = 100_000
     rounds: int = 3
     threads: int = 2
@@ -327,7 +332,9 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
             shard_size=max(1, config.photos // 2),
             progress=False,
         )
-        compute = replace(run.compute, device=config.device, amp_dtype=config.amp_dtype)
+        compute = replace(
+            run.compute, device=config.device, amp_dtype=config.amp_dtype, backend=config.backend
+        )
         run = replace(run, compute=compute)
         bench = Bench(run, make_run_explainer(run), folder / "out")
         rows = stage_rows(bench, config.rounds, say) + bytes_per_image(bench)
