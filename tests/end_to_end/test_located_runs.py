@@ -173,7 +173,9 @@ def test_runs_without_places_stay_as_they_are(tmp_path: Path, photos: Any, fake:
     summary = run_images(configured(tmp_path, source.name), named)
     told = configured(tmp_path, "in", "told", truth=tmp_path / "list.csv")
     for explainer in (named, fake()):
-        with pytest.raises(ValueError, match=r"classes with places for truth=.*leave out --truth"):
+        with pytest.raises(
+            ValueError, match=r"classes with locations for truth=.*leave out --truth"
+        ):
             run_images(told, explainer)
     schemas = [open_run(tmp_path / name).dataset.schema for name in ("folder", "run")]
     assert schemas[0].equals(schemas[1], check_metadata=True)

@@ -236,7 +236,7 @@ def test_a_store_that_fails_loses_nothing(
         real(source, target, **options)
 
     monkeypatch.setattr(bucket.fs, "put_file", put_file)
-    with pytest.raises(RunError, match=r"no room.*run again: what is committed is kept"):
+    with pytest.raises(RunError, match=r"no room.*run again: committed shards are kept"):
         run_images(configured(tmp_path / "in", output), fake())
     assert sorted(shard_bytes(output)) == ["00000.parquet"]
     assert run_status(output).state == "failed"
