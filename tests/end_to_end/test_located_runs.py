@@ -157,7 +157,7 @@ def test_a_file_of_truth(tmp_path: Path, photos: Any, fake: Any, capsys: Any) ->
     assert combicam.accuracy(tmp_path / "plain", truth) == combicam.accuracy(tmp_path / "run")
     main(["accuracy", str(tmp_path / "plain"), "--truth", str(truth), "--json"])
     assert json.loads(capsys.readouterr().out)["images"] == 2
-    with pytest.raises(SystemExit, match=r"expected true places of photos in .*plain, got none"):
+    with pytest.raises(SystemExit, match=r"expected ground truth in .*plain, got none"):
         main(["accuracy", str(tmp_path / "plain")])
     (tmp_path / "other.csv").write_text("id,lat,lon\nelse.jpg,0,0\n")
     with pytest.raises(SystemExit, match=r"such as 'p000.jpg', got none of them.* 'else.jpg'"):
@@ -173,16 +173,14 @@ def test_runs_without_places_stay_as_they_are(tmp_path: Path, photos: Any, fake:
     summary = run_images(configured(tmp_path, source.name), named)
     told = configured(tmp_path, "in", "told", truth=tmp_path / "list.csv")
     for explainer in (named, fake()):
-        with pytest.raises(
-            ValueError, match=r"classes with locations for truth=.*leave out --truth"
-        ):
+        with pytest.raises(ValueError, match=r"with locations for truth=.*leave out --truth"):
             run_images(told, explainer)
     schemas = [open_run(tmp_path / name).dataset.schema for name in ("folder", "run")]
     assert schemas[0].equals(schemas[1], check_metadata=True)
     assert schemas[0].names[-1] == "class_name" and summary.accuracy is None
     for write in (write_geojson, write_geoparquet, combicam.accuracy):
         arguments = () if write is combicam.accuracy else (tmp_path / "out",)
-        with pytest.raises(ValueError, match=r"whose classes have places, got .*run without"):
+        with pytest.raises(ValueError, match=r"whose classes have locations, got .*run without"):
             write(tmp_path / "run", *arguments)
     assert not (tmp_path / "out").exists()
 

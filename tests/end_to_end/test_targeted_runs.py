@@ -111,7 +111,7 @@ def test_the_truth_of_every_photo(
     assert (heatmaps.float() / 255 - expected.heatmaps).abs().max() < 0.005
     torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-9)
     table.write_text("path,latitude,longitude\n" + "\n".join([*lines[1:], f"{photos}/0.png,,"]))
-    with pytest.raises(ValueError, match=r"every input to know.*got none for '.*/0\.png'"):
+    with pytest.raises(ValueError, match=r"ground truth for every input.*got none for '.*/0\.png'"):
         run_images(config(table, tmp_path / "other", "top", "truth"), explainer)
     assert not (tmp_path / "other" / "manifest.parquet").exists()
 

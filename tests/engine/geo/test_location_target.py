@@ -88,9 +88,9 @@ def test_the_truth_differs_from_photo_to_photo() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("truth", "under:1"), "top and truth beside classes alone"),
-        (("top", "1-not-2"), "top and truth beside classes alone"),
-        (("top-not-2",), "differs from photo to photo"),
+        (("truth", "under:1"), "top and truth with classes only"),
+        (("top", "1-not-2"), "top and truth with classes only"),
+        (("top-not-2",), "differs from image to image"),
         (("1-not-2-not-3",), "expected two classes"),
         (("2-not-2",), "two different classes or regions"),
         (("within:9000km@41,-8-not-41.1,-8.6", "17-not-within:900km@41,-8"), "none inside of"),

@@ -137,7 +137,7 @@ def test_tars_of_photos_with_ids_of_their_own(tmp_path: Path, photos: Any, fake:
             "jpg",
         ]
     for folder in (tmp_path / "list.csv", "s3://bucket/tars"):
-        with pytest.raises(RunError, match=r"a folder of this machine, got .*(csv|tars); choose"):
+        with pytest.raises(RunError, match=r"a folder on this machine, got .*(csv|tars); choose"):
             combicam.write_webdataset(tmp_path / "run", folder)
 
 
