@@ -22,7 +22,7 @@ COMMANDS = {
     "convert": "Write a run as WebDataset tars, a FiftyOne dataset, GeoParquet or GeoJSON.",
     "accuracy": "Measure how far a run's predicted locations are from the ground truth.",
     "influence": "Measure how strongly a run's heatmaps highlight concepts, such as sky.",
-    "evaluate": "Evaluate heatmaps against the model, and compare them with two baselines.",
+    "evaluate": "Evaluate heatmaps against the model, and compare them with baseline maps.",
     "export": "Export a model and its explanation as one file, or for a server.",
     "layers": "List the layers that can be explained, and which ones the rules select.",
     "doctor": "Test what works on this machine: backends, devices, decoders, extras.",

@@ -10,7 +10,7 @@ Config = EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate, and print means with 95 % intervals beside those of the baselines."""
+    """Evaluate, and print means with 95 % intervals beside those of the baseline maps."""
     evaluation = evaluate(config)
     print("\n".join(evaluation.lines()))
     found = evaluation.summary
