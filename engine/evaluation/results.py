@@ -92,8 +92,8 @@ def write_results(
     commit(path)
     measured = [row for row in rows if row["status"] == OK]
     failures = Counter(row["status"] for row in rows if row["status"] != OK)
-    names_kept = ("input", "methods", "layers", "normalize", "score", "fuse", "seed")
-    settings = {name: getattr(config, name) for name in names_kept} | {
+    fields = ("input", "methods", "layers", "normalize", "score", "fuse", "seed")
+    settings = {name: getattr(config, name) for name in fields} | {
         "metrics": asdict(config.metrics)
     }
     summary = {

@@ -233,7 +233,7 @@ def test_geoparquet(tmp_path: Path, photos: Any, fake: Any, monkeypatch: Any) ->
     assert first["error_km"] == placed[0]["error_km"] and first["places"] == placed[0]["places"]
     assert [p.name for p in output.parent.iterdir()] == ["places.parquet"]
     for form in ("--geoparquet", "--geojson"):
-        with pytest.raises(SystemExit, match=r"expected the name of a file, got the folder \S+new"):
+        with pytest.raises(SystemExit, match=r"expected a file name, got the folder \S+new"):
             main(["convert", str(tmp_path / "run"), form, str(output.parent)])
     assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
 

@@ -101,7 +101,7 @@ def test_the_truth_differs_from_photo_to_photo() -> None:
         (("within:0km@38.7,-9.1",), "km > 0"),
         (("within:1km@0,0",), "got none; the nearest is class 18"),
         (("91,0",), "latitude in"),
-        (("under:zz",), "got 'zz': no cell of S2 has it"),
+        (("under:zz",), "got 'zz', which no S2 cell has"),
         (("89c25",), r"explain '89c25': of_token: .*under:89c25"),
     ],
 )
@@ -117,7 +117,7 @@ def test_classes_without_places_have_numbers_alone() -> None:
             ask(word, classes=None)
         with pytest.raises(ValueError, match="without locations"):
             ask(word, classes=ClassTable(names=PLACES.names))
-    with pytest.raises(ValueError, match="S2 tokens, got locations alone"):
+    with pytest.raises(ValueError, match="S2 tokens, got only locations"):
         ask("under:1", classes=PLACES)
     explainer: Any = SimpleNamespace(classes=None, spec=CamSpec(), num_classes=36)
     assert read_location_target((), explainer) is None

@@ -222,5 +222,5 @@ def test_tables_appear_in_new_folders(explained: Path) -> None:
     assert [p.name for p in (explained / "new").iterdir()] == ["t.csv"]
     assert (explained / "new" / "t.csv").read_text().startswith('"group","concept","images"')
     (explained / "new" / "x.csv").mkdir()
-    with pytest.raises(SystemExit, match=r"name of a file, got the folder \S+x.csv"):
+    with pytest.raises(SystemExit, match=r"a file name, got the folder \S+x.csv"):
         main([*words, str(explained / "new" / "x.csv")])
