@@ -1,4 +1,4 @@
-"""Count the photos located within 1, 25, 200, 750 and 2500 km of where they were taken."""
+"""Count the images located within 1, 25, 200, 750 and 2500 km of where they were taken."""
 
 from __future__ import annotations
 

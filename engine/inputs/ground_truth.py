@@ -1,4 +1,4 @@
-"""Read where photos were taken, from columns of an input list or from a separate file."""
+"""Read where images were taken, from columns of an input list or from a separate file."""
 
 from __future__ import annotations
 

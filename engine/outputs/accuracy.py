@@ -1,4 +1,4 @@
-"""Measure how far a run's predicted locations are from where the photos were taken."""
+"""Measure how far a run's predicted locations are from where the images were taken."""
 
 from __future__ import annotations
 

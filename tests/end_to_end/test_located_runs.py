@@ -197,7 +197,7 @@ def test_the_place_of_a_tie_is_that_of_the_map() -> None:
     assert torch.equal(placed.probabilities, probabilities.gather(1, placed.classes))
     at = placed.classes[:, 0]
     torch.testing.assert_close(placed.densities, prediction_density(probabilities, LAT, LON, at))
-    with pytest.raises(RunError, match="expected 5 logits, as many as the class table"):
+    with pytest.raises(RunError, match="expected 5 logits, one for each location"):
         placer(torch.zeros(1, 6), torch.zeros(1, dtype=torch.long))
 
 

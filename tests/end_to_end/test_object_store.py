@@ -217,7 +217,7 @@ def test_a_silent_holder_is_dead(bucket: Any, monkeypatch: pytest.MonkeyPatch) -
     watcher.join(10)
     with pytest.raises(RunError, match="another run is writing"):
         StoreLock(folder, renew_s=0.2, lease_s=10)
-    with pytest.raises(RunError, match="took it for dead"):
+    with pytest.raises(RunError, match="another run that took over"):
         suspended.check()
     heir.check()
     heir.release()

@@ -125,7 +125,7 @@ def test_a_run_is_continued_with_the_same_question_alone(
         run_images(config(photos, tmp_path / "run", "top", "18"), explainer)
     with pytest.raises(RunError, match=r'explain: \["top", "17"\] there, null now'):
         run_images(config(photos, tmp_path / "run"), explainer)
-    with pytest.raises(ValueError, match="an explainer of 1 targets"):
+    with pytest.raises(ValueError, match="an explainer with 1 targets"):
         run_images(config(photos, tmp_path / "other", "17"), explainer)
     assert not (tmp_path / "other").exists()
 
@@ -151,7 +151,7 @@ def test_files_answer_what_they_were_exported_for(
 
     with pytest.raises(ArtifactError, match=r"target_input='weights' and targets=2"):
         combicam.run(asked("within:2500km@50,10", "17"))
-    with pytest.raises(ValueError, match="or export it, with targets=1"):
+    with pytest.raises(ValueError, match="or export it with targets=1"):
         combicam.run(asked("17"))
     combicam.run(asked("top", "17"))
     *_, targets = rows(tmp_path / "run")

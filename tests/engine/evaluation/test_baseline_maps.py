@@ -1,4 +1,4 @@
-"""Controls know the map's histogram and smoothness, or the picture, and nothing else."""
+"""Baseline maps know the map's histogram and smoothness, or the image, and nothing else."""
 
 from __future__ import annotations
 

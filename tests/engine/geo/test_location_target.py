@@ -94,7 +94,7 @@ def test_the_truth_differs_from_photo_to_photo() -> None:
         (("1-not-2-not-3",), "expected two classes"),
         (("2-not-2",), "two different classes or regions"),
         (("within:9000km@41,-8-not-41.1,-8.6", "17-not-within:900km@41,-8"), "none inside of"),
-        (("36",), r"a class in 0\.\.35, got 36; the S2 token of these digits is s2:36"),
+        (("36",), r"a class in 0\.\.35, got 36; write an S2 token with these digits as s2:36"),
         (("lisbon",), r"explain 'lisbon': expected top, truth, a class number"),
         (("within:500@38.7,-9.1",), "expected top, truth"),
         (("within:500km@Lisbon",), "expected top, truth"),
@@ -121,5 +121,5 @@ def test_classes_without_places_have_numbers_alone() -> None:
         ask("under:1", classes=PLACES)
     explainer: Any = SimpleNamespace(classes=None, spec=CamSpec(), num_classes=36)
     assert read_location_target((), explainer) is None
-    with pytest.raises(ValueError, match=r"an explainer of 2 targets.*got targets=1"):
+    with pytest.raises(ValueError, match=r"an explainer with 2 targets.*got targets=1"):
         read_location_target(("top", "5"), explainer)

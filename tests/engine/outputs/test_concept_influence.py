@@ -178,7 +178,7 @@ def test_masks_that_are_none(explained: Path) -> None:
     (folder / "p001.png").write_text("no PNG")
     with pytest.raises(ValueError, match=r"expected a PNG, got .*p001.png"):
         run_influence(*arguments)
-    with pytest.raises(ValueError, match="got none of 6 photos, 1 more have constant heatmaps"):
+    with pytest.raises(ValueError, match="got none of 6 images, 1 more have constant heatmaps"):
         run_influence(explained / "run", explained / "in2", explained / "names.csv", 100)
     with pytest.raises(ValueError, match=r"output as .csv or .parquet, got t.xlsx"):
         Config(explained, folder, explained / "names.csv", output=Path("t.xlsx"))
