@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.environment import environment
 from combicam.demo.model import load
 from combicam.demo.planet import CELLS, postcard
-from combicam.engine.evaluation.baseline_maps import edge_control, random_control
+from combicam.engine.evaluation.baseline_maps import edge_baseline, random_baseline
 from combicam.engine.evaluation.bootstrap import intervals
 from combicam.engine.evaluation.metrics import Metrics, MetricSettings
 from combicam.engine.explain.explainer import Explainer
@@ -174,8 +174,8 @@ def _maps(
     for name, explainer in others.items():
         if name != SCORE_CAM or start < config.scorecam:
             found[name] = explainer(images, explained.targets).heatmaps[:, 0]
-    found["edges"] = edge_control(images)
-    found["random places"] = random_control(combi, range(start, start + len(images)))
+    found["edges"] = edge_baseline(images)
+    found["random places"] = random_baseline(combi, range(start, start + len(images)))
     found["Combi-CAM of another postcard"] = combi.roll(1, 0)
     found |= {f"only {name}": fused([name]) for name in names}
     found |= {f"without {name}": fused([n for n in names if n != name]) for name in names}

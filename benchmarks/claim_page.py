@@ -15,14 +15,16 @@ SHOWN = {
     "deletion": "deletion ↓",
     "insertion": "insertion ↑",
 }
-CONTROLS = ("edges", "random places", "Combi-CAM of another postcard")
+BASELINE_MAPS = ("edges", "random places", "Combi-CAM of another postcard")
 _MUTED, _PLAIN, _STRONG = "#9a9a9a", "#31688e", "#c1440e"
 
 
 def claim_table(record: dict[str, Any]) -> str:
-    """Markdown: the methods, the controls, then every layer alone and left out."""
+    """Markdown: the methods, the baseline maps, then every layer alone and left out."""
     maps = record["maps"]
-    methods = [n for n in maps if not n.startswith(("only ", "without ")) and n not in CONTROLS]
+    methods = [
+        n for n in maps if not n.startswith(("only ", "without ")) and n not in BASELINE_MAPS
+    ]
     layers = [name for name in maps if name.startswith(("only ", "without "))]
     settings, metrics = record["settings"], record["metrics"]
     images = {name: _images(maps[name]) for name in (*methods, *layers)}
@@ -39,7 +41,7 @@ def claim_table(record: dict[str, Any]) -> str:
         "its 95 % bootstrap interval; **bold**: better than Combi-CAM of all blocks, "
         "*slanted*: worse, by a paired interval without 0."
     )
-    parts = [caption, _table("map", methods, maps), _table("baseline map", CONTROLS, maps)]
+    parts = [caption, _table("map", methods, maps), _table("baseline map", BASELINE_MAPS, maps)]
     if layers:
         parts += [
             f"Layers, deletion and insertion on {images[layers[0]][1]:,} postcards:",
@@ -75,7 +77,7 @@ def _cell(metric: str, found: dict[str, Any] | None) -> str:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Means with intervals: methods and controls above, layers alone and left out below."""
+    """Means with intervals: methods and baseline maps above, layers alone and left out below."""
     from matplotlib.figure import Figure
 
     maps = record["maps"]
@@ -100,7 +102,9 @@ def _panel(axis: Any, entries: list[tuple[str, Any]], metric: str) -> None:
     for y, (name, found) in enumerate(entries):
         if found is None:
             continue
-        colour = _MUTED if name in CONTROLS else _STRONG if name.startswith("Combi") else _PLAIN
+        colour = (
+            _MUTED if name in BASELINE_MAPS else _STRONG if name.startswith("Combi") else _PLAIN
+        )
         axis.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=2)
         axis.plot(found["mean"], y, "o", color=colour, markersize=4)
     axis.set_yticks(range(len(entries)), [name for name, _ in entries], fontsize=8)

@@ -1,4 +1,4 @@
-"""Multi-layer class activation maps: explain photos, write models that explain themselves."""
+"""Multi-layer class activation maps: explain images, write models that explain themselves."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ import tyro
 
 from combicam.errors import CombicamError
 
-# name -> what it does; the module combicam/commands/NAME.py (its dashes as underscores) has its
-# Config and main().
+# name -> summary; combicam/commands/NAME.py (dashes as underscores) defines its Config and main().
 COMMANDS = {
-    "run": "Explain many photos.",
-    "overlay": "Explain a handful of photos, and draw the heatmaps over them.",
-    "status": "How far a run is; also while it goes on.",
-    "report": "A run as one page: photos under their heatmaps, places, counts.",
+    "run": "Explain any number of images into a run directory.",
+    "overlay": "Explain a few images and draw the heatmaps over them.",
+    "status": "Show the progress of a run, finished or not.",
+    "report": "Write a run as one HTML page: images with heatmaps, locations, counts.",
     "convert": "Write a run as WebDataset tars, a FiftyOne dataset, GeoParquet or GeoJSON.",
-    "accuracy": "How far a run's places are from the truth.",
-    "influence": "Which concepts, such as sky, a run's heatmaps lie on.",
-    "evaluate": "Measure heatmaps against the network, and against two controls.",
-    "export": "Write a network and its explanation as one file, or for a server.",
+    "accuracy": "Measure how far a run's predicted locations are from the ground truth.",
+    "influence": "Measure how strongly a run's heatmaps highlight concepts, such as sky.",
+    "evaluate": "Evaluate heatmaps against the model, and compare them with baseline maps.",
+    "export": "Export a model and its explanation as one file, or for a server.",
     "layers": "List the layers that can be explained, and which ones the rules select.",
-    "doctor": "What works on this machine: backends, devices, decoders, extras.",
-    "demo": "The main job on the embedded planet.",
+    "doctor": "Test what works on this machine: backends, devices, decoders, extras.",
+    "demo": "Run the whole workflow on the built-in demo planet.",
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point ``combicam``."""
+    """Entry point of the ``combicam`` command."""
     given = sys.argv[1:] if arguments is None else arguments
     name = given[0] if given and given[0] in COMMANDS else None
     config: Any = tyro.cli(
@@ -55,7 +54,7 @@ def _module(name: str) -> Any:
 
 
 def _choice(wanted: str | None, everything: bool) -> Any:
-    """The union of all commands, of which only the wanted one is imported and has its options.
+    """The union of all commands; only the wanted one is imported, with its options.
 
     Importing all of them would import torch for ``--help``. Shell completions need them all.
     """

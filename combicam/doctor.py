@@ -1,4 +1,4 @@
-"""``diagnose``: what of combicam works on this machine, tried and not only looked up."""
+"""Diagnose what works on this machine by trying it, not only by looking up versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from combicam.version import __version__
 OK, MISSING, FAILED = "ok", "missing", "failed"
 QUICK = ("eager", "torchscript", "onnxruntime")
 COMPILED = ("compile", "aoti")
-# Extra of setup.py -> a distribution that it brings.
+# Extra of setup.py -> a distribution that it installs.
 EXTRAS = {
     "models": "timm",
     "figures": "matplotlib",
@@ -47,11 +47,11 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was tried.
+    """Result of one check.
 
     Attributes:
-        name: of the thing.
-        state: ``ok``, ``missing`` (optional, and not there) or ``failed``.
+        name: of the check.
+        state: ``ok``, ``missing`` (optional, and not installed) or ``failed``.
         detail: version, time or error.
     """
 
@@ -63,11 +63,11 @@ class Finding:
 def diagnose(compiled: bool = False) -> Iterator[Finding]:
     """Try everything that a run may need, one after the other.
 
-    Every backend explains two pictures with the embedded network on every kind of device, and its
+    Every backend explains two images with the built-in demo model on every kind of device, and its
     heatmaps are compared with those of eager torch on the CPU.
 
     Args:
-        compiled: also the backends that call a compiler, which takes a minute or more.
+        compiled: also try the backends that call a compiler, which takes a minute or more.
     """
     yield Finding("combicam", OK, f"{__version__}, Python {platform.python_version()}")
     yield Finding("libraries", OK, ", ".join(_versions()))
@@ -86,7 +86,7 @@ def diagnose(compiled: bool = False) -> Iterator[Finding]:
 
 
 def _tried(name: str, action: Callable[[], str]) -> Finding:
-    # Whatever it is, it is the diagnosis.
+    # Any error is a result of the check.
     try:
         return Finding(name, OK, action())
     except Exception as error:
@@ -107,8 +107,8 @@ def _version(distribution: str) -> str | None:
 def _gpu() -> Finding:
     if not torch.cuda.is_available():
         return Finding("GPU", MISSING, f"none that torch (CUDA {torch.version.cuda}) can use")
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    names = [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names = [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus]
     return Finding("GPU", OK, "; ".join(names))
 
 
@@ -123,10 +123,10 @@ def _backends(names: tuple[str, ...]) -> Iterator[Finding]:
         start = time.perf_counter()
         explainer = Explainer(model, backend=backend, device=device)
         ready = time.perf_counter() - start
-        found = explainer(images)
+        explanation = explainer(images)
         if not reference:
-            reference.append(found)
-        error = (found.heatmaps.cpu() - reference[0].heatmaps).abs().amax((1, 2, 3))
+            reference.append(explanation)
+        error = (explanation.heatmaps.cpu() - reference[0].heatmaps).abs().amax((1, 2, 3))
         worst = float(error.median())
         if not worst <= _TOLERANCE:
             raise ArithmeticError(f"heatmaps differ by {worst:.2g} from eager torch on the CPU")
@@ -143,5 +143,5 @@ def _backends(names: tuple[str, ...]) -> Iterator[Finding]:
 def _decoded(decoder: str) -> str:
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(file, "JPEG")
-    found = decode_image(file.getvalue(), Preprocess((64, 64)), DecodeConfig(decoder))
-    return f"by {found.decoder}"
+    decoded = decode_image(file.getvalue(), Preprocess((64, 64)), DecodeConfig(decoder))
+    return f"by {decoded.decoder}"

@@ -1,16 +1,16 @@
-"""The errors that are not simply a caller's ``ValueError`` or ``TypeError``."""
+"""Define the errors that are not simply a caller's ``ValueError`` or ``TypeError``."""
 
 from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """Kind and first line of an error, for use inside another; torch appends its C++ stack."""
+    """Type and first line of an error, to quote in another; torch appends its C++ stack."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 
 
 class CombicamError(Exception):
-    """Base of every error that combicam raises by itself."""
+    """Base class of combicam's own errors."""
 
 
 class LayerError(CombicamError, ValueError):
@@ -22,7 +22,7 @@ class TraceError(CombicamError):
 
 
 class ArtifactError(CombicamError):
-    """A file that is no combicam artifact, or one that does not fit its description."""
+    """A file that is not a combicam artifact, or does not match its description."""
 
 
 class ModelError(CombicamError, ValueError):
@@ -30,7 +30,7 @@ class ModelError(CombicamError, ValueError):
 
 
 class MissingExtra(CombicamError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
 
 class DecodeError(CombicamError):
@@ -38,4 +38,4 @@ class DecodeError(CombicamError):
 
 
 class RunError(CombicamError):
-    """A run directory that cannot be used as asked."""
+    """A run directory that cannot be used as requested."""

@@ -1,6 +1,6 @@
-"""``make_lazy``: a package whose names are imported when they are first asked for.
+"""Import a package's public names when they are first used.
 
-``combicam status`` and ``combicam --help`` answer without importing torch, which takes seconds.
+``combicam status`` and ``combicam --help`` need not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class LazyPackage(ModuleType):
         return importlib.import_module(path)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep what the table says: importing ``combicam.export.spec`` would else rebind ``export``
-        from the function to the package."""
+        """Keep the names of the table: importing ``combicam.export.spec`` would otherwise rebind
+        ``export`` from the function to the package."""
         if not (isinstance(value, ModuleType) and name in self.__dict__[_TABLE]):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        """With the names that were not asked for yet."""
+        """All names, including those not imported yet."""
         return sorted({*super().__dir__(), *self.__dict__[_TABLE]})
 
 

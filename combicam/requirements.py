@@ -1,4 +1,4 @@
-"""Import optional packages, or name the extra that brings them."""
+"""Import optional packages, or name the extra that installs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require(module: str, *, extra: str, operation: str) -> Any:
     Args:
         module: its full name.
         extra: of setup.py.
-        operation: what needs it, as the error begins.
+        operation: what needs it; the error message begins with it.
 
     Raises:
         MissingExtra: it cannot be imported.

@@ -1,4 +1,4 @@
-"""Stage 2: explain batches in memory, or stream millions of images through a run directory."""
+"""Explain batches in memory, or stream millions of images into a run directory."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Explain any number of photos into a run directory."""
+"""Explain any number of images into a run directory."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def run(
     *,
     make: MakeExplainer = make_run_explainer,
 ) -> RunSummary:
-    """Build the explainer that a configuration names and explain every input with it.
+    """Make the explainer of a configuration and explain every input with it.
 
-    Where the configuration names several devices or Ray, their processes explain and commit, each
-    with an explainer of its own. They are spawned: a script needs ``if __name__ == "__main__":``.
+    With several devices or Ray, worker processes explain and commit, each with its own explainer.
+    They are spawned: a script needs ``if __name__ == "__main__":``.
 
     Args:
         config: inputs, output, model, spec and resources.
-        explainer: what ``make`` made of the configuration; default: it is made now.
-        make: from a configuration to an explainer, in this process and in workers, which import
-            it by its name.
+        explainer: result of ``make(config)``, if it is made already.
+        make: makes an explainer from a configuration, here and in workers, which import it by
+            name.
 
     Returns:
         The summary, also written to ``summary.json``.
@@ -60,30 +60,30 @@ def run(
     Raises:
         CombicamError, ValueError, FileNotFoundError: see :func:`run_images` and
             :func:`~combicam.engine.run.explainer.make_run_explainer`.
-        RunError: also, workers that are lost again and again at the same shard.
+        RunError: also if workers are lost repeatedly at the same shard.
     """
     with _storage_errors(config):
         return _run(config, explainer or make(config), make)
 
 
 def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
-    """Explain every input, one row each, into ``config.output``; done shards are kept.
+    """Explain every input into ``config.output``, one row each; committed shards are kept.
 
     Args:
         config: inputs, output and resources.
-        explainer: what is computed.
+        explainer: explains the batches.
 
     Returns:
         The summary, also written to ``summary.json``.
 
     Raises:
-        ValueError: INPUT is nothing usable, or heatmaps cannot be stored as bytes in [0, 1].
+        ValueError: the input is not usable, or heatmaps cannot be stored as bytes in [0, 1].
         RunError: the directory belongs to another run, or the explainer failed.
-        KeyboardInterrupt: committed shards stay, nothing else does.
+        KeyboardInterrupt: only committed shards are kept.
     """
     if not config.distribution.is_local:
         raise ValueError(
-            "run_images: expected a configuration of one process, for an explainer in memory, got "
+            "run_images: expected a single-process configuration for an explainer in memory, got "
             f"{config.distribution}; use combicam.run(config)"
         )
     return run(config, explainer)
@@ -126,7 +126,7 @@ def _process(
     work: list[ShardWork],
     make: MakeExplainer,
 ) -> RunSummary:
-    """Have the work done, and follow it: progress, the lock, what is reported."""
+    """Execute the work, update the progress, check the lock, and summarise the reports."""
     layout = directory.layout
     left = sum(len(item.places(manifest.shard_images(item.index))) for item in work)
     kept = committed_shards(layout) - {item.index for item in work}
@@ -156,7 +156,7 @@ def _executor(
     limit: FailureLimit,
     make: MakeExplainer,
 ) -> ShardExecutor:
-    """This process, or the workers that the configuration names."""
+    """This process's pipeline, or the workers that the configuration names."""
     if config.distribution.is_local:
         return Pipeline(config, plan, layout, manifest, limit)
     task = WorkerTask(config, layout.path, plan.explainer.fingerprint(), make=make)
@@ -167,7 +167,7 @@ def _executor(
 
 
 def _nothing_done(layout: RunLayout, manifest: Manifest) -> RunSummary:
-    """The speed of the invocation that did the work is more use than zeros."""
+    """Keep the speed of the invocation that did the work; zeros would tell nothing."""
     summary = _summary(layout, manifest, ShardReport(), StageTimes())
     if not layout.summary.exists():
         return summary
@@ -196,7 +196,7 @@ def _summary(
 
 @contextmanager
 def _storage_errors(config: RunConfig) -> Iterator[None]:
-    """Errors of the run's own storage, told as such; errors of its inputs are rows."""
+    """Report errors of the run's storage as RunError; errors of inputs are rows."""
     try:
         yield
     except FileNotFoundError:
@@ -205,20 +205,20 @@ def _storage_errors(config: RunConfig) -> Iterator[None]:
         raise RunError(
             f"run: expected to write {error.filename or config.output}, got "
             f"{error.strerror or repr(error)}; free space or choose an output that can be "
-            "written, and run again: what is committed is kept"
+            "written, and run again: committed shards are kept"
         ) from error
     except Exception as error:
         if not is_client_error(error):
             raise
         raise RunError(
-            f"run: expected the object store to answer, got {first_line(error)}; run again: what "
-            "is committed is kept"
+            f"run: expected the object store to answer, got {first_line(error)}; run again: "
+            "committed shards are kept"
         ) from error
 
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """What Pillow warns of either fails, and is a row, or is harmless."""
+    """Suppress Pillow's warnings: images that cannot be decoded become rows anyway."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

@@ -1,4 +1,4 @@
-"""Describe how a photo becomes a model's input: ``Preprocess``; it rides in every artifact."""
+"""Define ``Preprocess``, how an image becomes a model's input; stored in every artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZES = ("squash", "crop", "short-side", "cover")
 MAX_ASPECT = 4
-# A strip of one row must not become an image of gigabytes.
+# An image of a single row must not be scaled to gigabytes.
 MAX_COVER_ASPECT = 16
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 
@@ -28,19 +28,19 @@ class Preprocess:
     Args:
         input_size: (H, W) of the model's input, pixels.
         mean, std: per channel, of RGB in [0, 1].
-        resize: ``squash`` scales to (H, W), the whole photo is seen; ``crop`` scales until the
-            photo covers (H, W) / crop_pct and takes the centre, as timm and torchvision do;
-            ``short-side`` scales the whole photo until its shorter side is min(H, W): images of
-            several sizes, see :meth:`size_of`; ``cover`` scales as ``crop`` does and keeps the
-            whole photo: what five crops are cut from.
+        resize: ``squash`` scales the whole image to (H, W); ``crop`` scales it to cover
+            (H, W) / crop_pct and crops the centre, like timm and torchvision; ``short-side``
+            scales the whole image so that its shorter side is min(H, W), so inputs differ in size,
+            see :meth:`size_of`; ``cover`` scales like ``crop`` but keeps the whole image, to cut
+            five crops from it.
         crop_pct: see ``resize``.
-        side_step: of ``short-side``, the longer side is rounded to a multiple of it, pixels; the
-            photo is stretched by half a step at most. Every size has a graph of its own: 1 keeps
-            the proportions exactly and is for photos of few sizes.
+        side_step: for ``short-side``, the longer side is rounded to a multiple of it, pixels, which
+            stretches the image by at most half a step. Every size has its own graph; 1 keeps the
+            aspect ratio exactly, and suits images of few sizes.
         interpolation: Pillow's filter of that name, antialiased.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an invalid value.
     """
 
     input_size: tuple[int, int]
@@ -78,18 +78,18 @@ class Preprocess:
 
     @property
     def has_one_size(self) -> bool:
-        """Whether all photos become images of ``input_size``."""
+        """Whether all images are resized to ``input_size``."""
         return self.resize in ("squash", "crop")
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
-        """(H, W) of the image that a photo becomes, pixels.
+        """(H, W) of the resized image, pixels.
 
         ``short-side``: the longer side is short * longer / shorter, rounded to ``side_step`` and
-        at most four times the shorter; a photo longer than that is squeezed into it.
-        ``cover``: see :meth:`covering`; a photo of more than 16 : 1 is squeezed into that.
+        at most four times the shorter; longer images are squeezed to that.
+        ``cover``: see :meth:`covering`; images longer than 16 : 1 are squeezed to that.
 
         Args:
-            width, height: of the upright photo, pixels.
+            width, height: of the upright image, pixels.
         """
         if self.has_one_size:
             return self.input_size
@@ -102,12 +102,12 @@ class Preprocess:
         return (short, long) if width >= height else (long, short)
 
     def covering(self, width: int, height: int) -> tuple[int, int]:
-        """(H, W) of the whole photo once it covers (H, W) / crop_pct, its proportions kept.
+        """(H, W) of the whole image scaled to cover (H, W) / crop_pct, with its aspect ratio.
 
-        Rounded as timm and torchvision do.
+        Rounded like in timm and torchvision.
 
         Args:
-            width, height: of the upright photo, pixels.
+            width, height: of the upright image, pixels.
         """
         high, wide = (math.floor(side / self.crop_pct) for side in self.input_size)
         if width * high >= height * wide:
@@ -117,13 +117,13 @@ class Preprocess:
     def normalize(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 [B,H,W,3] -> ``dtype`` [B,3,H,W], (x / 255 - mean) / std.
 
-        Channels-last in memory on a GPU, contiguous on a CPU: as networks run fastest there.
+        Channels-last in memory on a GPU and contiguous on a CPU, where models run fastest that way.
         """
         normal = normalize(images, self.mean, self.std, dtype)
         return normal if images.is_cuda else normal.contiguous()
 
     def resized(self, input_size: tuple[int, int]) -> Self:
-        """The same for another input size."""
+        """A copy with another input size."""
         return replace(self, input_size=input_size)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Describe what is computed, and nothing of how: ``CamSpec``."""
+"""Define ``CamSpec``: what is computed, but not how."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from combicam.export.tokens import TokenGrid, tokens
 from combicam.kernels.combine import FUSES, NORMALIZES
 from combicam.kernels.weigh import EPS, METHODS
 
-# Methods that take no gradient: one forward pass per channel, so no single graph.
+# Methods without gradients: a forward pass per channel, so not a single graph.
 FORWARD_METHODS = ("scorecam",)
 SCORES = ("logit", "prob", "logprob")
 MASKS = ("image", "grid")
@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Where the other libraries' numbers are not the papers'.
+# Methods that other libraries compute differently from the papers.
 METHOD_CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("pytorch-grad-cam", "gradcam++"): {"method_eps": 1e-6},
     ("pytorch-grad-cam", "xgradcam"): {"method_eps": 1e-7},
@@ -49,10 +49,10 @@ OTHER_FORMULAS = {
 
 
 def preset_values(name: str, **changes: Any) -> dict[str, Any]:
-    """Fields of a preset; ``changes`` win.
+    """Fields of a preset, overridden by ``changes``.
 
     Raises:
-        ValueError: no such preset, or a method that the library computes by another formula.
+        ValueError: an unknown preset, or a method that the library computes by another formula.
     """
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {list(PRESETS)}, got {name!r}")
@@ -60,22 +60,22 @@ def preset_values(name: str, **changes: Any) -> dict[str, Any]:
     if (name, method) in OTHER_FORMULAS:
         raise ValueError(
             f"preset: {name}'s {method} is {OTHER_FORMULAS[name, method]}, another formula than "
-            "the paper's, and is not reproduced; take another method or preset"
+            "the paper's, and is not reproduced; choose another method or preset"
         )
     return {**PRESETS[name], **METHOD_CHANGES.get((name, method), {}), **changes}
 
 
 def check_choice(operation: str, what: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a word that is none of those allowed.
+    """Check that a value is one of the allowed choices.
 
     Args:
-        operation: what the error begins with.
-        what: the name of the argument.
+        operation: prefix of the error message.
+        what: name of the argument.
         value: of the argument.
         allowed: the choices.
 
     Raises:
-        ValueError: names them.
+        ValueError: it is not; the message lists the choices.
     """
     if value not in allowed:
         raise ValueError(f"{operation}: expected {what} in {list(allowed)}, got {value!r}")
@@ -93,36 +93,36 @@ def _token_grid(value: Any) -> TokenGrid | None:
 
 @dataclass(frozen=True)
 class CamSpec:
-    """What an explanation is: layers, method, score, targets and fusion.
+    """What is computed: layers, method, score, targets and fusion.
 
     The defaults are Combi-CAM (arXiv 2603.24117): Grad-CAM of every block, unnormalised, upsampled
-    with aligned corners, summed, min-max once. ``logprob`` gives the same map as the softmax
-    probability of the paper and does not underflow.
+    with aligned corners, summed, then min-max normalised. ``logprob`` gives the same map as the
+    paper's softmax probability, but does not underflow.
 
     Args:
         layers: ``blocks``, ``stages``, ``last``, or module names and globs.
         method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise`` or
             ``layercam`` (formulas at ``combicam.kernels.weigh_reference``); or ``scorecam``, which
-            takes one forward pass per channel instead of gradients
+            needs a forward pass per channel instead of gradients
             (:class:`combicam.engine.explain.scorecam.ScoreCam`).
         score: ``logit``, ``prob`` or ``logprob`` of the target class.
-        targets: K, how many of the best classes are explained when a call names none.
+        targets: K, number of best classes to explain if a call does not give targets.
         fuse: ``sum``, ``mean``, ``max``, ``product``; ``none`` keeps one map per layer.
-        normalize: where min-max is applied: the fused ``map``; every ``layer`` at image size;
-            every layer on its own ``grid``; ``layer+map``, ``grid+map``; or ``none``.
+        normalize: where min-max is applied: to the fused ``map``; to every ``layer`` at image size;
+            to every layer on its own ``grid``; ``layer+map``, ``grid+map``; or ``none``.
         align_corners: convention of the bilinear upsampling.
-        layer_weights: one factor per layer, in order of execution; empty for 1.
-        eps: added to every min-max divisor (other libraries do; 0 is exact).
+        layer_weights: one factor per layer, in order of execution; empty for all 1.
+        eps: added to every min-max divisor, like in other libraries; 0 is exact.
         method_eps: added to the divisor inside ``gradcam++``, ``xgradcam`` and the masks of
             ``scorecam``.
         tokens: (h, w, prefix) of a transformer's token grid, see :func:`~combicam.tokens`; None
             detects it automatically.
         masks: of ``scorecam``: ``image``: channels are upsampled with aligned corners, then
-            min-max normalised (the paper's order, and pytorch-grad-cam); ``grid``: normalised on
-            their own grid, then upsampled between half pixels (torchcam).
+            min-max normalised (the order of the paper and pytorch-grad-cam); ``grid``: normalised
+            on their own grid, then upsampled without aligned corners (torchcam).
 
     Raises:
-        ValueError, TypeError: a value outside of its choices.
+        ValueError, TypeError: an invalid value.
     """
 
     layers: str | tuple[str, ...] = "blocks"
@@ -173,7 +173,7 @@ class CamSpec:
 
     @property
     def unit_range(self) -> bool:
-        """Whether heatmaps are certain to lie in [0, 1]."""
+        """Whether heatmaps are guaranteed to lie in [0, 1]."""
         if self.normalize.endswith("map"):
             return True
         weights_fit = all(0 <= w <= 1 for w in self.layer_weights)

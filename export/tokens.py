@@ -1,4 +1,4 @@
-"""Read the tokens of a vision transformer's layer as an activation [B,C,h,w]."""
+"""Reshape the tokens of a vision transformer's layer into an activation [B,C,h,w]."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-# How a layer returned its activation: [B,C,h,w], [B,h,w,C], or [B,prefix + h w,C].
+# Layouts in which layers return activations: [B,C,h,w], [B,h,w,C], or [B,prefix + h w,C].
 LAYOUTS = ("channels_first", "channels_last", "tokens")
-# A class token, a distillation token, registers: more in front of a grid were never seen.
+# Class token, distillation token, registers: no known model has more in front of a grid.
 MAX_PREFIX = 16
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class TokenGrid(NamedTuple):
-    """How tokens [B,prefix + h w,C] lie on the image, row by row; made by :func:`tokens`."""
+    """The grid of tokens [B,prefix + h w,C], row by row; made by :func:`tokens`."""
 
     h: int
     w: int
@@ -23,26 +23,26 @@ class TokenGrid(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How many tokens an image has."""
+        """Number of tokens of an image."""
         return self.h * self.w + self.prefix
 
 
 def tokens(h: int, w: int, prefix: int = 1) -> TokenGrid:
-    """The layer adapter for a transformer whose token grid is not detected automatically.
+    """Describe the token grid of a transformer, if it is not detected automatically.
 
-    A layer that returns [B,prefix + h w,C] is explained as the activation [B,C,h,w] that is left
-    when the first ``prefix`` tokens are dropped. Gradients are taken of the tokens as the layer
-    returned them, and reshaped likewise.
+    The output [B,prefix + h w,C] of a layer is explained as the activation [B,C,h,w] without the
+    first ``prefix`` tokens. Gradients are taken with respect to the layer's output, and reshaped
+    in the same way.
 
     Args:
-        h, w: tokens down and across: the input size over the size of a patch.
-        prefix: tokens in front that are no part of the image: class, distillation, registers.
+        h, w: rows and columns of tokens: the input size divided by the patch size.
+        prefix: leading tokens that are not part of the image: class, distillation, registers.
 
     Returns:
-        What ``Explainer(tokens=...)`` and ``CamSpec(tokens=...)`` take.
+        The value for ``Explainer(tokens=...)`` or ``CamSpec(tokens=...)``.
 
     Raises:
-        ValueError: no such grid.
+        ValueError: an invalid grid.
 
     Source: ``reshape_transform`` of pytorch-grad-cam.
     """
@@ -53,7 +53,7 @@ def tokens(h: int, w: int, prefix: int = 1) -> TokenGrid:
 
 
 class Place(NamedTuple):
-    """Where in a tensor the channels and the grid are."""
+    """The position of channels and grid in a tensor."""
 
     channels: int
     height: int
@@ -75,28 +75,28 @@ def find_places(
     size: tuple[int, int],
     given: tuple[int, int, int] | None = None,
 ) -> dict[str, Place]:
-    """Which of the returned tensors are grids, and how they lie.
+    """Find the returned tensors that are grids, and their layouts.
 
     Cases:
 
-    1. [1,C,h,w], the rule; [1,h,w,C] (Swin) where a linear layer or a layer norm returned it, and
-       behind such a layer of the same shape. Where the shape would do for [1,C,h,w], too, a module
-       with convolutions returned that, and one without any layers leaves what it got;
+    1. [1,C,h,w] in general; [1,h,w,C] (Swin) if a linear layer or a layer norm returned it, or
+       after such a layer of the same shape. If the shape is valid for [1,C,h,w] as well, a module
+       with convolutions is taken to return that, and one without layers to keep its input's layout;
     2. [1,N,C] with the N of ``given``;
-    3. [1,N,C] where N is the number of cells of a grid that ran before it (the patch embedding is
-       one), behind at most ``MAX_PREFIX`` other tokens; of several grids the one whose prefix was
-       seen already, then the latest;
+    3. [1,N,C] where N is the number of cells of an earlier grid (such as the patch embedding) plus
+       a prefix of at most ``MAX_PREFIX`` tokens; of several grids, one whose prefix was seen
+       already, else the latest;
     4. [1,N,C] with a quarter of the cells of the latest token grid, and its prefix (LeViT);
-    5. what attention computes inside, [1,heads,N,d] and [1,heads,N,N], is none.
+    5. intermediate tensors of attention, [1,heads,N,d] and [1,heads,N,N], are not grids.
 
     Args:
-        outputs: what modules returned for one image, in order of execution.
+        outputs: of modules for one image, in order of execution.
         modules: by name.
         size: (H, W) of the image.
         given: the caller's own grid, (h, w, prefix).
 
     Returns:
-        name -> place, of those that are grids, in order of execution.
+        name -> place of those that are grids, in order of execution.
     """
     places: dict[str, Place] = {}
     grids: list[Place] = []  # the latest first
@@ -136,7 +136,7 @@ def _of_image(
 
 
 def _is_last(module: nn.Module, channels: int | None = None) -> bool:
-    """Whether a layer works along the last axis; a subclass of LayerNorm may permute."""
+    """Whether a layer works on the last axis; subclasses of LayerNorm may permute."""
     if isinstance(module, nn.Linear):
         return True
     if type(module) is not nn.LayerNorm or len(module.normalized_shape) != 1:
@@ -168,7 +168,7 @@ def _of_tokens(shape: tuple[int, ...], grids: list[Place]) -> Place | None:
 
 
 def _fits(h: int, w: int, size: tuple[int, int]) -> bool:
-    """Whether one stride takes the image to h x w cells, give or take one for rounding."""
+    """Whether a single stride reduces the image to h x w cells, up to rounding."""
     if not (h and w) or h > size[0] or w > size[1]:
         return False
     low = max(size[0] / (h + 1), size[1] / (w + 1))

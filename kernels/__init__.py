@@ -1,4 +1,4 @@
-"""Compute class activation maps: one operation a file, each with its torch reference."""
+"""Compute class activation maps: one operation per file, each with its torch reference."""
 
 from combicam.kernels.cam_head import cam_head, cam_head_reference
 from combicam.kernels.combine import combine_reference

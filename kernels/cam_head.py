@@ -1,7 +1,7 @@
 """Turn all layers' activations and gradients into heatmaps: ``combicam::cam_head``.
 
-On a GPU it is Triton kernels, which Inductor and AOTInductor see and embed; on a CPU it is the
-reference, and in portable artifacts the reference's standard operators.
+On a GPU it runs Triton kernels, which Inductor and AOTInductor embed; on a CPU it runs the
+reference, whose standard operators are also used in portable artifacts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def cam_head_reference(
     keep_layers: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """Standard torch operations only; what portable artifacts contain."""
+    """The CAM head in standard torch operations, as contained in portable artifacts."""
     maps = [weigh_reference(a, g, method, method_eps) for a, g in zip(acts, grads, strict=True)]
     heatmaps, ranges = combine_reference(
         maps, size, fuse, normalize, align_corners, eps, layer_weights, dtype
@@ -55,7 +55,7 @@ def launch_cam_head(
     keep_layers: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """The kernels: as :func:`cam_head_reference`, for float32, bfloat16 and float16."""
+    """Launch the kernels: :func:`cam_head_reference` for float32, bfloat16 and float16."""
     shape = grads[0].shape[:2]
     grids = [(int(a.shape[2]), int(a.shape[3])) for a in acts]
     flat = launch_weigh(acts, grads, method, method_eps)
@@ -133,7 +133,7 @@ def cam_head(
         ``[heatmaps [B,K,H,W], ranges float32 [B,K,2], *layer maps float32 [B,K,h,w]]``.
 
     Raises:
-        ValueError: gradients that do not belong to the activations, or an unknown option.
+        ValueError: gradients that do not match the activations, or an unknown option.
     """
     if len(acts) != len(grads) or not acts:
         raise ValueError(
@@ -153,7 +153,7 @@ def cam_head(
     if dtype == torch.uint8 and not normalize.endswith("map"):
         raise ValueError(
             f"cam_head: expected heatmaps in [0, 1] for uint8, got normalize={normalize!r}; "
-            "normalise the fused map, or take float32"
+            "normalise the fused map, or use float32"
         )
     return list(
         torch.ops.combicam.cam_head(

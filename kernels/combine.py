@@ -1,9 +1,8 @@
 """Fuse layer maps of any resolution into one heatmap at image size.
 
-On a GPU nothing of image size is stored but the result: one launch finds the extremes of the
-fused map, a second computes it again, normalises, rounds and writes it. What has to happen on the
-layers' own grids (adding maps of equal resolution, per-layer min-max, weights) is a small launch
-before them.
+On a GPU only the result is stored at image size: one launch finds the extremes of the fused map, a
+second computes it again, normalises, rounds and writes it. Operations on the layers' own grids
+(adding maps of equal resolution, per-layer min-max, weights) are a small launch before them.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def _at_image_size(
 
 
 def _sum_by_resolution(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Upsampling is linear: maps of one resolution are added before it."""
+    """Add maps of the same resolution, which is possible because upsampling is linear."""
     sums: dict[tuple[int, int], Tensor] = {}
     for m in maps:
         key = (int(m.shape[-2]), int(m.shape[-1]))  # a grid is never symbolic
@@ -169,7 +168,7 @@ def condense_kernel(
     GROUPS: tl.constexpr,  # START to LAST
     MEMBERS: tl.constexpr,  # LAYER to WEIGHT, of all groups
 ):
-    """Every group of layers becomes one map on their common grid."""
+    """Reduce every group of layers to one map on their common grid."""
     pid = tl.program_id(0)
     i_n = (pid // PROGRAMS).to(tl.int64)
     i_program = pid % PROGRAMS
@@ -204,7 +203,7 @@ def render_kernel(
     ITEMS: tl.constexpr,
     GRIDS: tl.constexpr,
 ):
-    """The fused maps again, normalised, in the type that is stored."""
+    """Compute the fused maps again, normalise them and store them in the result's type."""
     pid = tl.program_id(0)
     i_t = pid % T
     i_map = (pid // T).to(tl.int64)
@@ -231,7 +230,7 @@ def render_kernel(
 
 
 def _groups(grids: Sequence[Grid], linear: bool) -> list[list[int]]:
-    """Layers that may be added before they are upsampled, by their place in ``grids``."""
+    """Groups of layers that may be added before upsampling, by their index in ``grids``."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, grid in enumerate(grids):
         key = (grid.height, grid.width) if linear else (i,)
@@ -248,7 +247,7 @@ def _condense(
     eps: float,
     weights: Sequence[float],
 ) -> tuple[Tensor, list[Grid]]:
-    """Every group of layers as one map: their buffer, and where they lie in it."""
+    """Reduce every group of layers to one map: their buffer and its grids."""
     condensed: list[Grid] = []
     arguments: list[tuple[int, ...]] = []
     members: list[tuple[float, ...]] = []
@@ -295,7 +294,7 @@ def launch_combine(
     layer_weights: Sequence[float] = (),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """``combine_reference`` of maps that lie in one buffer, in two to four launches.
+    """Compute ``combine_reference`` of maps in one buffer, in two to four launches.
 
     Args:
         maps: float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.

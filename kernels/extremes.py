@@ -11,7 +11,7 @@ from torch import Tensor
 from combicam.kernels.jit import cdiv, fields, jit, tl, wrap_triton
 from combicam.kernels.upsample import step, upsampled
 
-# What upsampling leaves of a constant map in float32, relative to its size: a few roundings.
+# Relative range of an upsampled constant map in float32: a few roundings.
 FLAT = 1e-6
 BLOCK = 1024  # pixels of one program
 # Fields of an item's grid; of the item itself the first two.
@@ -48,7 +48,7 @@ def min_max(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Grid:
-    """A map's place: h, w, and where the maps of this kind begin in their buffer, per map."""
+    """The grid of a map: h, w, and the offset of its layer in the buffer, per map."""
 
     height: int
     width: int
@@ -62,7 +62,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Item:
-    """What is fused into one map of (H, W) pixels."""
+    """The grids that are fused into one map of (H, W) pixels."""
 
     size: tuple[int, int]
     grids: tuple[Grid, ...]
@@ -186,9 +186,9 @@ def launch_extremes(
     """Minimum and maximum per tile of ``BLOCK`` pixels.
 
     Args:
-        maps: float32, the buffer that the items' grids lie in.
+        maps: float32, the buffer of the items' grids.
         count: N, maps per grid.
-        items: what is fused into what, equally many grids each.
+        items: the maps to fuse, with equally many grids each.
         fuse, layers, align_corners: see :func:`fused`; ``layers`` is its COUNT.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Import Triton where it exists; elsewhere (macOS, Windows) no kernel is ever launched."""
+"""Import Triton if it is available; otherwise (macOS, Windows) no kernel is launched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ except ImportError:
     tl: Any = None  # type: ignore[no-redef]
 
     def jit(fn: Any) -> Any:
-        """The function, undecorated."""
+        """Return the function undecorated."""
         return fn
 
 
@@ -21,12 +21,12 @@ __all__ = ["cdiv", "fields", "jit", "next_power_of_2", "tl", "wrap_triton"]
 
 
 def fields(*span: int) -> list[Any]:
-    """The places ``range(*span)`` in a tuple, as constants that kernels may name."""
+    """The indices ``range(*span)`` of a tuple's fields, as constants for kernels."""
     return [i if tl is None else tl.constexpr(i) for i in range(*span)]
 
 
 def wrap_triton(kernel: Any) -> Any:
-    """The kernel as graphs record it; an interpreted one, which torch 2.11 refuses, as it is."""
+    """Wrap a kernel so that graphs record it; not interpreted ones, which torch 2.11 refuses."""
     return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
 
 

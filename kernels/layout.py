@@ -43,9 +43,9 @@ class Layer:
 
 
 def addressable(x: Tensor) -> Tensor:
-    """x if its (h, w) are one dimension of equal steps, as in NCHW and channels-last; else a copy.
+    """x if its pixels have a constant stride, as in NCHW and channels-last; else a copy.
 
-    Within one image and target, offsets fit 32 bits; batches and targets are stepped in 64 bits.
+    Offsets within an image and target fit 32 bits; those of images and targets take 64 bits.
     """
     width = x.shape[-1]
     if x.shape[-2] > 1 and width > 1 and x.stride(-2) != x.stride(-1) * width:
@@ -61,7 +61,7 @@ def _pixel_stride(x: Tensor) -> int:
 
 
 def layer_of(acts: Tensor, grads: Tensor) -> Layer:
-    """What kernels need to know of two tensors that are ``addressable``."""
+    """Describe two ``addressable`` tensors for kernels."""
     channels, height, width = (int(n) for n in acts.shape[1:])
     return Layer(
         channels,
@@ -78,8 +78,8 @@ def layer_of(acts: Tensor, grads: Tensor) -> Layer:
 
 
 def slots(tensors: Sequence[Tensor], spare: Tensor) -> list[Tensor]:
-    """SLOTS tensors; ``spare`` stands where there is none, and is never read.
+    """Pad to SLOTS tensors with ``spare``, which is never read.
 
-    A tensor of a network may not stand there: Inductor would compute it once per slot.
+    It may not be a tensor of the model: Inductor would compute it once per slot.
     """
     return [*tensors, *[spare] * (SLOTS - len(tensors))]

@@ -35,7 +35,7 @@ def normalize_kernel(
     SHIFT_B: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x * scale + shift of each value's channel, which is its place modulo 3."""
+    """x * scale + shift of each value's channel, which is its index modulo 3."""
     i_start = tl.program_id(0).to(tl.int64) * BLOCK
     o_x = tl.arange(0, BLOCK)
     m_x = o_x < n - i_start
@@ -49,7 +49,7 @@ def normalize_kernel(
 def launch_normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
-    """The kernel: as :func:`normalize_reference`, to float32's rounding."""
+    """Launch the kernel: :func:`normalize_reference` to float32's rounding."""
     images = images.contiguous()
     out = torch.empty_like(images, dtype=dtype)
     scale = [1 / (255 * s) for s in std]
@@ -92,15 +92,15 @@ def normalize(
         dtype: of the result: float32, bfloat16 or float16.
 
     Returns:
-        [B,3,H,W], channels-last in memory, as the bytes were: nothing is transposed.
+        [B,3,H,W], channels-last in memory like the bytes, without a transposition.
 
     Raises:
-        ValueError: other images.
+        ValueError: not uint8 [B,H,W,3].
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(
             f"normalize: expected uint8 [B,H,W,3], got {images.dtype} {tuple(images.shape)}; "
-            "pass decoded photos, or normalised float [B,3,H,W] without this"
+            "pass decoded images, or skip this for normalised float [B,3,H,W]"
         )
     result: Tensor = torch.ops.combicam.normalize(images, list(mean), list(std), dtype)
     return result

@@ -32,7 +32,7 @@ POOLED = ("gradcam", "gradcam++", "xgradcam")
 
 
 def pool_reference(acts: Tensor, grads: Tensor, method: str, eps: float) -> Tensor:
-    """The weight of every channel: float32 [B,C,h,w], [B,K,C,h,w] -> [B,K,C].
+    """The weights of channels: float32 [B,C,h,w], [B,K,C,h,w] -> [B,K,C].
 
     Formulas in :func:`~combicam.kernels.weigh.weigh_reference`; ``method`` is one of ``POOLED``.
     """
@@ -51,8 +51,8 @@ def pool_reference(acts: Tensor, grads: Tensor, method: str, eps: float) -> Tens
 class PoolTile:
     """The work of one program: ``block_c`` channels over ``chunk`` pixels, for ``targets`` targets.
 
-    Chunks let a single image fill a device; the partial sums they leave are added up by every
-    program of the next kernel, so there are four at most.
+    With chunks a single image fills a device; their partial sums are added up by every program of
+    the next kernel, so there are at most four.
     """
 
     targets: int
@@ -74,10 +74,10 @@ class PoolTile:
 
 
 def pool_tile(layer: Layer, targets: int, method: str) -> PoolTile:
-    """Blocks that read 16 bytes a thread along whichever dimension is contiguous.
+    """Choose blocks that read 16 bytes per thread along the contiguous dimension.
 
     Args:
-        layer: what is read.
+        layer: to read.
         targets: K.
         method: ``gradcam++`` needs sum(A) over the whole grid first, so it has one chunk.
     """
@@ -218,7 +218,7 @@ def launch_pool(
     """Partial sums of up to ``SLOTS`` layers, in one launch.
 
     Args:
-        parts: float32, where they go; layer l from element B * offsets[l] on.
+        parts: float32, the output; layer l starts at element B * offsets[l].
         acts: per layer [B,C,h,w], addressable.
         grads: per layer [B,K,C,h,w], addressable.
         layers, tiles, offsets: per layer.

@@ -11,10 +11,10 @@ from combicam.kernels.jit import jit, tl
 
 
 def upsample(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Bilinear [B,K,h,w] -> [B,K,H,W]; the identity where the grid already has that size."""
+    """Bilinear [B,K,h,w] -> [B,K,H,W]; the identity if the grid already has that size."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    # The operator itself: F.interpolate compares shapes in a way that fixes a symbolic batch.
+    # Not F.interpolate, which compares shapes in a way that fixes a symbolic batch.
     return torch.ops.aten.upsample_bilinear2d.default(x, list(size), align_corners)
 
 
@@ -27,7 +27,7 @@ def step(grid: int, image: int, align_corners: bool) -> float:
 
 @jit
 def _taps(i, GRID: tl.constexpr, STEP: tl.constexpr, ALIGN: tl.constexpr):
-    """The two cells that pixels i lie between, and how far they are from the first."""
+    """The two cells on either side of pixels i, and the distance from the first."""
     at = i.to(tl.float32) * STEP
     if not ALIGN:
         at = tl.maximum((i.to(tl.float32) + 0.5) * STEP - 0.5, 0.0)

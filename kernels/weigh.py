@@ -1,9 +1,9 @@
 """Weigh activations by their gradients into layer maps.
 
-Two launches for all layers of a batch: :mod:`~combicam.kernels.pool` reads the gradients, this
-reads the activations. Both are split into programs of one size, so that neither a batch of one
-image nor layers of unequal size leave a device idle, and every tensor is read once. The methods
-that weigh pixel by pixel read both here, in one launch.
+All layers of a batch take two launches: :mod:`~combicam.kernels.pool` reads the gradients, this
+module the activations. Both are split into programs of equal work, so that neither a single image
+nor layers of different sizes leave a device idle, and every tensor is read once. Methods that
+weigh pixel by pixel read both in one launch here.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class WeighTile:
 
 
 def weigh_tile(layer: Layer, targets: int, elements: int = 4096) -> WeighTile:
-    """Blocks of ``elements`` over all targets; a program reads about four of them in turn."""
+    """Choose blocks of ``elements`` over all targets; a program reads about four in turn."""
     together = min(next_power_of_2(targets), 8)
     block = max(elements // together, 512)
     channels_last = layer.act_strides[1] == 1
@@ -220,7 +220,7 @@ def weigh_kernel(
 
 @dataclass(frozen=True)
 class _Work:
-    """One layer's place in the buffers and its blocks."""
+    """One layer's offsets in the buffers and its blocks."""
 
     layer: Layer
     pool: PoolTile
@@ -232,12 +232,12 @@ class _Work:
 def launch_weigh(
     acts: Sequence[Tensor], grads: Sequence[Tensor], method: str, eps: float = EPS
 ) -> Tensor:
-    """The maps of all layers in one buffer, ``SLOTS`` layers a launch.
+    """Compute the maps of all layers into one buffer, ``SLOTS`` layers per launch.
 
     Args:
         acts: per layer [B,C,h,w], float32, bfloat16 or float16; NCHW, channels-last, or any
             strides.
-        grads: per layer [B,K,C,h,w], likewise.
+        grads: per layer [B,K,C,h,w], with the same options.
         method, eps: see :func:`weigh_reference`.
 
     Returns:
@@ -257,7 +257,7 @@ def launch_weigh(
     maps = acts[0].new_empty(batch * targets * pixels, dtype=torch.float32)
     pooled = method in POOLED
     parts = maps.new_empty(batch * part if pooled else 1)
-    # Largest programs first: what is left at the end of a launch is small.
+    # Largest programs first, so that the last ones of a launch are small.
     order = sorted(range(len(work)), key=lambda i: -work[i].layer.pixels * work[i].layer.channels)
     for first in range(0, len(order), SLOTS):
         some = order[first : first + SLOTS]

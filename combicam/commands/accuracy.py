@@ -1,4 +1,4 @@
-"""``combicam accuracy``: how far a run's places are from the truth."""
+"""``combicam accuracy``: measure how far predicted locations are from the ground truth."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from combicam.engine.storage.paths import LOCATION
 
 @dataclass(frozen=True)
 class Config:
-    """How far a run's places are from the truth; also while it goes on.
+    """Measure how far a run's predicted locations are from the ground truth, also during the run.
 
     Args:
         run: run directory.
-        truth: CSV or Parquet file with the columns id, latitude and longitude; default: what the
-            run was told.
+        truth: CSV or Parquet file with the columns id, latitude and longitude; default: the
+            ground truth that the run was given.
         json: print JSON.
     """
 
@@ -32,12 +32,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the shares within each radius, and the median."""
-    found = accuracy(config.run, config.truth)
-    if found is None:
+    measured = accuracy(config.run, config.truth)
+    if measured is None:
         raise ValueError(
-            f"accuracy: expected true places of photos in {config.run}, got none; give --truth FILE"
+            f"accuracy: expected ground truth in {config.run}, got none; give --truth FILE"
         )
     if config.json:
-        print(json.dumps(found.to_dict()))
+        print(json.dumps(measured.to_dict()))
     else:
-        print_table(found.lines())
+        print_table(measured.lines())

@@ -1,4 +1,4 @@
-"""``combicam convert``: a run in the forms that other tools read."""
+"""``combicam convert``: write a run in the formats that other tools read."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from combicam.engine.storage.paths import LOCATION
 
 @dataclass(frozen=True)
 class Config:
-    """Write a run in another form: tars, a FiftyOne dataset, or a file of places for maps.
+    """Write a run in another format: tars, a FiftyOne dataset, or a file of locations for maps.
 
     Args:
         run: run directory.
-        output: folder of WebDataset tars, one for each shard; those that are there are kept.
-        photos: also copy the photos into the tars.
+        output: folder of WebDataset tars, one for each shard; existing ones are kept.
+        photos: also copy the images into the tars.
         fiftyone: name of a new FiftyOne dataset.
-        geoparquet: GeoParquet file of the predicted places.
-        geojson: GeoJSON file of them.
-        cells: of GeoJSON, the S2 cells as polygons instead of points.
+        geoparquet: GeoParquet file of the predicted locations.
+        geojson: GeoJSON file of the predicted locations.
+        cells: write S2 cells as polygons into the GeoJSON file, instead of points.
 
     Raises:
-        ValueError: none of these, photos without tars, or cells without GeoJSON.
+        ValueError: no output, photos without tars, or cells without GeoJSON.
     """
 
     run: Annotated[tyro.conf.Positional[Path], LOCATION]
@@ -53,7 +53,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Write what is asked for."""
+    """Write the requested outputs."""
     if config.output is not None:
         samples = write_webdataset(config.run, config.output, config.photos)
         print_table([("samples", str(samples)), ("tars", str(config.output))])

@@ -1,4 +1,4 @@
-"""``combicam demo``: the main job on the embedded planet."""
+"""``combicam demo``: run the whole workflow on the built-in demo planet."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ Config = DemoConfig
 
 
 def main(config: DemoConfig) -> None:
-    """Draw, explain, and print how well the maps point."""
-    found = demo(config)
-    rows = summary_rows(found.summary)
+    """Draw and explain images, and print how well the maps point at the evidence."""
+    result = demo(config)
+    rows = summary_rows(result.summary)
     rows[3:3] = [
-        ("right cell", f"{found.accuracy:.1%}"),
+        ("right cell", f"{result.accuracy:.1%}"),
         (
             "pointing accuracy",
-            f"{found.pointing:.1%} of maxima on the planted evidence (chance {found.chance:.1%}, "
-            f"Grad-CAM of the last block {found.pointing_last:.1%})",
+            f"{result.pointing:.1%} of maxima on the planted evidence (chance {result.chance:.1%}, "
+            f"Grad-CAM of the last block {result.pointing_last:.1%})",
         ),
     ]
-    rows += [("comparison", str(found.picture)), ("photos", str(config.output / "photos"))]
+    rows += [("comparison", str(result.picture)), ("photos", str(config.output / "photos"))]
     print_table(rows)

@@ -1,4 +1,4 @@
-"""``combicam doctor``: what works on this machine."""
+"""``combicam doctor``: test what works on this machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from combicam.doctor import FAILED, diagnose
 
 @dataclass(frozen=True)
 class Config:
-    """Try what a run may need on this machine: backends, devices, decoders, extras.
+    """Test what a run may need on this machine: backends, devices, decoders, extras.
 
     Args:
-        compile: also try the backends that call a compiler; takes a minute or more.
+        compile: also test the backends that call a compiler; takes a minute or more.
         json: print JSON.
     """
 
@@ -22,7 +22,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Print each finding when it is made; exit code 1 where something failed."""
+    """Print each result as it comes; exit with code 1 if a check failed."""
     findings = []
     for finding in diagnose(config.compile):
         findings.append(finding)

@@ -1,4 +1,4 @@
-"""``combicam evaluate``: are the heatmaps true?"""
+"""``combicam evaluate``: measure how faithful the heatmaps are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Config = EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluate, and print means with 95 % intervals beside those of the controls."""
+    """Evaluate, and print means with 95 % intervals beside those of the baseline maps."""
     evaluation = evaluate(config)
     print("\n".join(evaluation.lines()))
     found = evaluation.summary
@@ -23,7 +23,7 @@ def main(config: EvaluateConfig) -> None:
         rows.append(("with a mask", f"{found['with_mask']} (see evaluate --help for their names)"))
     flat = ", ".join(f"{n} {name}" for name, n in found["flat"].items() if n)
     if flat:
-        rows.append(("flat maps", flat))
+        rows.append(("constant maps", flat))
     settings = found["settings"]["metrics"]
     rows += [
         ("images/s", f"{found['images_per_s']:.1f}"),

@@ -1,4 +1,4 @@
-"""``combicam export``: a network and its explanation as one file, or for a server."""
+"""``combicam export``: export a model and its explanation as one file, or for a server."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from combicam.export.trace.trace import check_target_input
 
 @dataclass(frozen=True)
 class Config:
-    """Write a network and its explanation as one file, or as a folder that a server runs.
+    """Export a model and its explanation as one file, or as a folder that a server runs.
 
     Args:
         output: model.onnx, model.ts, or model.pt2, which is compiled for the device.
-        triton_repository: folder for NVIDIA Triton Inference Server; instead of ``output``, or
-            beside it.
-        model: which network.
+        triton_repository: model repository for NVIDIA Triton Inference Server, instead of
+            ``output`` or in addition.
+        model: which model.
         cam: what to compute.
         amp_dtype: precision of the computation: float32, bfloat16, float16.
-        device: where the network is while it is exported.
-        target_input: ``classes`` (a second input names them), ``none`` (the best ones), or
+        device: where the model runs while it is exported.
+        target_input: ``classes`` (a second input names them), ``none`` (the best classes), or
             ``weights`` (regions and contrasts).
         keep_layers: also return every layer's map.
-        verify: on how many random images the file is compared with the network; 0 for none.
-        tolerance: difference that is accepted; the default depends on the precision.
-        force: keep a file that disagrees.
-        verbose: tell how many nodes the graph has before and after each rewrite.
+        verify: number of random images on which the file is compared with the model; 0 for none.
+        tolerance: largest accepted difference; the default depends on the precision.
+        force: keep a file that disagrees with the model.
+        verbose: print how many nodes the graph has before and after each rewrite.
     """
 
     model: ModelConfig
@@ -60,7 +60,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Write what is asked for, and print how far each output is from the network's own."""
+    """Write the requested outputs, and print how far each one is from the model's own."""
     if config.output is None and config.triton_repository is None:
         raise ValueError(
             "export: expected a file or a folder to write, got neither; give --output model.onnx "
@@ -76,20 +76,23 @@ def main(config: Config) -> None:
         explainer = make_explainer(
             config.model, config.cam, compute, keep_layers=config.keep_layers
         )
-        rows, found = _write(config, explainer)
-    if found is not None:
-        rows += _verification_rows(found)
+        rows, verification = _write(config, explainer)
+    if verification is not None:
+        rows += _verification_rows(verification)
     print_table(rows)
-    if found is not None and not found.agrees:
-        print(f"combicam: warning: kept although it disagrees: {found}", file=sys.stderr)
+    if verification is not None and not verification.agrees:
+        print(
+            f"combicam: warning: kept a file that disagrees: {verification}",
+            file=sys.stderr,
+        )
 
 
 def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | None]:
-    """The file, the folder, or both: what to say of them, and how well they agree."""
+    """Write the file, the folder, or both; what to print, and how well they agree."""
     rows = [("layers", ", ".join(info.name for info in explainer.layers))]
-    found = None
+    verification = None
     if config.output is not None:
-        found = export(
+        verification = export(
             explainer,
             config.output,
             target_input=config.target_input,
@@ -109,19 +112,22 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             allow_disagreement=config.force,
         )
         rows.insert(0, ("served model", f"{served.path}: see its README.md"))
-        found = served.verification
-    return rows, found
+        verification = served.verification
+    return rows, verification
 
 
-def _verification_rows(found: Verification) -> Rows:
-    """Every output's error; of the layer maps the one that is furthest off."""
-    maps = [o for o in found.outputs if o.name.startswith("map:")]
-    shown = [o for o in found.outputs if o not in maps]
+def _verification_rows(verification: Verification) -> Rows:
+    """Every output's error; for layer maps, only the largest."""
+    maps = [o for o in verification.outputs if o.name.startswith("map:")]
+    shown = [o for o in verification.outputs if o not in maps]
     shown += sorted(maps, key=lambda o: -o.relative)[:1]
     names = {f"{name}s": name for name in ("heatmap", "logit", "score", "range")}
     names["classes"] = "class"
     return [
-        ("compared", f"{found.images} images, network in float32, tolerance {found.tolerance:g}"),
+        (
+            "compared",
+            f"{verification.images} images, model in float32, tolerance {verification.tolerance:g}",
+        ),
         *(
             (
                 f"{names.get(o.name, o.name)} error",

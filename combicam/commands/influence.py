@@ -1,4 +1,4 @@
-"""``combicam influence``: which concepts a run's heatmaps lie on."""
+"""``combicam influence``: measure how strongly heatmaps highlight concepts."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Config:
-    """Which concepts, such as sky, a run's heatmaps lie on: the influence of each.
+    """Measure how strongly a run's heatmaps highlight each concept, such as sky.
 
-    An influence of 1 means that a concept is explained like any other part of the photos, above
-    1 that the network looks at it, below that it does not.
+    An influence of 1 means that a concept is highlighted like any other part of the images, above
+    1 that the model favours it, below 1 that it neglects it.
 
     Args:
         run: run directory.
-        masks: folder of label maps, PNG of one channel over the whole photo; of the photo a/b.jpg
-            it is a/b.jpg.png or a/b.png, of x.tar::b.jpg in x.tar/.
-        names: CSV with the columns label and name; several labels may have one name, others are no
-            concepts.
+        masks: folder of label maps, single-channel PNGs that cover the whole image: for a/b.jpg,
+            a/b.jpg.png or a/b.png; for x.tar::b.jpg, the same in x.tar/.
+        names: CSV with the columns label and name; several labels may share a name, and labels
+            without one are ignored.
         k: how many of a heatmap's pixels count, at the size of the model's input.
-        by: column of the run whose values are groups, such as class_name; or of ``groups``.
-        groups: CSV with the columns id and the one that ``by`` names, such as country.
+        by: column that groups the rows, such as class_name; of the run, or of ``groups``.
+        groups: CSV with the columns id and ``by``, such as country.
         output: .csv or .parquet file for the whole table.
 
     Raises:
-        ValueError: another kind of output.
+        ValueError: an output that is neither .csv nor .parquet.
     """
 
     run: Annotated[tyro.conf.Positional[Path], LOCATION]
@@ -56,21 +56,21 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the table, largest groups and influences first, and write it."""
-    found = run_influence(
+    influence = run_influence(
         config.run, config.masks, config.names, config.k, config.by, config.groups
     )
-    print_table(_lines(found.rows.to_pylist()))
+    print_table(_lines(influence.rows.to_pylist()))
     print_table(
         [
-            ("photos", str(found.images)),
-            ("without a mask", str(found.without_mask)),
-            ("constant heatmaps", str(found.flat)),
+            ("images", str(influence.images)),
+            ("without a mask", str(influence.without_mask)),
+            ("constant heatmaps", str(influence.flat)),
         ]
     )
     if config.output is not None:
         with new_file(config.output, "influence") as path:
             write = pa_csv.write_csv if config.output.suffix == ".csv" else pq.write_table
-            write(found.rows, path)
+            write(influence.rows, path)
         print_table([("table", str(config.output))])
 
 
@@ -82,7 +82,7 @@ def _lines(rows: list[dict[str, Any]]) -> Rows:
     lines = [
         (
             f"{row['group']}  {row['concept']}",
-            f"{row['influence']:.2f}  ({row['images']} photos, {row['coverage']:.1%} of them)",
+            f"{row['influence']:.2f}  ({row['images']} images, {row['coverage']:.1%} of the area)",
         )
         for row in rows[:_SHOWN]
     ]

@@ -1,4 +1,4 @@
-"""``combicam layers``: what can be explained."""
+"""``combicam layers``: list the layers that can be explained."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Config:
     """List the layers that can be explained, and which ones the rules select.
 
     Args:
-        model: which network; no weights are needed.
-        all: list every module with a 4-D output, not only blocks.
+        model: which model; no weights are needed.
+        all: list every module with a 4-D output, not only the blocks.
     """
 
     model: ModelConfig
@@ -42,7 +42,7 @@ def layer_table(loaded: LoadedModel, everything: bool = False) -> list[str]:
     for rule in ("blocks", "stages", "last"):
         try:
             selected = select_layers(model, probed, rule)
-        except LayerError:  # no rule fits: the table shows what can be named
+        except LayerError:  # the rule matches no layer; layers can still be named
             selected = ()
         for info in selected:
             rules.setdefault(info.name, []).append(rule)

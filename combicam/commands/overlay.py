@@ -1,4 +1,4 @@
-"""``combicam overlay``: a handful of photos, and pictures of why."""
+"""``combicam overlay``: explain a few images and draw the heatmaps over them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from combicam.export.spec import CamSpec
 
 @dataclass(frozen=True)
 class Config:
-    """Explain a handful of photos, and draw the heatmaps over them at their own resolution.
+    """Explain a few images and draw the heatmaps over them at full resolution.
 
     Args:
-        images: photos.
-        output: folder of the pictures.
-        model: which network.
-        cam: what to compute; an artifact brings its own.
+        images: image files.
+        output: folder for the overlays.
+        model: which model.
+        cam: what to compute; an artifact has its own.
         compute: device, precision and backend.
-        explain: what is explained instead of the best classes, see ``combicam run --help``.
-        figure: also draw input, maps of some layers, and overlays side by side.
+        explain: what to explain instead of the best classes, see ``combicam run --help``.
+        figure: also draw a figure: input, maps of some layers, and overlays side by side.
         figure_format: ``png``, or ``pdf`` or ``svg`` for papers.
         colormap: ``viridis``, ``cividis``, ``inferno``, ``jet``.
-        max_pixels: photos with more pixels in their header are refused.
+        max_pixels: refuse images whose header declares more pixels.
 
     Raises:
         ValueError: an unknown colormap or format.
@@ -63,9 +63,9 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Draw; a photo that cannot be read is named, and does not stop the others."""
+    """Draw the overlays; report an image that cannot be read, and go on with the others."""
     if not config.images:
-        raise ValueError("overlay: expected photos, got none; name some: combicam overlay a.jpg …")
+        raise ValueError("overlay: expected images, got none; name some: combicam overlay a.jpg …")
     explainer = _explainer(config)
     if explainer.note:
         print(explainer.note, file=sys.stderr)
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
     )
     config.output.mkdir(parents=True, exist_ok=True)
     failed = 0
-    rows = [("photo", "explained, its probability, picture")]
+    rows = [("image", "class, its probability, overlay")]
     for path, stem in zip(config.images, file_stems(config.images), strict=True):
         try:
             answers = pictures.draw(path, config.output / stem)
@@ -102,7 +102,7 @@ def _explainer(config: Config) -> Explainer:
 
 
 def file_stems(paths: Sequence[Path]) -> list[str]:
-    """Names of pictures without endings; photos of one name in several folders get numbers."""
+    """Names of the overlays, without suffix; equal names from several folders get numbers."""
     stems: list[str] = []
     for path in paths:
         stem, number = path.stem, 2

@@ -1,4 +1,4 @@
-"""What commands print when they are done."""
+"""Print tables and run summaries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Rows = list[tuple[str, str]]
 
 
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
-    """Two columns, names and values."""
+    """Print two columns, names and values."""
     width = max(len(key) for key, _ in rows)
     print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows), flush=True)
 
 
 def summary_rows(summary: RunSummary) -> Rows:
-    """What became of a run."""
+    """The summary of a run as a table."""
     failed = ", ".join(f"{n} {status}" for status, n in summary.failures.items())
     rows = [
         ("images", str(summary.images)),

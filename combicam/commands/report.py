@@ -1,4 +1,4 @@
-"""``combicam report``: a run as one page that opens from disk."""
+"""``combicam report``: write a run as one HTML page that opens from disk."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from combicam.engine.storage.paths import LOCATION
 
 @dataclass(frozen=True)
 class Config:
-    """Write a run as one HTML page: photos under their heatmaps, places, counts, failures.
+    """Write a run as one HTML page: images with heatmaps, locations, counts, failures.
 
     Args:
-        run: run directory; it may still go on.
-        output: the page; default: report.html in the run directory.
-        sample: how many images are shown at most.
-        where: which images, a condition in SQL: "status = 'ok' and score > 0.5". Columns are those
-            of the run, and ``score`` and ``target`` of the first target.
-        sort: which come first, such as "score desc, id", in SQL; by default drawn at random.
-        watch: write it again every so many seconds, until the run ends; the open page follows.
-        colormap: of the heatmaps at first: viridis, cividis, inferno, jet.
+        run: run directory, finished or not.
+        output: HTML file; default: report.html in the run directory.
+        sample: largest number of images to show.
+        where: which images to show, an SQL condition: "status = 'ok' and score > 0.5". Columns are
+            those of the run, and ``score`` and ``target`` of the first target.
+        sort: SQL order of the images, such as "score desc, id"; default: a random sample.
+        watch: rewrite the page every WATCH seconds until the run ends; an open page reloads.
+        colormap: initial colormap of the heatmaps: viridis, cividis, inferno, jet.
 
     Raises:
-        ValueError: a time that is none.
+        ValueError: ``watch`` is not positive.
     """
 
     run: Annotated[tyro.conf.Positional[Path], LOCATION]
@@ -49,10 +49,10 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Write it, once or until the run ends."""
+    """Write the page, once or until the run ends."""
     cards = Cards()
     while True:
-        # Asked first: what is committed until the run ends is in the page.
+        # Read the status first, so that the last page has everything that was committed.
         status = run_status(config.run)
         goes_on = config.watch is not None and status.state == "running"
         if config.watch is not None and goes_on and not status.committed_shards:

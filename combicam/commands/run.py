@@ -1,4 +1,4 @@
-"""``combicam run``: explain many photos."""
+"""``combicam run``: explain any number of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Config = RunConfig
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end; ``code`` is the exit code."""
+    """A signal stopped the run; ``code`` is the exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -24,7 +24,7 @@ class Stopped(BaseException):
 
 
 def main(config: RunConfig) -> None:
-    """Run, and print a summary."""
+    """Run, and print the summary."""
     explainer = make_run_explainer(config)
     if explainer.note:
         print(explainer.note, file=sys.stderr)
@@ -32,14 +32,14 @@ def main(config: RunConfig) -> None:
         with _stoppable():
             summary = run(config, explainer)
     except Stopped as stopped:
-        print("combicam: stopped; committed shards are kept, run it again", file=sys.stderr)
+        print("combicam: stopped; committed shards are kept, run again to go on", file=sys.stderr)
         raise SystemExit(stopped.code) from None
     print_table(summary_rows(summary))
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after the commit that is under way; a second one at once."""
+    """End the run after the current commit at SIGINT or SIGTERM; at a second one, immediately."""
 
     def stop(number: int, _frame: object) -> None:
         for known in previous:

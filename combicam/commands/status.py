@@ -1,4 +1,4 @@
-"""``combicam status``: how far a run is."""
+"""``combicam status``: show the progress of a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from combicam.engine.storage.paths import LOCATION
 
 @dataclass(frozen=True)
 class Config:
-    """How far a run is; also while it goes on.
+    """Show the progress of a run, finished or not.
 
     Args:
         run: run directory.
         json: print JSON.
-        watch: print it again every so many seconds, until the run ends.
-        metrics: also write it as a text file for Prometheus, at every look.
+        watch: print again every WATCH seconds until the run ends.
+        metrics: also write a text file for Prometheus, each time the status is printed.
     """
 
     run: Annotated[tyro.conf.Positional[Path], LOCATION]
@@ -38,7 +38,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Print it, once or until the run ends."""
+    """Print the status, once or until the run ends."""
     while True:
         status = run_status(config.run)
         if config.json:

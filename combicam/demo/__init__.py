@@ -1,4 +1,5 @@
-"""The embedded demo: a small planet of procedural postcards, and a small CNN that knows its cells.
+"""The embedded demo: procedural postcards of a small planet, and a small CNN that locates them.
 
-`planet` draws, `network` recognises, `train` made the weights. Nothing heavy is imported here.
+`planet` draws postcards, `network` classifies them, `train` made the weights. Nothing heavy is
+imported here.
 """

@@ -1,4 +1,4 @@
-"""The embedded model with its preprocessing and cells: what ``--model demo`` means."""
+"""Load the embedded model of ``--model demo``, with its preprocessing and cells."""
 
 from __future__ import annotations
 

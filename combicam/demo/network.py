@@ -1,4 +1,4 @@
-"""PlanetNet: a small residual CNN that names the cell of a postcard."""
+"""Define PlanetNet, a small residual CNN that predicts the cell of a postcard."""
 
 from __future__ import annotations
 

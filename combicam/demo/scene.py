@@ -1,4 +1,4 @@
-"""Furnishing a postcard: cues and distractors find free places, painted from back to front."""
+"""Place cues and distractors in a postcard without overlap, and paint them back to front."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ class Scene:
         return stencils
 
     def _plant(self, attribute: str, value: str) -> Placed:
-        """A place for a cue; it shrinks slowly where there is no room."""
+        """A place for a cue, which shrinks until there is room."""
         base, wide, high = CUE_SHAPES[attribute]
         while (thing := self._place(attribute, value, (base, wide, high))) is None:
             base *= 0.97
         return thing
 
     def _place(self, kind: str, value: str | None, shape: Shape) -> Placed | None:
-        """A free place, or None after a few tries; what is nearer is larger."""
+        """A free place, or None after a few tries; nearer things are larger."""
         land, (base, wide, high) = self.land, shape
         base *= min(land.H, land.W) / 160
         reach = 0.6 if kind == "line" else 0.78

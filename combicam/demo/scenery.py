@@ -1,4 +1,4 @@
-"""The backdrop of a postcard: sky, hills, ground and road. Nothing here tells cells apart."""
+"""Draw the backdrop of a postcard: sky, hills, ground and road, the same for all cells."""
 
 from __future__ import annotations
 

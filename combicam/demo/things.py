@@ -1,4 +1,4 @@
-"""Things that stand in a postcard: houses and signs, which may carry a cue; distractors.
+"""Draw the things in a postcard: houses and signs, which may carry a cue, and distractors.
 
 A place is (x, y, size): the foot on the ground and the height or width, in pixels.
 """
@@ -84,7 +84,7 @@ def sign(
     brush: Brush, rng: np.random.Generator, place: tuple[float, float, float],
     value: str | None, stencil: Image.Image | None,
 ) -> None:  # fmt: skip
-    """A sign `size` high; without a value it codes nothing. Only the plate is marked."""
+    """A sign `size` high; without a value it is neutral. Only the plate is marked."""
     x, y, size = place
     plate, ink = PLATES[int(rng.integers(len(PLATES)))]
     half = size * 0.28

@@ -1,4 +1,4 @@
-"""``combicam demo``: postcards on disk, the main job over them, and a look at what came out."""
+"""``combicam demo``: write postcards, explain them, and compare heatmaps with the evidence."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The main job on the embedded planet.
+    """Explain postcards of the embedded planet.
 
     Args:
         output: folder for postcards, run directory and pictures.
-        images: how many postcards are drawn.
-        seed: which ones; the network was trained on seeds below 1,000,000 only.
-        overlays: how many heatmaps are drawn as PNG.
+        images: number of postcards to draw.
+        seed: of the postcards; the model was trained on seeds below 1,000,000 only.
+        overlays: number of heatmaps to draw as PNG.
         progress: show a progress bar.
 
     Raises:
@@ -50,13 +50,13 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """Results of the demo.
 
     Attributes:
         summary: of the run.
-        accuracy: share of postcards whose cell was named.
-        pointing: share of heatmaps whose maximum lies on the planted evidence, give or take 5 %
-            of the image's side.
+        accuracy: share of postcards whose cell was predicted.
+        pointing: share of heatmaps whose maximum lies on the planted evidence, within 5 % of the
+            image's side.
         chance: share of the image that counts as a hit.
         pointing_last: ``pointing`` of Grad-CAM of the last block on the same postcards.
         picture: input, Grad-CAM of the last block and Combi-CAM, side by side.
@@ -90,7 +90,7 @@ def write_postcards(folder: Path, count: int, seed: int) -> list[Postcard]:
 
 
 def demo(config: DemoConfig) -> DemoResult:
-    """Write postcards, explain them, and hold the heatmaps against the planted evidence."""
+    """Write postcards, explain them, and compare the heatmaps with the planted evidence."""
     cards = write_postcards(config.output, config.images, config.seed)
     explainer = Explainer(load())
     job = RunConfig(
@@ -134,7 +134,7 @@ def _pointing(heatmaps: NDArray[np.uint8], hits: list[NDArray[np.bool_]]) -> flo
 
 
 def _last_block(photos: Path, count: int) -> NDArray[np.uint8]:
-    """Plain Grad-CAM of the last block, what Combi-CAM is compared with."""
+    """Plain Grad-CAM of the last block, to compare Combi-CAM with."""
     explainer = Explainer(load(), layers="last")
     maps = []
     for i in range(count):
@@ -153,10 +153,10 @@ def _telling(
     last: NDArray[np.uint8],
     targets: NDArray[np.int64],
 ) -> int:
-    """The postcard on which Combi-CAM gains most heat on the evidence, of those named rightly.
+    """The correctly predicted postcard where Combi-CAM gains most heat on the evidence.
 
-    The maximum of either map must lie on the evidence: the picture is to show the difference in
-    sharpness that fine layers make, not a failure of the last one.
+    Both maps must have their maximum on the evidence, because the picture should show how much
+    sharper fine layers make the map, not a failure of the last layer.
     """
 
     def inside(heatmap: NDArray[np.uint8], hit: NDArray[np.bool_]) -> float:

@@ -1,8 +1,8 @@
-"""Trains PlanetNet from nothing but its seed: `python -m combicam.demo.train --out DIR`.
+"""Train PlanetNet from nothing but its seed: `python -m combicam.demo.train --out DIR`.
 
 The loss is the cross-entropy of the cell, plus that of each attribute (its value, or that it is
 absent) through an auxiliary head that is thrown away. The masks are never shown: where the evidence
-lies, the network must find by itself.
+lies, the model must learn by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNSEEN = 1_000_000  # seeds from here on are never trained on
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What decides the weights; `postcards` are for training, `unseen` for the final test."""
+    """Settings of training; `postcards` are for training, `unseen` for the final test."""
 
     out: Path
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Hand the shards of a run to workers, and give the shards of a lost worker to another."""
+"""Distribute the shards of a run to workers, and reassign the shards of lost workers."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ class Ready:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """The worker is gone, and everything that it had in hand with it."""
+    """The worker died, and lost the shards that it was processing."""
 
     reason: str
 
 
 class WorkerBackend(Protocol):
-    """Workers in numbered slots, wherever they run."""
+    """Starts workers in numbered slots, hands them shards and reports what they did."""
 
     @property
     def slots(self) -> int:
-        """How many."""
+        """Number of workers."""
 
     @property
     def config(self) -> RunConfig:
-        """Of every worker."""
+        """Configuration of every worker."""
 
     def start(self, slot: int) -> None:
-        """Put a new worker there; it says :class:`Ready` once."""
+        """Start a new worker in a slot; it reports :class:`Ready` once."""
 
     def hand(self, slot: int, work: ShardWork) -> None:
-        """Give a shard to a ready worker; it answers each with a :class:`ShardReport`."""
+        """Give a shard to a ready worker, which reports each with a :class:`ShardReport`."""
 
     def events(self, timeout_s: float) -> Iterable[tuple[int, Ready | ShardReport | WorkerLost]]:
-        """What happened, and where; waits a little for it.
+        """Wait up to ``timeout_s`` for events; yield each with its slot.
 
         Raises:
-            Exception: what a worker raised. It was no accident: another would raise it, too.
+            Exception: a worker raised it; retrying elsewhere would raise it again.
         """
 
     def stop(self) -> None:
-        """End all workers, promptly."""
+        """Stop all workers promptly."""
 
 
 @dataclass
@@ -69,9 +69,10 @@ class _Slot:
 
 
 class Backlog:
-    """Shards that nobody has; what was in the hands of a dead worker comes back.
+    """Shards that no worker has; those of a dead worker are put back.
 
-    A shard that came back is handed out alone: when it kills its worker again, it is the cause.
+    A shard that was put back is handed out alone, so that if its worker dies again, it is known to
+    be the cause.
 
     Args:
         work: all shards.
@@ -86,7 +87,7 @@ class Backlog:
         return len(self._fresh) + len(self._suspects)
 
     def take(self, in_hand: Iterable[int]) -> ShardWork | None:
-        """The next shard for a worker that has some in hand; None for none."""
+        """The next shard for a worker that has the shards ``in_hand``; None if it must wait."""
         in_hand = list(in_hand)
         if not in_hand and self._suspects:
             return self._suspects.popleft()
@@ -95,32 +96,32 @@ class Backlog:
         return self._fresh.popleft()
 
     def put_back(self, work: Sequence[ShardWork], reason: str) -> None:
-        """What a dead worker had in hand.
+        """Put back the shards of a dead worker.
 
         Raises:
-            RunError: a shard that was there at too many deaths.
+            RunError: too many workers died while they had the same shard.
         """
         for item in work:
             self._deaths[item.index] += 1
             if self._deaths[item.index] >= DEATHS:
                 raise RunError(
                     f"run: expected shard {item.index} to be explained, got {DEATHS} workers that "
-                    f"died of it (the last: {reason}); look at its inputs in manifest.parquet, or "
-                    "give workers more memory (smaller batch_size), and run again: what is "
-                    "committed is kept"
+                    f"died while processing it (the last: {reason}); check its inputs in "
+                    "manifest.parquet, or reduce memory use (smaller batch_size), and run again: "
+                    "committed shards are kept"
                 )
             self._suspects.append(item)
 
 
 class DistributedExecutor:
-    """The :class:`~combicam.engine.run.work.ShardExecutor` that has workers do the shards.
+    """The :class:`~combicam.engine.run.work.ShardExecutor` that distributes shards to workers.
 
     Args:
         backend: not started yet.
-        limit: of failures; default: none.
+        limit: of failed images; default: no limit.
 
     Attributes:
-        times: seconds per stage, of all workers, since the first of them was ready.
+        times: seconds per stage, summed over workers, since the first worker was ready.
     """
 
     def __init__(self, backend: WorkerBackend, limit: FailureLimit | None = None) -> None:
@@ -162,7 +163,7 @@ class DistributedExecutor:
 
     def _begin(self, slot: _Slot) -> None:
         slot.is_ready, slot.failed_starts = True, 0
-        if not self._is_working:  # the first: until now nothing could be read
+        if not self._is_working:  # the first worker: nothing could be read before
             self.times = StageTimes(self._backend.config.workers, self._backend.slots)
             self._is_working = True
 
@@ -188,7 +189,7 @@ class DistributedExecutor:
                 raise RunError(
                     f"run: expected worker {slot.number} to start, got {DEATHS} that died "
                     f"before they were ready (the last: {lost.reason}); its machine may "
-                    "lack memory for one more network"
+                    "lack memory for another copy of the model"
                 )
         event("worker_died", logging.WARNING, worker=slot.number, reason=lost.reason)
         backlog.put_back(list(slot.in_hand.values()), lost.reason)
@@ -198,6 +199,6 @@ class DistributedExecutor:
 
 
 def shards_ahead(config: RunConfig) -> int:
-    """How many shards a worker has in hand: the one it reads, and those still in its pipeline."""
+    """How many shards a worker may hold: the one it reads, and those still in its pipeline."""
     in_pipeline = 6 * config.batch_size + 4 * config.workers
     return 2 + in_pipeline // config.storage.shard_size

@@ -31,7 +31,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def named_devices(devices: Sequence[str]) -> tuple[str, ...]:
-    """The devices that ``--devices`` names; ``all`` is every GPU.
+    """The devices named by ``--devices``; ``all`` means every GPU.
 
     Raises:
         ValueError: ``all`` without a GPU.
@@ -41,7 +41,7 @@ def named_devices(devices: Sequence[str]) -> tuple[str, ...]:
     count = torch.cuda.device_count()
     if count == 0:
         raise ValueError(
-            "run: expected a GPU for devices 'all', got none; name them, for example 'cpu cpu'"
+            "run: expected a GPU for devices 'all', got none; name devices, for example 'cpu cpu'"
         )
     return tuple(f"cuda:{i}" for i in range(count))
 
@@ -53,13 +53,13 @@ class _Child:
 
 
 class ProcessBackend:
-    """Spawned processes; each has its device, its explainer and a pipe to this one.
+    """Spawns a process per device, each with its explainer and a pipe to this process.
 
-    They end when the pipe does, so none outlives this process, however it dies.
+    A process exits when its pipe closes, so none outlives this process, however it dies.
 
     Args:
-        task: what all of them do; its ``workers`` and the CPU's cores are shared among them.
-        devices: of the processes; one may be named twice.
+        task: of all processes, which share its ``workers`` and the CPU's cores.
+        devices: of the processes; a device may be named more than once.
     """
 
     def __init__(self, task: WorkerTask, devices: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ class ProcessBackend:
         )
         with _signals_wait():
             process.start()
-        theirs.close()  # or its death would not end the pipe
+        theirs.close()  # otherwise the pipe would stay open after its death
         self._children[slot] = _Child(process, ours)
         self._ready.discard(slot)
 
@@ -101,13 +101,13 @@ class ProcessBackend:
         try:
             self._children[slot].connection.send(work)
         except OSError:
-            return  # it just died: the end of its pipe is the next event
+            return  # it just died, which the closed pipe will report
 
     def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | WorkerLost]]:
-        """What the processes sent, and which of them died.
+        """Messages of the processes, and those that died.
 
         Raises:
-            Exception: what a process raised.
+            Exception: a process raised it.
         """
         by_connection = {child.connection: slot for slot, child in self._children.items()}
         for connection in wait(list(by_connection), timeout_s):
@@ -125,7 +125,7 @@ class ProcessBackend:
             yield slot, message
 
     def _buried(self, slot: int) -> str:
-        """Make sure that it is dead, so that nobody else writes its shards; says how it died."""
+        """Make sure that it is dead and cannot write its shards; describe how it died."""
         child = self._children.pop(slot)
         child.connection.close()
         child.process.join(_STOP_S)
@@ -137,7 +137,7 @@ class ProcessBackend:
         return f"process {child.process.pid}, {how}"
 
     def stop(self) -> None:
-        """Close the pipes; who does not end soon is killed, who has not begun at once."""
+        """Close the pipes; kill processes that do not exit soon, or have not started yet."""
         for slot, child in self._children.items():
             child.connection.close()
             if slot not in self._ready:
@@ -148,8 +148,8 @@ class ProcessBackend:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """A process that is started here has them blocked while it imports what it needs."""
-    resource_tracker.ensure_running()  # which would unblock them
+    """Block signals, so that a process started in this block has them blocked while it imports."""
+    resource_tracker.ensure_running()  # otherwise it would unblock them later
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield
@@ -158,9 +158,9 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _serve(connection: Connection, task: WorkerTask) -> None:
-    """A process's life: from its pipe to its pipe, until the other end closes."""
+    """Main of a process: receive shards, send reports, until the other end closes."""
     for number in _STOPPING:
-        signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches all; the owner decides
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches every process; the owner decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     lock = Lock()
 
@@ -177,7 +177,7 @@ def _serve(connection: Connection, task: WorkerTask) -> None:
             pool.submit(worker.process_shard, work).add_done_callback(partial(_answer, send))
     except (EOFError, OSError):
         worker.stop()
-        # Not through the interpreter's exit: threads may still be inside of torch.
+        # Skip the interpreter's shutdown: threads may still be running torch code.
         os._exit(0)
 
 
@@ -195,11 +195,11 @@ def _answer(send: Any, done: Future[ShardReport]) -> None:
     try:
         send(done.result() if error is None else portable(error))
     except OSError:
-        return  # the owner is gone, and this process is on its way out
+        return  # the owner is gone, and this process is exiting
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error, or what is left of it if it cannot travel."""
+    """The error, or a RunError with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

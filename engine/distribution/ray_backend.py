@@ -1,7 +1,7 @@
-"""Run a run's workers as actors of a Ray cluster.
+"""Run workers as actors of a Ray cluster.
 
-Every machine of the cluster sees the run directory, the inputs and the network's files under the
-same names: on a file system that they share.
+Every machine of the cluster must see the run directory, the inputs and the model's files under the
+same paths, on a shared file system.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _STOP_S = 10.0
 
 
 class RayBackend:
-    """One actor for each GPU of a cluster, or for some CPUs where there is none.
+    """Starts an actor for each GPU of a cluster, or on CPUs if there are none.
 
     Actors that die, alone or with their machine, are replaced wherever there is room. The number
-    of actors is that of the cluster at the start.
+    of actors is fixed at the start.
 
     Args:
-        task: what all of them do. Its configuration names the cluster; ``local`` starts one that
-            ends with the run. A cluster that the program is connected to already is used as it is.
+        task: of all actors. Its configuration names the cluster; ``local`` starts one that ends
+            with the run. If the program is already connected to a cluster, that one is used.
 
     Raises:
         MissingExtra: Ray is not installed.
-        RunError: no such cluster, or one without room for an actor.
+        RunError: the cluster cannot be reached, or has no room for an actor.
     """
 
     def __init__(self, task: WorkerTask) -> None:
@@ -59,7 +59,7 @@ class RayBackend:
         self._actor = self._ray.remote(ShardWorker).options(
             num_cpus=room.cpus,
             num_gpus=room.gpus,
-            max_concurrency=shards_ahead(self.config) + 2,  # and start and stop
+            max_concurrency=shards_ahead(self.config) + 2,  # plus start and stop
         )
         self._actors: dict[int, Any] = {}
         self._answers: dict[Any, int] = {}
@@ -73,24 +73,24 @@ class RayBackend:
         except ConnectionError as error:
             raise RunError(
                 f"run: expected a Ray cluster at {address}, got none ({first_line(error)}); start "
-                "one with 'ray start --head', or leave the address out for one on this machine"
+                "one with 'ray start --head', or leave out the address to start one on this machine"
             ) from error
 
     def start(self, slot: int) -> None:
-        """Create an actor; it waits in Ray's queue until there is room."""
+        """Create an actor, which Ray queues until there is room."""
         actor = self._actor.remote(self._task)
         self._actors[slot] = actor
         self._answers[actor.start.remote()] = slot
 
     def hand(self, slot: int, work: ShardWork) -> None:
-        """Call an actor with a shard."""
+        """Give an actor a shard."""
         self._answers[self._actors[slot].process_shard.remote(work)] = slot
 
     def events(self, timeout_s: float) -> Iterator[tuple[int, Ready | ShardReport | WorkerLost]]:
-        """What the actors answered, and which of them died.
+        """Results of the actors, and those that died.
 
         Raises:
-            Exception: what an actor raised.
+            Exception: an actor raised it.
         """
         answered, _ = self._ray.wait(list(self._answers), timeout=timeout_s)
         for answer in answered:
@@ -105,12 +105,12 @@ class RayBackend:
                 yield slot, WorkerLost(first_line(error))
 
     def _bury(self, slot: int) -> None:
-        """Nobody else may write its shards while it can."""
+        """Kill an actor, so that it cannot write its shards while another one does."""
         self._ray.kill(self._actors.pop(slot))
         self._answers = {answer: s for answer, s in self._answers.items() if s != slot}
 
     def stop(self) -> None:
-        """Let actors clean up, then end them; a cluster that was started here ends, too."""
+        """Let actors clean up, then stop them, and the cluster if it was started here."""
         stopped = [actor.stop.remote() for actor in self._actors.values()]
         if stopped:
             self._ray.wait(stopped, num_returns=len(stopped), timeout=_STOP_S)
@@ -125,7 +125,7 @@ class RayBackend:
 
 @dataclass(frozen=True)
 class Room:
-    """How many actors a cluster has room for, and what each takes."""
+    """The number of actors that a cluster has room for, and the resources of each."""
 
     actors: int
     cpus: int
@@ -133,12 +133,12 @@ class Room:
 
 
 def fitted(machines: list[dict[str, float]], on_gpus: bool, cpus: int | None) -> Room:
-    """One actor for each GPU; for each ``cpus`` CPUs where there is none, or none is wanted.
+    """Count actors: one per GPU, or one per ``cpus`` CPUs if there are no GPUs or none are wanted.
 
     Args:
-        machines: Ray's resources of each.
+        machines: Ray's resources of each machine.
         on_gpus: whether GPUs are wanted.
-        cpus: of an actor; None for the CPUs of a GPU, or for at most 4.
+        cpus: of an actor; None for a GPU's share of the CPUs, or for at most 4.
 
     Raises:
         RunError: no room.
@@ -156,7 +156,7 @@ def fitted(machines: list[dict[str, float]], on_gpus: bool, cpus: int | None) ->
     if actors == 0:
         raise RunError(
             f"run: expected a Ray cluster with room for an actor of {cpus or 1} CPUs, got "
-            f"{[{k: m.get(k, 0) for k in ('CPU', 'GPU')} for m in machines]}; take a smaller "
+            f"{[{k: m.get(k, 0) for k in ('CPU', 'GPU')} for m in machines]}; use a smaller "
             "ray_cpus, or another cluster"
         )
     return Room(actors, cpus or 1, gpus)

@@ -29,7 +29,7 @@ from combicam.export.spec import CamSpec
 
 @dataclass(frozen=True, slots=True)
 class _Held(Entry):
-    """An input that is in memory."""
+    """An input in memory."""
 
     data: bytes = b""
 
@@ -45,19 +45,19 @@ class Explain:
     ...     Explain, fn_constructor_kwargs={"model": "model.onnx"}, batch_size=32, concurrency=2
     ... )
 
-    A batch has a column ``bytes``, encoded photos, or ``image``, uint8 [B,H,W,3], RGB. It is
+    A batch has a column ``bytes``, encoded images, or ``image``, uint8 [B,H,W,3], RGB. It is
     replaced by the columns of a run's rows (``status``, ``error``, ``targets``, ``scores``,
-    ``heatmap``, …); all other columns stay. A photo that cannot be decoded is a row with its
-    status. Give ``num_gpus=1`` to ``map_batches`` for GPUs.
+    ``heatmap``, …); all other columns stay. An image that cannot be decoded is a row with its
+    status. To use GPUs, pass ``num_gpus=1`` to ``map_batches``.
 
     Args:
         model: a name, an exported file, or a ModelConfig.
-        cam: what is computed; an artifact brings its own.
+        cam: what to compute; an artifact has its own.
         compute: device, precision and backend.
         store: ``full``, ``grid`` or ``layers``, as for a run.
         heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
         decode: how ``bytes`` are decoded.
-        max_pixels: of ``decode``.
+        max_pixels: images with more pixels are refused as ``too_large``.
 
     Raises:
         CombicamError, ValueError, FileNotFoundError: see
@@ -98,12 +98,12 @@ class Explain:
             A pyarrow table, one row per input, in order.
 
         Raises:
-            ValueError: neither or both of ``bytes`` and ``image``, or images of another kind.
+            ValueError: neither or both of ``bytes`` and ``image``, or images of the wrong type.
         """
         if len(given := {"bytes", "image"} & batch.keys()) != 1:
             raise ValueError(
                 "Explain: expected a batch with a column 'bytes' or 'image', got columns "
-                f"{sorted(batch)}; rename the one that holds the photos, drop the other"
+                f"{sorted(batch)}; rename the column of images, and drop the other"
             )
         (name,) = given
         load_one = self._encoded if name == "bytes" else self._pixels
@@ -123,13 +123,13 @@ class Explain:
                 f"Explain: expected images uint8 [H,W,3] (RGB), got {image.dtype} {image.shape}; "
                 "read them with mode='RGB'"
             )
-        image = np.require(image, requirements="W")  # what comes from Ray's store is not writable
+        image = np.require(image, requirements="W")  # arrays from Ray's store are read-only
         height, width = image.shape[:2]
         record = Record(_Held("", ""), width=width, height=height)
         return Loaded(record, resize(image, 1, (width, height), self._explainer.preprocess), 0.0)
 
     def _rows(self, loaded: list[Loaded]) -> Any:
-        """The rows of all, in order; images of one size are explained together."""
+        """The rows of all images, in order; images of the same size are explained together."""
         pin = self._explainer.device.type == "cuda"
         inbox: Channel[Batch] = Channel(len(loaded))
         for batch in batches(ShardWork(0), range(len(loaded)), len(loaded), iter(loaded), pin):

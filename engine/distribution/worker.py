@@ -1,4 +1,4 @@
-"""Explain and commit the shards that a process or an actor is handed."""
+"""Explain and commit shards in a worker process or actor."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from combicam.engine.run.plan import plan_run
 from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.errors import RunError
 
-_STOPPED = "run: the worker was stopped; run it again to do what is missing"
+_STOPPED = "run: the worker was stopped; run again to process the missing shards"
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """Everything that a worker is told; it travels to other processes and machines.
+    """The task of a worker, picklable for other processes and machines.
 
     Attributes:
         config: of the run, with the worker's own device and number of threads.
-        run: the run directory, which its owner has locked and prepared.
+        run: the run directory, locked and prepared by its owner.
         fingerprint: of the owner's explainer; the worker's must be the same.
-        folder: where relative paths start.
-        threads: that torch computes with; None for its own choice.
-        make: from the configuration to an explainer.
+        folder: that relative paths start from.
+        threads: of torch; None for its default.
+        make: makes an explainer from the configuration.
     """
 
     config: RunConfig
@@ -50,9 +50,9 @@ class WorkerTask:
 
 
 class ShardWorker:
-    """An explainer and a pipeline that commit shards in a run that somebody else owns.
+    """Explains and commits shards in a run directory that another process owns.
 
-    ``process_shard`` may be called by several threads: their shards share the pipeline, so that
+    ``process_shard`` may be called from several threads: their shards share the pipeline, so that
     the next one is read while the last one is written.
 
     Args:
@@ -69,19 +69,19 @@ class ShardWorker:
         self._pipeline: Pipeline
 
     def start(self) -> None:
-        """Make the explainer, and be ready.
+        """Make the explainer.
 
         Raises:
-            RunError: another explainer than the owner's.
+            RunError: the explainer differs from the owner's.
             CombicamError, ValueError, FileNotFoundError: see
                 :func:`~combicam.engine.run.explainer.make_run_explainer`.
         """
         task, config = self._task, self._task.config
-        if Path(task.folder).is_dir():  # on another machine it may not be there
+        if Path(task.folder).is_dir():  # it may not exist on another machine
             os.chdir(task.folder)
         if task.threads is not None:
             torch.set_num_threads(task.threads)
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what it warns of is a row, or harmless
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of bad images
         explainer = task.make(config)
         _check_same(explainer.fingerprint(), task.fingerprint)
         run = RunLayout(task.run)
@@ -94,10 +94,11 @@ class ShardWorker:
         """Explain and commit a shard.
 
         Args:
-            work: no other worker has it.
+            work: a shard that no other worker has.
 
         Raises:
-            RunError: the explainer failed, or the worker was stopped; whatever else a stage raises.
+            RunError: the explainer failed, or the worker was stopped.
+            Exception: another error of a stage.
         """
         done: Future[ShardReport] = Future()
         if self._stopping.is_set():
@@ -106,7 +107,7 @@ class ShardWorker:
         return done.result()
 
     def stop(self) -> None:
-        """Drop what is not committed; half-written files are removed."""
+        """Drop uncommitted shards and remove partial files."""
         self._stopping.set()
         self._inbox.put(None)
         if self._thread is not None:
@@ -126,7 +127,7 @@ class ShardWorker:
                 item[1].set_exception(RunError(_STOPPED))
 
     def _shards(self, first: tuple[ShardWork, Future[ShardReport]]) -> Iterator[ShardWork]:
-        """What is there now: the pipeline ends, and so hands over its last rows, without more."""
+        """The shards that are waiting now; then the pipeline ends, which flushes its last rows."""
         item: tuple[ShardWork, Future[ShardReport]] | None = first
         while item is not None:
             self._begun[item[0].index] = item

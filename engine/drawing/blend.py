@@ -1,4 +1,4 @@
-"""Draw a heatmap over a photo, and tiles side by side; no plotting library."""
+"""Draw a heatmap over an image, and tiles side by side, without a plotting library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def blend(
     heatmap: NDArray[np.uint8] | NDArray[np.floating],
     colours: str = DEFAULT_COLORMAP,
 ) -> NDArray[np.uint8]:
-    """Lay a heatmap over a photo: cold places stay a dimmed photo, hot ones glow.
+    """Draw a heatmap over an image: low values dim the image, high values glow.
 
     Args:
         image: uint8 [H,W,3].
@@ -33,7 +33,7 @@ def blend(
         uint8 [H,W,3].
 
     Raises:
-        ValueError: shapes that do not fit, or unknown colours.
+        ValueError: shapes that do not match, or an unknown colormap.
     """
     if image.ndim != 3 or image.shape[2] != 3 or heatmap.shape != image.shape[:2]:
         raise ValueError(
@@ -45,7 +45,7 @@ def blend(
         heat /= 255
     heat = np.clip(heat, 0, 1)
     photo = image.astype(np.float32)
-    # Half grey: colours of the photo must not be read as heat.
+    # Half grey, so that colours of the image are not mistaken for heat.
     grey = photo @ np.array(_LUMA, np.float32)
     dim = (0.45 * photo + 0.55 * grey[..., None]) * 0.85
     hot = colormap(colours)[np.rint(heat * 255).astype(int)]
@@ -57,23 +57,23 @@ def blend(
 def panel(
     images: Sequence[NDArray[np.uint8]], captions: Sequence[str], footer: Sequence[str] = ()
 ) -> NDArray[np.uint8]:
-    """Tiles side by side on white, each under its title, with lines of text below.
+    """Draw tiles side by side on white, each below its caption, with lines of text at the bottom.
 
     Args:
-        images: uint8 [H,W,3], of one height.
+        images: uint8 [H,W,3], all of the same height.
         captions: one per image.
-        footer: lines; too long ones lose their middle.
+        footer: lines; long ones are shortened in the middle.
 
     Returns:
         uint8 [H',W',3].
 
     Raises:
-        ValueError: no images, other heights, or another number of captions.
+        ValueError: no images, different heights, or the wrong number of captions.
     """
     heights = {image.shape[0] for image in images}
     if len(heights) != 1 or len(captions) != len(images):
         raise ValueError(
-            f"panel: expected images of one height with a caption each, got heights "
+            f"panel: expected images of the same height with a caption each, got heights "
             f"{sorted(heights)} and {len(captions)} captions for {len(images)} images"
         )
     height = heights.pop()
@@ -105,7 +105,7 @@ def _fitted(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width: int,
 ) -> str:
-    """The text, or its two ends: the end of a path says most."""
+    """The text, or its two ends, because the end of a path matters most."""
     # The built-in font has few accented letters: draw their base letters.
     letters = unicodedata.normalize("NFD", " ".join(text.split()))
     text = "".join(c for c in letters if not unicodedata.combining(c))

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-# Even steps from cold to hot, RGB. Viridis: van der Walt and Smith, CC0. Cividis: Nuñez, Anderton
+# RGB, equal steps, low to high. Viridis: van der Walt and Smith, CC0. Cividis: Nuñez, Anderton
 # and Renslow, 2018 (10.1371/journal.pone.0199239), CC0. Inferno without its black end, CC0.
 _ANCHORS = {
     "viridis": (
@@ -31,14 +31,14 @@ DEFAULT_COLORMAP = "viridis"
 
 @functools.cache
 def colormap(name: str = DEFAULT_COLORMAP, steps: int = 256) -> NDArray[np.float32]:
-    """RGB [steps,3] in 0…255, from cold to hot.
+    """RGB [steps,3] in 0…255, from low to high.
 
-    Of ``viridis``, ``cividis`` and ``inferno``, hotter is lighter in even steps: they are read
-    alike without colour vision. ``jet``, which papers used, has edges where the map has none.
+    In ``viridis``, ``cividis`` and ``inferno``, lightness increases evenly, so they can be read
+    without colour vision. ``jet``, common in papers, shows edges that the map does not have.
 
     Args:
         name: one of ``COLORMAPS``.
-        steps: how many colours.
+        steps: number of colours.
 
     Raises:
         ValueError: an unknown name.

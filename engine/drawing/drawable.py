@@ -1,4 +1,4 @@
-"""``Drawable``: what figures and notebooks show of an explanation."""
+"""Define ``Drawable``, the part of an explanation that figures and notebooks need."""
 
 from __future__ import annotations
 

@@ -45,18 +45,18 @@ def draw_figure(
     colours: str,
     layers: int,
 ) -> Figure:
-    """A row of tiles for every photo of an explanation, and a colour bar.
+    """Draw a row of tiles for every image of an explanation, and a colour bar.
 
     Args:
-        explanation: with its photos.
-        names: what the targets of each photo are called.
-        captions: a line for each photo, or none.
+        explanation: with its images.
+        names: of the targets of each image.
+        captions: a line for each image, or none.
         colours: a colormap.
-        layers: at most so many layer maps.
+        layers: largest number of layer maps.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        ValueError: another number of captions, or a number of layers that is none.
+        ValueError: the wrong number of captions, or ``layers`` below 0.
     """
     if layers < 0:
         raise ValueError(f"figure: expected layers >= 0, got {layers}; 0 draws no layer maps")
@@ -74,11 +74,11 @@ def draw_figure(
 
 
 def shown_layers(maps: Mapping[str, Tensor], most: int) -> list[str]:
-    """Which layers are drawn: the last of each resolution; of one resolution, evenly spread ones.
+    """Choose layers to draw: the last of each resolution, or evenly spaced ones if they share it.
 
     Args:
         maps: of all layers, shallow to deep.
-        most: how many.
+        most: largest number of layers.
     """
     last = {tuple(values.shape[-2:]): name for name, values in maps.items()}
     names = [name for name in maps if name in last.values()]
@@ -122,10 +122,10 @@ def _fitting(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _layout(rows: Sequence[Sequence[_Tile]], colours: str) -> Figure:
-    """Places in inches: matplotlib's own layouts leave room around pictures."""
+    """Lay out tiles in inches, because matplotlib's layouts leave margins around images."""
     figures, colors = _import_matplotlib()
     aspects = [sum(tile.aspect for tile in row) for row in rows]
-    # Rows of one width, as lines of a text: photos of other proportions are as high as that needs.
+    # All rows have the same width; their heights follow from the images' aspect ratios.
     tiles = _ROW * sum(aspects) / len(rows)
     heights = [tiles / aspect for aspect in aspects]
     width = _MARGIN + tiles + len(rows[0]) * _GAP + _BAR + _TICKS
@@ -193,7 +193,7 @@ def _import_matplotlib() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     class ShownFigure(Figure):
-        """Jupyter shows it, also before pyplot was imported."""
+        """A figure that Jupyter shows even if pyplot was not imported."""
 
         def _repr_png_(self) -> bytes:
             buffer = io.BytesIO()

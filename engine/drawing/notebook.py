@@ -1,4 +1,4 @@
-"""Show an explanation in Jupyter: a row of small pictures for every image."""
+"""Show an explanation in Jupyter: a row of thumbnails per image."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _CAPTION = '<figcaption style="font:12px sans-serif">'
 
 
 def explanation_html(explanation: Drawable) -> str:
-    """The first images and targets: photo and overlays, or the maps alone where it has no photos.
+    """HTML of the first images and targets: image and overlays, or only maps without images.
+
+    The HTML is self-contained.
 
     Args:
-        explanation: of a batch; nothing outside of the text is referred to.
+        explanation: of a batch.
     """
     batch, targets = explanation.targets.shape
     shape = tuple(explanation.heatmaps.shape)
@@ -59,14 +61,14 @@ def _tiles(explanation: Drawable, image: int) -> list[str]:
 
 
 def probability(score: float) -> str:
-    """A probability as people read it; a difference of two keeps its sign."""
+    """Format a probability; a difference of two keeps its sign."""
     if 0.9995 <= score < 1:
         return "> 99.9%"
     return f"{score:.1%}" if abs(score) >= 0.001 or score == 0 else f"{score:.1e}"
 
 
 def target_name(target: int, classes: ClassTable | None = None) -> str:
-    """What a target is called."""
+    """The name of a target."""
     if target < 0:
         return "region or contrast"
     return classes.name(target) if classes is not None and classes.names else f"class {target}"

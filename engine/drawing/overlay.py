@@ -1,4 +1,4 @@
-"""Bring an image and its heatmap to one grid of pixels, and blend them."""
+"""Resize an image's heatmap to the image, and blend them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from combicam.engine.drawing.blend import blend
 from combicam.engine.drawing.colormaps import DEFAULT_COLORMAP
 
-# Photos of 100 megapixels are blended a few rows at a time: colours are computed in float32.
+# Large images are blended a few rows at a time, because colours are computed in float32.
 _ROWS = 256
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 def as_photos(images: Any, count: int) -> tuple[NDArray[np.uint8], ...]:
-    """Photos as arrays on the CPU.
+    """Images as arrays on the CPU.
 
     Args:
-        images: uint8 [B,H,W,3], or B photos as uint8 [H,W,3] or PIL images, of any sizes; one photo
-            alone where B is 1.
+        images: uint8 [B,H,W,3], or B uint8 [H,W,3] or PIL images of any sizes; a single image if
+            B is 1.
         count: B.
 
     Returns:
         B arrays, uint8 [H,W,3].
 
     Raises:
-        ValueError: another number of photos, or something else than RGB bytes.
+        ValueError: the wrong number of images, or not RGB bytes.
     """
     single = isinstance(images, Image.Image) or (
         isinstance(images, np.ndarray | Tensor) and images.ndim == 3
@@ -57,7 +57,7 @@ def _as_photo(image: Any) -> NDArray[np.uint8]:
 
 
 def display_range(heat: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A map in [0, 1] as it is; any other one from its least to its greatest value."""
+    """Scale a map that is not in [0, 1] to its smallest and largest value."""
     low, high = float(heat.min()), float(heat.max())
     if 0 <= low and high <= 1:
         return heat
@@ -65,7 +65,7 @@ def display_range(heat: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def scale_heat(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map [h,w] in [0, 1] at another size, smooth.
+    """Resize a map [h,w] in [0, 1] smoothly.
 
     Args:
         heat: float32 [h,w].
@@ -84,13 +84,13 @@ def overlay(
     colours: str = DEFAULT_COLORMAP,
     box: tuple[int, int, int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """A photo with heat over it, at the photo's resolution.
+    """Draw a heatmap over an image, at the image's resolution.
 
     Args:
         photo: uint8 [H,W,3].
         heat: float32 [h,w], on any grid.
         colours: a colormap.
-        box: left, top, right, bottom: what part of the photo the heat belongs to; None for all.
+        box: left, top, right, bottom of the part that the heatmap covers; None for all.
 
     Returns:
         uint8 [H,W,3].

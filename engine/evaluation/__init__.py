@@ -1,1 +1,1 @@
-"""Is the explanation true? Metrics of faithfulness and localisation, with controls beside them."""
+"""Metrics of faithfulness and localisation, compared with baseline maps."""

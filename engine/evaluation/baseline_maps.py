@@ -1,4 +1,4 @@
-"""Make maps that know nothing of the model: what any metric must be compared with."""
+"""Make baseline maps, which do not depend on the model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn.functional import conv2d, pad
 from combicam.engine.evaluation.blur import gaussian_blur
 from combicam.kernels.extremes import min_max
 
-# Of the edges, as a share of the shorter side: 4 px of 224.
+# Blur of the edges, as a share of the shorter side: 4 px of 224.
 EDGE_BLUR = 0.02
 
 
-def random_control(maps: Tensor, seeds: Sequence[int]) -> Tensor:
-    """The map itself, shifted by a random distance; what leaves at one side enters at the other.
+def random_baseline(maps: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Shift the map cyclically by a random distance.
 
-    So the control has exactly the map's values, and covers as much at every threshold; and its
-    blobs are as large and as smooth, but for a seam. That matters: which pixels are scattered and
-    which lie together decides deletion and insertion nearly as much as where they lie.
+    The shifted map has exactly the map's values, covers the same area at every threshold, and has
+    blobs of the same size and smoothness, except at the seam. This matters because deletion and
+    insertion depend on how scattered the pixels are nearly as much as on their positions.
 
     Args:
         maps: float [B,H,W].
-        seeds: one for each; the same seed gives the same shift on every device, in every batch.
+        seeds: one per map; a seed gives the same shift on every device, in every batch.
 
     Returns:
         float [B,H,W].
@@ -37,10 +37,10 @@ def random_control(maps: Tensor, seeds: Sequence[int]) -> Tensor:
     return torch.stack(shifted)
 
 
-def edge_control(images: Tensor) -> Tensor:
-    """Where the picture has edges: Sobel magnitude, blurred by 2 % of the shorter side, min-max.
+def edge_baseline(images: Tensor) -> Tensor:
+    """Edges of the image: Sobel magnitude, blurred by 2 % of the shorter side, min-max normalised.
 
-    A map that does not beat it may be a drawing of the photo, not of the network.
+    A map that does not beat it may show only the image, not the model.
 
     Args:
         images: float [B,3,H,W].
@@ -48,7 +48,7 @@ def edge_control(images: Tensor) -> Tensor:
     Returns:
         float [B,H,W] in [0, 1].
 
-    Source: an edge detector as control: Adebayo et al. 2018, arXiv 1810.03292.
+    Source: an edge detector as a baseline map: Adebayo et al. 2018, arXiv 1810.03292.
     """
     gray = pad(images.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     sobel = gray.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])

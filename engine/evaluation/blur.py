@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-# The Gaussian is cut where it is 1 % of its peak.
+# The Gaussian is truncated at 1 % of its peak.
 _REACH = 3.0
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Convolve with a Gaussian; beyond the edge the outermost pixels are repeated.
+    """Convolve with a Gaussian; the edge pixels are replicated outside the image.
 
     Args:
         images: float [B,C,H,W].

@@ -13,7 +13,7 @@ _DRAWN_AT_ONCE = 4_000_000  # values, 32 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over images, its 95 % bootstrap interval, and how many images it is the mean of."""
+    """A mean over images, its 95 % bootstrap interval, and the number of images."""
 
     mean: float
     low: float
@@ -22,15 +22,15 @@ class Interval:
 
 
 def intervals(columns: NDArray[np.float64], resamples: int = 1000, seed: int = 0) -> list[Interval]:
-    """The mean of every column with its percentile interval; images are drawn with replacement.
+    """Mean and percentile interval of every column; images are resampled with replacement.
 
-    Columns that have values for the same images share the drawn images. An interval of a difference
-    of two maps on the same images (a paired one) is that of the column of differences.
+    Columns with values for the same images share the resamples. For the paired interval of the
+    difference of two maps, pass the column of differences.
 
     Args:
         columns: [N,M], N images; NaN where an image has no value.
-        resamples: how often the images with a value are drawn.
-        seed: of the draws.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
     """
     return [_interval(column[~np.isnan(column)], resamples, seed) for column in columns.T]
 

@@ -1,6 +1,6 @@
-"""Measure how the score changes when only the explained part of an image is left.
+"""Measure how the score changes when only the highlighted part of an image is shown.
 
-An image x under a map E is E x + (1 - E) blank: with the mean colour for ``blank`` that is the
+An image x masked by a map E is E x + (1 - E) blank; with the mean colour as ``blank`` this is the
 papers' product of map and normalised image.
 """
 
@@ -24,7 +24,7 @@ def average_drop(before: Tensor, after: Tensor) -> Tensor:
 
     Args:
         before: p, the score of the images, [B].
-        after: q, the score of what :func:`shown_alone` leaves, [B].
+        after: q, the score of the result of :func:`shown_alone`, [B].
 
     Source: Grad-CAM++, arXiv 1710.11063, section 4.1.
     """
@@ -32,7 +32,7 @@ def average_drop(before: Tensor, after: Tensor) -> Tensor:
 
 
 def confidence_increase(before: Tensor, after: Tensor) -> Tensor:
-    """1 where the map alone scores higher than the whole image, else 0; [B].
+    """1 if the masked image scores higher than the whole image, else 0; [B].
 
     Args:
         before, after: p and q, see :func:`average_drop`.

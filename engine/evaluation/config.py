@@ -22,35 +22,36 @@ _UNIT = ("map", "layer+map", "grid+map")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure heatmaps against the network, and against two controls that know nothing of it.
+    """Evaluate heatmaps against the model, and compare them with two baseline maps.
 
     Args:
-        input: a run directory, whose stored heatmaps are measured, or photos as for ``run``.
-        model: the network; of a run, the one that made it.
-        output: folder of evaluation.parquet and evaluation.json; default: the run directory, or
-            ``evaluation`` for photos and for runs in an object store.
-        methods: what is computed and compared on the same images, with each of ``layers`` and
-            ``normalize``; of a run beside what it stored. Default: gradcam, of a run none.
+        input: a run directory, whose stored heatmaps are measured, or images as for ``run``.
+        model: the model; for a run, the one that made it.
+        output: folder for evaluation.parquet and evaluation.json; default: the run directory, or
+            ``evaluation`` for images and for runs in an object store.
+        methods: methods to compute and compare on the same images, with each of ``layers`` and
+            ``normalize``; for a run, in addition to its stored heatmaps. Default: gradcam; for a
+            run, none.
         layers: ``blocks``, ``stages``, ``last``, or names and globs joined by commas; several.
         normalize: ``map``, ``layer+map``, ``grid+map``; several.
-        score: what ``methods`` explain: logit, prob, logprob.
-        fuse: how they fuse layers: sum, mean, max, product.
+        score: the score that ``methods`` explain: logit, prob, logprob.
+        fuse: how ``methods`` fuse layers: sum, mean, max, product.
         metrics: how maps are measured.
         compute: device, precision and backend.
-        images: how many images, drawn at random; None for all.
-        masks: folder of PNG masks of the evidence, not 0 inside, over the whole
-            upright photo; of the image a/b.jpg it is a/b.jpg.png or a/b.png, of x.tar::b.jpg in
-            x.tar/. For pointing, energy, IoU.
-        randomisation: also compare the maps of the first batch with those of networks whose layers
-            forget their weights from the top, in so many steps; 0 for not.
-        batch_size: images at once, and most forward passes at once.
+        images: size of a random sample of the images; None for all.
+        masks: folder of PNG masks of the evidence, nonzero inside, that cover the whole upright
+            image: for a/b.jpg, a/b.jpg.png or a/b.png; for x.tar::b.jpg, the same in x.tar/. For
+            pointing, energy, IoU.
+        randomisation: also compare the maps of the first batch with those of the model while its
+            layers are randomised from the top, in this many steps; 0 to skip.
+        batch_size: images per batch, and largest batch of a forward pass.
         workers: threads that read and decode.
-        seed: of the drawn images and the random control.
-        max_pixels: photos with more are refused as ``too_large``.
+        seed: of the sample of images and of the random baseline map.
+        max_pixels: refuse images with more pixels as ``too_large``.
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an invalid value.
     """
 
     input: tyro.conf.Positional[str]

@@ -1,4 +1,4 @@
-"""Measure deletion and insertion: the score while pixels are removed or shown in a map's order."""
+"""Measure deletion and insertion: the score as pixels are removed or restored in a map's order."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 # Normalised images [N,3,H,W] -> logits [N,n].
 Network = Callable[[Tensor], Tensor]
-# Logits [N,n] and which image of the batch each belongs to, int64 [N] -> a number each, [N].
+# Logits [N,n] and the image of the batch each belongs to, int64 [N] -> values [N].
 Quantity = Callable[[Tensor, Tensor], Tensor]
 RULES = ("trapezoid", "mean")
 
 
 @dataclass(frozen=True)
 class Curves:
-    """How a quantity changes while pixels are taken away or brought back.
+    """How quantities change while pixels are removed or restored.
 
     Attributes:
-        fractions: float32 [S+1], share of the pixels that is taken, from 0 to 1.
-        deletion: name -> float32 [B,S+1], the best pixels are replaced first.
-        insertion: name -> float32 [B,S+1], they are brought back first.
+        fractions: float32 [S+1], share of the pixels removed or restored, from 0 to 1.
+        deletion: name -> float32 [B,S+1], the highest pixels are removed first.
+        insertion: name -> float32 [B,S+1], the highest pixels are restored first.
     """
 
     fractions: Tensor
@@ -31,7 +31,7 @@ class Curves:
 
 
 def pixel_ranks(maps: Tensor) -> Tensor:
-    """0 for the largest value; of equal ones the first in reading order comes first.
+    """Rank of every pixel, 0 for the largest value; ties are ranked in reading order.
 
     Args:
         maps: float [B,H,W].
@@ -54,27 +54,27 @@ def removal_curves(
     batch_size: int = 64,
     ends: tuple[Tensor, Tensor] | None = None,
 ) -> Curves:
-    """Replace pixels by the baseline, in the order of the map, S times the same number of them.
+    """Replace pixels in the map's order, in S steps of the same size.
 
     Args:
         network: normalised images to logits.
         images: float [B,3,H,W], normalised.
-        blank: float [B,3,H,W], the baseline.
+        blank: float [B,3,H,W], what replaces them.
         maps: float [B,H,W].
-        quantities: what is read from the logits.
-        steps: S; the ends are shared, so 2 (S - 1) forward passes an image are left.
-        batch_size: of these.
-        ends: logits of ``images`` and of ``blank`` [B,n], when they are known.
+        quantities: computed from the logits.
+        steps: S; the ends are shared, so this takes 2 (S - 1) forward passes per image.
+        batch_size: of these passes.
+        ends: logits of ``images`` and of ``blank`` [B,n], if known.
 
     Raises:
-        ValueError: maps of another shape, or more steps than pixels.
+        ValueError: maps of the wrong shape, or more steps than pixels.
 
     Source: RISE, arXiv 1806.07421.
     """
     count, pixels = len(images), images.shape[2] * images.shape[3]
     if maps.shape != (count, *images.shape[2:]):
         raise ValueError(
-            f"removal_curves: expected maps {(count, *images.shape[2:])} as the images are, "
+            f"removal_curves: expected maps {(count, *images.shape[2:])} like the images, "
             f"got {tuple(maps.shape)}"
         )
     if not 1 <= steps <= pixels:
@@ -100,9 +100,9 @@ def _perturbed(
     taken: Tensor,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """The quantities between the ends, [B,2,S-1]: of deletion, of insertion."""
+    """The quantities between the ends, [B,2,S-1]: deletion, insertion."""
     shape = (len(images), 2, len(taken) - 2)
-    found = {name: images.new_empty(shape, dtype=torch.float32) for name in quantities}
+    values = {name: images.new_empty(shape, dtype=torch.float32) for name in quantities}
     jobs = torch.cartesian_prod(
         torch.arange(shape[0]), torch.arange(2), torch.arange(1, len(taken) - 1)
     ).reshape(-1, 3)
@@ -113,8 +113,8 @@ def _perturbed(
         keep = keep.unflatten(1, images.shape[2:])[:, None]
         logits = network(torch.where(keep, images[owners], blank[owners]))
         for name, quantity in quantities.items():
-            found[name][owners, direction, step - 1] = quantity(logits, owners).float()
-    return found
+            values[name][owners, direction, step - 1] = quantity(logits, owners).float()
+    return values
 
 
 def area(curve: Tensor, fractions: Tensor, rule: str = "trapezoid") -> Tensor:
@@ -122,11 +122,11 @@ def area(curve: Tensor, fractions: Tensor, rule: str = "trapezoid") -> Tensor:
 
     Args:
         curve: of :class:`Curves`.
-        fractions: of the same.
-        rule: ``trapezoid``, as RISE and torchcam integrate; ``mean`` of the S + 1 points.
+        fractions: of the same curves.
+        rule: ``trapezoid``, as in RISE and torchcam; ``mean`` of the S + 1 points.
 
     Raises:
-        ValueError: no such rule.
+        ValueError: an unknown rule.
     """
     if rule == "trapezoid":
         return torch.trapezoid(curve, fractions, dim=1)

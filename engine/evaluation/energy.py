@@ -1,4 +1,4 @@
-"""Play the energy-based pointing game: the share of a map inside of the evidence."""
+"""Compute the energy-based pointing game: the share of a map inside the evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluate heatmaps: explain or read back, measure, and compare with the baselines."""
+"""Evaluate heatmaps: explain or read back, measure, and compare with baseline maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from combicam.engine.evaluation.baseline_maps import edge_control, random_control
+from combicam.engine.evaluation.baseline_maps import edge_baseline, random_baseline
 from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.evaluation.masks import read_evidence
 from combicam.engine.evaluation.methods import STORED, another, contestants
@@ -46,7 +46,7 @@ CHANGED = "changed"
 
 @dataclass
 class _Image:
-    """A decoded image, where its row is, and its evidence."""
+    """A decoded image, its row and its evidence."""
 
     row: dict[str, Any]
     sample: Sample
@@ -55,7 +55,7 @@ class _Image:
 
 
 class _Evaluator:
-    """Measures batches; rows of images are filled in place."""
+    """Measures batches, and fills the rows of the images in place."""
 
     def __init__(self, config: EvaluateConfig, run: OpenRun | None) -> None:
         self.config = config
@@ -72,7 +72,7 @@ class _Evaluator:
         self._is_checked = config.randomisation == 0
 
     def batch(self, images: list[_Image]) -> None:
-        """Explain and measure images of one size."""
+        """Explain and measure images of the same size."""
         explainer = self.explainer
         pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
         x = explainer.preprocess.normalize(pixels.to(explainer.device)).float()
@@ -84,18 +84,18 @@ class _Evaluator:
         subject = self.metrics.subject(x, targets, masks, has_mask)
         identities = [image.sample.entry.id for image in images]
         seeds = seeds_of(identities, self.config.seed)
-        found: dict[str, Tensor] = {"probability": subject.probability}
+        measured: dict[str, Tensor] = {"probability": subject.probability}
         entrants = {name: heatmaps for name, heatmaps in maps.items()}
-        entrants |= {f"{n}_random": random_control(h, seeds) for n, h in maps.items()}
-        entrants[EDGES] = edge_control(x)
+        entrants |= {f"{n}_random": random_baseline(h, seeds) for n, h in maps.items()}
+        entrants[EDGES] = edge_baseline(x)
         finite = torch.ones(len(images), dtype=torch.bool, device=x.device)
         for name, heatmaps in entrants.items():
             finite &= heatmaps.isfinite().flatten(1).all(1)
             for metric, values in self.metrics.measure(subject, heatmaps.nan_to_num()).items():
-                found[f"{name}_{metric}"] = values
+                measured[f"{name}_{metric}"] = values
         for name, heatmaps in maps.items():
-            found[f"{name}_flat"] = heatmaps.amax((1, 2)) == heatmaps.amin((1, 2))
-        columns = {name: values.cpu().tolist() for name, values in found.items()}
+            measured[f"{name}_flat"] = heatmaps.amax((1, 2)) == heatmaps.amin((1, 2))
+        columns = {name: values.cpu().tolist() for name, values in measured.items()}
         for i, (image, good) in enumerate(zip(images, finite.tolist(), strict=True)):
             image.row["target"] = int(targets[i])
             if good:
@@ -104,7 +104,7 @@ class _Evaluator:
                 image.row |= {"status": NON_FINITE, "error": "explain: maps are not finite"}
 
     def _maps(self, x: Tensor, images: list[_Image]) -> tuple[dict[str, Tensor], Tensor]:
-        """Name -> heatmaps [B,H,W], and the class that all of them explain, [B]."""
+        """Name -> heatmaps [B,H,W], and the classes that they explain, [B]."""
         maps: dict[str, Tensor] = {}
         targets: Tensor | None = None
         if STORED in self.names:
@@ -135,27 +135,27 @@ class _Evaluator:
         session = first.session
         if not isinstance(session, ModelSession):
             raise ValueError(
-                "evaluate: expected a network for randomisation, got an exported file, whose "
-                "weights are fixed; give the network itself"
+                "evaluate: expected a model for randomisation, got an exported file, whose "
+                "weights are fixed; give the original model"
             )
         steps, seed = self.config.randomisation, self.config.seed
         return randomisation_check(session.module, x, explain, steps, seed)
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Measure the heatmaps of a run, or of methods on photos.
+    """Evaluate the heatmaps of a run, or of methods on images.
 
     Every image has a row in ``evaluation.parquet``, failures included; means with bootstrap
     intervals are in ``evaluation.json``.
 
     Args:
-        config: what and how.
+        config: of the evaluation.
 
     Raises:
-        ValueError: no photos, or arguments that do not fit.
-        RunError: no image that can be measured; the files say why of each.
+        ValueError: no images, or invalid arguments.
+        RunError: no image can be measured; the files have the reasons.
         CombicamError, FileNotFoundError: see :func:`~combicam.make_explainer`; a run of another
-            network.
+            model.
     """
     where = location(config.input)
     run = open_run(where) if RunLayout(where).fingerprint.exists() else None
@@ -182,8 +182,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if not evaluation.summary["images"]:
         first = next((row["error"] for row in rows), "none is explained")
         raise RunError(
-            f"evaluate: expected an image that can be measured, got {len(rows)} that cannot "
-            f"(the first: {first}); see {evaluation.rows}"
+            f"evaluate: expected at least one image that can be measured, got {len(rows)} that "
+            f"cannot (the first: {first}); see {evaluation.rows}"
         )
     return evaluation
 
@@ -209,10 +209,13 @@ def _images(
         if item.pixels is None:
             continue
         if sample.target is not None and sample.target < 0:
-            row |= {"status": NO_CLASS, "error": "evaluate: the run explained a region, no class"}
+            row |= {
+                "status": NO_CLASS,
+                "error": "evaluate: the run explained a region, not a class",
+            }
             continue
         if sample.heatmap is not None and sample.heatmap.shape != item.pixels.shape[:2]:
-            row |= {"status": CHANGED, "error": "evaluate: the photo's size is another now"}
+            row |= {"status": CHANGED, "error": "evaluate: the image's size has changed"}
             continue
         yield _Image(row, sample, item.pixels, _mask(config, sample, item, row, evaluator))
 
@@ -224,7 +227,7 @@ def _mask(
     row: dict[str, Any],
     evaluator: _Evaluator,
 ) -> NDArray[np.bool_] | None:
-    """The evidence; a mask that cannot be read is noted, and the rest is measured."""
+    """Read the evidence; an unreadable mask is noted in the row, other metrics are measured."""
     if config.masks is None:
         return None
     path = find_mask(config.masks, sample.entry.id)
@@ -242,7 +245,7 @@ def _mask(
 
 
 def _batches(images: Iterable[_Image], config: EvaluateConfig) -> Iterator[list[_Image]]:
-    """Lists of images of one size."""
+    """Lists of images of the same size."""
     waiting: dict[tuple[int, ...], list[_Image]] = {}
     for image in images:
         batch = waiting.setdefault(image.pixels.shape, [])

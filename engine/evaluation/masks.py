@@ -1,4 +1,4 @@
-"""Read masks of the evidence, and bring them to the model's input size."""
+"""Read masks of the evidence, and resize them to the model's input size."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from combicam.export.preprocess import Preprocess
 
 
 def read_evidence(path: Path, photo: tuple[int, int], preprocess: Preprocess) -> NDArray[np.bool_]:
-    """A mask, resized and cropped as its photo is.
+    """Read a mask, resized and cropped like its image.
 
     Args:
-        path: a PNG over the whole upright photo, of any size; evidence is what is not 0 in any
-            channel (alpha is left out).
-        photo: (width, height) of the upright photo, pixels.
-        preprocess: of the network.
+        path: a PNG of any size that covers the whole upright image; evidence is nonzero in any
+            channel except alpha.
+        photo: (width, height) of the upright image, pixels.
+        preprocess: of the model.
 
     Returns:
-        bool [H,W] of the network's input.
+        bool [H,W], at the model's input size.
 
     Raises:
         DecodeError: not a readable image.

@@ -1,4 +1,4 @@
-"""Choose the maps that are compared: explainers of one model, and what a run has stored."""
+"""Choose the maps to compare: those of several explainers of a model, and a run's stored ones."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ STORED = "stored"
 
 
 def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer, dict[str, Any]]:
-    """An explainer for its network, and name -> explainer of every map that is computed.
+    """An explainer whose model to evaluate, and name -> explainer of every map to compute.
 
     Args:
         config: methods, layers, normalize, model and compute are used.
-        run: whose stored maps are measured too; its network must be the one of ``config``.
+        run: whose stored maps are measured too; its model must be that of ``config``.
 
     Raises:
-        ValueError: methods for an exported file, which has one of its own.
-        RunError: a run of another network.
+        ValueError: methods for an exported file, which has its own.
+        RunError: a run of another model.
         CombicamError, FileNotFoundError: see :func:`~combicam.make_explainer`.
     """
     if config.model.is_artifact:
         if config.methods:
             raise ValueError(
-                f"evaluate: expected no methods with {config.model.model}, which holds one "
-                f"computation, got {config.methods}; give the network itself"
+                f"evaluate: expected no methods with {config.model.model}, which has one fixed "
+                f"method, got {config.methods}; give the original model"
             )
         first = make_explainer(config.model, None, config.compute)
         made = {} if run else {_name(first.spec, with_normalize=False): first}
@@ -53,12 +53,12 @@ def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer,
 
 
 def another(explainer: Explainer, spec: CamSpec, module: Any = None) -> Explainer:
-    """An explainer of the same network, or of ``module``, by another spec."""
+    """An explainer of the same model, or of ``module``, with another spec."""
     session = explainer.session
     if not isinstance(session, ModelSession):
         raise ValueError(
-            "evaluate: expected a network, got an exported file, which holds one computation and "
-            "fixed weights; give the network itself"
+            "evaluate: expected a model, got an exported file, whose method and weights are "
+            "fixed; give the original model"
         )
     return Explainer(
         session.module if module is None else module,
@@ -83,7 +83,7 @@ def _specs(config: EvaluateConfig, with_default: bool) -> dict[str, CamSpec]:
 
 
 def _name(spec: CamSpec, with_normalize: bool) -> str:
-    """``gradcam_blocks``: part of a column's name, so letters, digits and underscores."""
+    """Name of a map in columns, such as ``gradcam_blocks``: letters, digits and underscores."""
     layers = spec.layers if isinstance(spec.layers, str) else "_".join(spec.layers)
     words = [spec.method.replace("+", "p"), layers.replace("*", "all")]
     words += [spec.normalize] if with_normalize else []
@@ -102,22 +102,22 @@ def _fitting(config: EvaluateConfig, spec: CamSpec) -> Any:
 
 
 def check_network(run: OpenRun, explainer: Explainer) -> None:
-    """A run's maps say nothing about another network, nor about photos that it saw otherwise.
+    """Check that a run was made with this explainer's model and preprocessing.
 
     Raises:
-        RunError: its weights or its preprocessing are others.
+        RunError: weights or preprocessing differ.
     """
     earlier = run.fingerprint["explainer"]
     if earlier.get("crops"):
         raise RunError(
-            f"evaluate: expected maps of images that the network sees at once, got those of five "
-            f"crops in {run.path}; give a run that was made without --crops five"
+            f"evaluate: expected maps of single model inputs, got those of five crops in "
+            f"{run.path}; give a run that was made without --crops five"
         )
     now = json.loads(json.dumps(explainer.fingerprint()))
     other = [key for key in ("weights", "preprocess") if earlier.get(key) != now[key]]
     if other:
         raise RunError(
-            f"evaluate: expected the network that made {run.path}, got other "
+            f"evaluate: expected the model that made {run.path}, got other "
             f"{' and '.join(other)}; give the run's --model, --checkpoint, --img-size, --resize "
             "and --amp-dtype"
         )

@@ -1,4 +1,4 @@
-"""Compute all metrics of any number of maps of the same images."""
+"""Compute all metrics for any number of maps of the same images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from combicam.engine.evaluation.replacement import BASELINES, baseline_images
 from combicam.export.classes.classes import ClassTable
 from combicam.export.preprocess import Preprocess
 
-# Metric -> whether more is better.
+# Metric -> whether higher is better.
 METRICS = {
     "deletion": False,
     "insertion": True,
@@ -47,16 +47,16 @@ class MetricSettings:
     """How maps are measured.
 
     Args:
-        steps: how many times pixels are removed, the same number of them each time.
-        baseline: what replaces removed pixels: ``blur``, a Gaussian of 5 % of the shorter side;
+        steps: number of equal steps in which pixels are removed.
+        baseline: replacement of removed pixels: ``blur``, a Gaussian of 5 % of the shorter side;
             ``mean``, the mean colour of preprocessing; ``black``.
-        rule: of the area under a curve: ``trapezoid``, or the ``mean`` of its points.
+        rule: for the area under a curve: ``trapezoid``, or the ``mean`` of its points.
         tolerance: of the pointing game, pixels of the model's input.
         threshold: of IoU, as a share of the map's maximum.
-        radius_km: of the density of classes with places.
+        radius_km: of the density, for classes with locations.
 
     Raises:
-        ValueError: a value outside of its choices.
+        ValueError: an invalid value.
     """
 
     steps: int = 20
@@ -84,14 +84,14 @@ class MetricSettings:
 
 @dataclass(frozen=True)
 class Subject:
-    """Images under examination, with what all maps of them share.
+    """Images to measure maps of, with everything that their maps share.
 
     Attributes:
-        images, blank: float [B,3,H,W], normalised; the baseline.
+        images, blank: float [B,3,H,W], normalised; the images, and their replacement.
         ends: logits of the two.
-        quantities: what is followed while pixels are removed.
-        masks: bool [B,H,W], the evidence; None when it is not known.
-        has_mask: bool [B], of which images it is.
+        quantities: measured while pixels are removed.
+        masks: bool [B,H,W], the evidence; None if unknown.
+        has_mask: bool [B], which images have a mask.
     """
 
     images: Tensor
@@ -103,19 +103,19 @@ class Subject:
 
     @property
     def probability(self) -> Tensor:
-        """Of the explained class in the whole images, [B]."""
+        """Probability of the explained class in the whole images, [B]."""
         everyone = torch.arange(len(self.images), device=self.images.device)
         return self.quantities["probability"](self.ends[0], everyone)
 
 
 class Metrics:
-    """Measures maps against the network, and against masks where there are some.
+    """Measures maps against the model, and against masks if there are any.
 
     Args:
         network: normalised images to logits.
-        preprocess: of the network.
-        settings: how.
-        classes: those with places also get density and shift.
+        preprocess: of the model.
+        settings: of the metrics.
+        classes: if they have locations, density and shift are measured too.
         batch_size: of forward passes.
     """
 
@@ -140,13 +140,13 @@ class Metrics:
         masks: Tensor | None = None,
         has_mask: Tensor | None = None,
     ) -> Subject:
-        """What is computed once for all maps of a batch.
+        """Compute what all maps of a batch share.
 
         Args:
             images: float [B,3,H,W], normalised.
             targets: int64 [B], the explained classes.
             masks: bool [B,H,W].
-            has_mask: bool [B]; default: all images have one.
+            has_mask: bool [B]; default: all images have a mask.
         """
         blank = baseline_images(images, self.settings.baseline, self._preprocess)
         quantities = {"probability": probability(targets)}
@@ -163,11 +163,11 @@ class Metrics:
         Args:
             subject: the images.
             maps: float [B,H,W] in [0, 1].
-            removal: also what takes forward passes.
+            removal: also compute metrics that take forward passes.
         """
-        found = self._by_network(subject, maps) if removal else {}
+        values = self._by_network(subject, maps) if removal else {}
         if subject.masks is None or subject.has_mask is None:
-            return found
+            return values
         tops = maps.amax((1, 2))[:, None, None].clamp_min(torch.finfo(maps.dtype).tiny)
         against = {
             "pointing": pointing_game(maps, subject.masks, self.settings.tolerance),
@@ -176,7 +176,7 @@ class Metrics:
             "best_iou": best_iou(maps, subject.masks),
         }
         unknown = ~subject.has_mask
-        return found | {name: v.masked_fill(unknown, torch.nan) for name, v in against.items()}
+        return values | {name: v.masked_fill(unknown, torch.nan) for name, v in against.items()}
 
     def _by_network(self, subject: Subject, maps: Tensor) -> dict[str, Tensor]:
         settings, images, blank = self.settings, subject.images, subject.blank
@@ -190,21 +190,21 @@ class Metrics:
             self._batch_size,
             subject.ends,
         )
-        found = {}
+        values = {}
         for name in subject.quantities:
             prefix = "" if name == "probability" else f"{name}_"
             for kind, kept in (("deletion", curves.deletion), ("insertion", curves.insertion)):
-                found[prefix + kind] = area(kept[name], curves.fractions, settings.rule)
+                values[prefix + kind] = area(kept[name], curves.fractions, settings.rule)
         before = subject.probability
         logits = self.network(shown_alone(images, blank, maps))
         everyone = torch.arange(len(images), device=images.device)
         after = subject.quantities["probability"](logits, everyone)
-        return found | {
+        return values | {
             "drop": average_drop(before, after),
             "increase": confidence_increase(before, after),
         }
 
 
 def seeds_of(identities: Sequence[str], seed: int = 0) -> list[int]:
-    """A seed for every image's random control, from its name: whatever else is evaluated."""
+    """A seed for each image's random baseline map, from its id only, not from the other images."""
     return [zlib.crc32(f"{seed}:{identity}".encode()) for identity in identities]

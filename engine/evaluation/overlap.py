@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Of ``map >= threshold`` and the mask; NaN where both are empty.
+    """IoU of ``map >= threshold`` and the mask; NaN where both are empty.
 
     Args:
         maps: float [B,H,W].
@@ -23,7 +23,7 @@ def iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
-    """The largest IoU over all thresholds, each image its own; what a map could outline at best.
+    """The largest IoU over all thresholds, chosen per image: an upper bound.
 
     Args:
         maps: float [B,H,W].
@@ -34,12 +34,12 @@ def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
     """
     values, order = maps.flatten(1).sort(dim=1, descending=True)
     evidence = masks.flatten(1).gather(1, order)
-    hits = evidence.cumsum(1)  # [B,HW], inside of both when the first pixels are kept
+    hits = evidence.cumsum(1)  # [B,HW], intersection if the first pixels are kept
     kept = torch.arange(1, values.shape[1] + 1, device=maps.device)
     total = hits[:, -1:]
-    found = hits / (kept + total - hits)
-    # A threshold keeps all pixels of one value, or none of them.
+    ratios = hits / (kept + total - hits)
+    # A threshold keeps all pixels of the same value, or none of them.
     ends = torch.ones_like(evidence)
     ends[:, :-1] = values[:, 1:] < values[:, :-1]
-    best = found.masked_fill(~ends, -1).amax(1)
+    best = ratios.masked_fill(~ends, -1).amax(1)
     return best.masked_fill(total[:, 0] == 0, torch.nan)

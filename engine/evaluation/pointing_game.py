@@ -1,4 +1,4 @@
-"""Play the pointing game: does the map's maximum lie on the evidence?"""
+"""Compute the pointing game: whether a map's maximum lies on the evidence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
     """1 where a pixel of the mask lies within ``tolerance`` of the maximum, else 0.
 
-    Of equal maxima the first in reading order counts. Without any evidence there is no answer: NaN.
+    Of equal maxima, the first in reading order counts. NaN if the mask is empty.
 
     Args:
         maps: float [B,H,W].

@@ -1,4 +1,4 @@
-"""Read from logits what perturbed images are measured by: a probability, a density, a distance."""
+"""Compute from logits what perturbed images are measured by: probability, density, distance."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def probability(targets: Tensor) -> Quantity:
 def place_quantities(
     targets: Tensor, classes: ClassTable, radius_km: float = DENSITY_KM
 ) -> dict[str, Quantity]:
-    """For classes that are places, two quantities that know which of them are neighbours.
+    """Two quantities for classes with locations, which take neighbouring classes into account.
 
-    ``density``: summed probability of the classes within ``radius_km`` of the image's class;
-    where cells are small, probability falls when it only moves next door. ``shift_km``: the
-    great-circle distance from the image's class to the class that is best now.
+    ``density``: summed probability of the classes within ``radius_km`` of the image's class (with
+    small cells, a class's own probability already drops when it moves to a neighbouring cell).
+    ``shift_km``: great-circle distance from the image's class to the class that is best now.
 
     Args:
-        targets: int64 [B], the classes that the whole images are explained by.
-        classes: with places.
+        targets: int64 [B], the explained classes of the whole images.
+        classes: with locations.
         radius_km: of ``density``.
     """
     lat, lon = np.asarray(classes.latitudes), np.asarray(classes.longitudes)

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from combicam.engine.explain.explanation import Explanation
 from combicam.export.trace.snapshot import snapshot
 
-# A network -> how its images are explained.
+# Makes the explainer of a model.
 Explain = Callable[[nn.Module], Callable[..., Explanation]]
 
 
 @dataclass(frozen=True)
 class RandomisedStep:
-    """The maps after all layers from the top down to ``layer`` have forgotten their weights.
+    """The maps after randomising all layers from the top down to ``layer``.
 
     Attributes:
-        layer: the deepest that did.
-        layers: how many did.
-        correlations: float32 [B], Spearman's, with the maps of the trained network; NaN for a
+        layer: the last randomised layer.
+        layers: number of randomised layers.
+        correlations: float32 [B], Spearman's, with the maps of the trained model; NaN for a
             constant map.
     """
 
@@ -36,23 +36,23 @@ class RandomisedStep:
 def randomisation_check(
     model: nn.Module, images: Tensor, explain: Explain, steps: int = 8, seed: int = 0
 ) -> list[RandomisedStep]:
-    """Re-initialise layers from the top, cascading, and compare the maps of the same classes.
+    """Randomise layers from the top, cumulatively, and compare the maps of the same classes.
 
-    Maps that stay as they were do not depend on what the network has learnt.
+    Maps that do not change are independent of what the model has learnt.
 
     Args:
-        model: the trained network; a copy forgets.
+        model: the trained model; a copy is randomised.
         images: float [B,3,H,W], normalised.
-        explain: makes an explainer of a network, as
-            ``lambda network: Explainer(network, input_size)``.
-        steps: at most so many networks are explained, each with as many more layers forgotten.
+        explain: makes the explainer of a model, such as
+            ``lambda model: Explainer(model, input_size)``.
+        steps: largest number of steps, each of which randomises equally many more layers.
         seed: of the new weights.
 
     Returns:
-        From the top down; the last step has no layer left.
+        The steps from the top down; the last one randomises all layers.
 
     Raises:
-        ValueError: no steps.
+        ValueError: ``steps`` below 1.
 
     Source: Adebayo et al. 2018, arXiv 1810.03292, cascading randomisation.
     """
@@ -63,21 +63,21 @@ def randomisation_check(
     targets, maps = original.targets[:, :1], original.heatmaps[:, 0]
     copy = snapshot(model)
     names = _layers_with_weights(copy, images[:1])[::-1]
-    found, done = [], 0
+    results, done = [], 0
     for end in sorted({max(1, round(e)) for e in np.linspace(0, len(names), steps + 1)[1:]}):
         for i, name in enumerate(names[done:end], done):
             _forget(copy.get_submodule(name), seed + i)
         done = end
         changed = explain(copy)(images, targets).heatmaps[:, 0]
-        found.append(RandomisedStep(names[end - 1], end, _rank_correlations(maps, changed)))
-    return found
+        results.append(RandomisedStep(names[end - 1], end, _rank_correlations(maps, changed)))
+    return results
 
 
 def _rank_correlations(one: Tensor, other: Tensor) -> Tensor:
-    """Spearman's, image by image: float32 [B], NaN where a map is constant."""
+    """Spearman's correlation per image: float32 [B], NaN where a map is constant."""
     pairs = zip(*(maps.flatten(1).cpu().numpy() for maps in (one, other)), strict=True)
-    found = [spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else np.nan for a, b in pairs]
-    return torch.tensor(found, dtype=torch.float32)
+    values = [spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else np.nan for a, b in pairs]
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _layers_with_weights(model: nn.Module, image: Tensor) -> list[str]:
@@ -103,7 +103,7 @@ def _layers_with_weights(model: nn.Module, image: Tensor) -> list[str]:
 
 
 def _forget(module: nn.Module, seed: int) -> None:
-    """New weights as the module draws them itself, or normal with the old ones' deviation."""
+    """Draw new weights: the module's own initialisation, or normal with the old deviation."""
     device = next(module.parameters(recurse=False)).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)

@@ -9,24 +9,24 @@ from combicam.engine.evaluation.blur import gaussian_blur
 from combicam.export.preprocess import Preprocess
 
 BASELINES = ("blur", "mean", "black")
-# Of the blur, as a share of the shorter side: 11 px of 224. It leaves colours, and no objects.
+# Sigma of the blur, as a share of the shorter side: 11 px of 224. It keeps colours, not objects.
 BLUR = 0.05
 
 
 def baseline_images(images: Tensor, kind: str, preprocess: Preprocess) -> Tensor:
-    """The images without what they show, in the network's normalised space.
+    """Images without their content, to replace removed pixels; in the model's normalised space.
 
     Args:
         images: float [B,3,H,W], normalised.
         kind: ``blur``, a Gaussian of 5 % of the shorter side; ``mean``, the mean colour that
             preprocessing subtracts (zeros after it); ``black``.
-        preprocess: of the network; its mean and deviation say what black is.
+        preprocess: of the model; its mean and deviation define black.
 
     Returns:
         float [B,3,H,W].
 
     Raises:
-        ValueError: no such kind.
+        ValueError: an unknown kind.
     """
     if kind == "blur":
         return gaussian_blur(images, BLUR * min(images.shape[2:]))

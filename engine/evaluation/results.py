@@ -28,12 +28,12 @@ _LEADING = ("id", "uri", "status", "error", "target", "mask", "probability")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`~combicam.evaluate` found.
+    """Results of :func:`~combicam.evaluate`.
 
     Attributes:
         rows: path of evaluation.parquet, a row per image.
         record: path of evaluation.json.
-        summary: what is in it: settings, images, and per map its means and those of the controls.
+        summary: its contents: settings, images, and the means of each map and the baseline maps.
     """
 
     rows: Path
@@ -41,13 +41,13 @@ class Evaluation:
     summary: dict[str, Any]
 
     def lines(self) -> list[str]:
-        """The tables that the command prints."""
+        """The lines of the tables that the command prints."""
         lines = []
         for name, metrics in self.summary["maps"].items():
             cells: list[tuple[str, ...]] = [(name, "map", "random places", "edges")]
-            for metric, found in metrics.items():
+            for metric, means in metrics.items():
                 arrow = "↑" if METRICS[metric] else "↓"
-                kinds = (found["map"], found["random"], found["edges"])
+                kinds = (means["map"], means["random"], means["edges"])
                 cells.append((f"{metric} {arrow}", *map(_words, kinds)))
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
             for row in cells:
@@ -56,9 +56,9 @@ class Evaluation:
             lines.append("")
         for step in self.summary["randomisation"]:
             layers = "1 layer" if step["layers"] == 1 else f"{step['layers']} layers"
-            found = step["correlation"]
-            told = "none, the maps are flat" if found is None else f"{found:.2f}"
-            lines.append(f"  {layers} forgotten, down to {step['layer']}: rank correlation {told}")
+            value = step["correlation"]
+            text = "none, the maps are constant" if value is None else f"{value:.2f}"
+            lines.append(f"  {layers} randomised, down to {step['layer']}: rank correlation {text}")
         return lines
 
 
@@ -71,16 +71,16 @@ def write_results(
     randomised: Sequence[RandomisedStep],
     seconds: float,
 ) -> Evaluation:
-    """Write both files into ``output``, each complete or not at all.
+    """Write both files into ``output``, atomically.
 
     Args:
-        config: what was asked.
-        output: folder, made when it is missing.
+        config: of the evaluation.
+        output: folder, created if missing.
         rows: of all images.
         names: of the maps.
-        explainer: of the network.
-        randomised: of the sanity check.
-        seconds: that all of it took.
+        explainer: of the model.
+        randomised: steps of the randomisation check.
+        seconds: that the evaluation took.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / "evaluation.parquet"
@@ -92,8 +92,10 @@ def write_results(
     commit(path)
     measured = [row for row in rows if row["status"] == OK]
     failures = Counter(row["status"] for row in rows if row["status"] != OK)
-    asked = ("input", "methods", "layers", "normalize", "score", "fuse", "seed")
-    settings = {name: getattr(config, name) for name in asked} | {"metrics": asdict(config.metrics)}
+    fields = ("input", "methods", "layers", "normalize", "score", "fuse", "seed")
+    settings = {name: getattr(config, name) for name in fields} | {
+        "metrics": asdict(config.metrics)
+    }
     summary = {
         "combicam": __version__,
         "model": explainer.description.model,
@@ -114,7 +116,7 @@ def write_results(
 
 
 def _maps(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Map -> metric -> means of map and controls, and paired differences to what stands beside."""
+    """Map -> metric -> means of it, of the baseline maps and of the first map, and differences."""
     keys = [(name, m) for name in names for m in METRICS if f"{name}_{m}" in rows[0]]
     columns, places = [], []
     for name, metric in keys:
@@ -128,10 +130,10 @@ def _maps(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
             other = _column(rows, column)
             columns += [other, own - other]
             places += [(name, metric, kind), (name, metric, f"minus_{kind}")]
-    found: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for (name, metric, kind), interval in zip(places, intervals(np.stack(columns, 1)), strict=True):
-        found.setdefault(name, {}).setdefault(metric, {})[kind] = _plain(interval)
-    return found
+        means.setdefault(name, {}).setdefault(metric, {})[kind] = _plain(interval)
+    return means
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -154,9 +156,9 @@ def _step(step: RandomisedStep) -> dict[str, Any]:
     }
 
 
-def _words(found: dict[str, Any]) -> str:
-    if found["mean"] is None:
+def _words(value: dict[str, Any]) -> str:
+    if value["mean"] is None:
         return "–"
-    digits = 0 if abs(found["mean"]) >= 100 else 3
-    mean, low, high = (f"{found[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    digits = 0 if abs(value["mean"]) >= 100 else 3
+    mean, low, high = (f"{value[key]:.{digits}f}" for key in ("mean", "low", "high"))
     return f"{mean} ({low}–{high})"

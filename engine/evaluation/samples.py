@@ -1,4 +1,4 @@
-"""Draw the images that are evaluated, from a run's rows or from a folder."""
+"""Sample the images to evaluate, from a run's rows or from a folder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Sample:
     """An image to evaluate.
 
     Attributes:
-        entry: where it lies.
-        target: the class that the run explained; None to take the best one.
+        entry: of the input.
+        target: the class that the run explained; None for the best class.
         heatmap: float32 [H,W] that the run stored.
     """
 
@@ -36,24 +36,24 @@ class Sample:
 
 
 def input_samples(source: str, images: int | None, seed: int) -> list[Sample]:
-    """Photos, in their order.
+    """Sample inputs, keeping their order.
 
     Args:
-        source: what ``list_inputs`` takes.
-        images: how many are drawn; None for all.
-        seed: of the draw.
+        source: as for ``list_inputs``.
+        images: size of the sample; None for all.
+        seed: of the sample.
 
     Raises:
-        ValueError: no such source, or nothing in it.
+        ValueError: a missing or empty source.
     """
     entries = list(list_inputs(source))
     if not entries:
-        raise ValueError(f"evaluate: expected photos or a run directory, got none in {source}")
+        raise ValueError(f"evaluate: expected images or a run directory, got none in {source}")
     return [Sample(entries[i]) for i in _drawn(len(entries), images, seed)]
 
 
 def count_run_samples(run: OpenRun, images: int | None) -> int:
-    """How many :func:`run_samples` gives.
+    """The number of samples of :func:`run_samples`.
 
     Raises:
         RunError: no row of the run was explained.
@@ -67,15 +67,15 @@ def count_run_samples(run: OpenRun, images: int | None) -> int:
 def run_samples(
     run: OpenRun, images: int | None, seed: int, preprocess: Preprocess
 ) -> Iterator[Sample]:
-    """Explained rows of a run with their stored heatmaps of the first target, in their order.
+    """Sample explained rows of a run with the stored heatmap of the first target, in order.
 
-    Heatmaps are brought to the size at which the network saw the photo.
+    Heatmaps are resized to the model's input.
 
     Args:
         run: with committed shards.
-        images: how many are drawn; None for all.
-        seed: of the draw.
-        preprocess: of the run's network.
+        images: size of the sample; None for all.
+        seed: of the sample.
+        preprocess: of the run's model.
     """
     rows = np.flatnonzero([status == "ok" for status in _statuses(run)])
     wanted = rows[_drawn(len(rows), images, seed)]
@@ -91,8 +91,8 @@ def run_samples(
             photos = shard.table.select(["width", "height"]).to_pylist()
             for row in map(int, here):
                 target = int(shard.targets[row, 0])
-                seen = preprocess.size_of(**photos[row])
-                yield Sample(entries[row], target, shard.heatmap(row, seen)[0])
+                size = preprocess.size_of(**photos[row])
+                yield Sample(entries[row], target, shard.heatmap(row, size)[0])
 
 
 def _statuses(run: OpenRun) -> list[str]:
@@ -116,11 +116,11 @@ def loaded_samples(
     """Samples with their pixels, in order, read and decoded ahead.
 
     Args:
-        samples: what is read.
+        samples: to read.
         pool: of threads.
-        window: how far ahead.
-        preprocess: of the network.
-        decode: how photos are decoded.
+        window: how far to read ahead.
+        preprocess: of the model.
+        decode: how images are decoded.
     """
     ahead, behind = tee(samples)
     entries = (sample.entry for sample in ahead)

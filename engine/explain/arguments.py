@@ -31,14 +31,14 @@ def check_chunk(chunk: int | None, method: str) -> None:
     if method not in FORWARD_METHODS:
         raise ValueError(
             f"Explainer: expected chunk with method in {list(FORWARD_METHODS)}, got {method!r}, "
-            "which masks no images; leave it out"
+            "which does not mask images; leave it out"
         )
 
 
 def prepared(
     model: object, device: torch.device | str | None, dtype: torch.dtype | str | None
 ) -> nn.Module:
-    """The private copy, moved and cast as asked."""
+    """A private copy of the model, moved and cast."""
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     if name is not None:
         check_choice("Explainer", "dtype", name, list(DTYPES))
@@ -61,10 +61,10 @@ def prepared(
 
 
 def known_device(name: torch.device | str) -> torch.device:
-    """A device for its name.
+    """The device of a name.
 
     Raises:
-        ValueError: torch knows none of that name.
+        ValueError: torch does not know the name.
     """
     try:
         return torch.device(name)
@@ -75,17 +75,17 @@ def known_device(name: torch.device | str) -> torch.device:
 
 
 def named_device(name: torch.device | str) -> torch.device:
-    """A device that can be used.
+    """The device of a name, if it can be used.
 
     Raises:
-        ValueError: there is none of that name on this machine.
+        ValueError: this machine has no such device.
     """
     device = known_device(name)
     try:
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # of a torch without CUDA: AssertionError
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise ValueError(
-            f"device: expected one that this machine has and torch can use, got {str(name)!r} "
+            f"device: expected one of this machine that torch can use, got {str(name)!r} "
             f"({first_line(error)}); see combicam doctor"
         ) from error
     return device
@@ -104,8 +104,8 @@ def chosen_preprocess(
         return Preprocess(input_size)
     if known.resize == "cover":
         raise ValueError(
-            "Explainer: expected resize 'squash', 'crop' or 'short-side', got 'cover', which is "
-            "how photos are scaled for five crops; choose 'crop', and --crops five in runs"
+            "Explainer: expected resize 'squash', 'crop' or 'short-side', got 'cover', which "
+            "scales images for five crops; choose 'crop', and --crops five in runs"
         )
     return known if input_size is None else known.resized(input_size)
 
@@ -115,7 +115,7 @@ def check_score(loaded: LoadedModel | None, score: str) -> None:
     if loaded is not None and wanted is not None and score != wanted:
         raise ValueError(
             f"Explainer: expected score={wanted!r} for {loaded.name}, got {score!r}: its logits "
-            f"are no logarithms of probabilities; pass score={wanted!r} (--score {wanted})"
+            f"are not log-probabilities; pass score={wanted!r} (--score {wanted})"
         )
 
 

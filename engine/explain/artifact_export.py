@@ -31,30 +31,30 @@ def export(
 
     Inputs of the file: ``images`` float32 [B,3,H,W], normalised, and, unless ``target_input`` is
     ``none``, ``targets``. Outputs: ``logits``, ``classes`` (the explained ones), ``scores``,
-    ``heatmaps``, ``ranges``, and the layer maps with ``keep_layers``. B is free. The network
+    ``heatmaps``, ``ranges``, and the layer maps with ``keep_layers``. B is dynamic. The model
     computes in the explainer's dtype; scores, the pooling of gradients and the maps in float32.
 
     Args:
-        explainer: over a network; one that was loaded from a file has no network to export.
-        path: the suffix decides the format; a .pt2 file is compiled for the explainer's device.
+        explainer: of a model; one that was loaded from a file has no model to export.
+        path: its suffix selects the format; a .pt2 file is compiled for the explainer's device.
         target_input: ``classes``: int64 [B,K], -1 the best, -2 the second best, …, -n the worst
-            (of more than 1024 classes: to -1024; smaller numbers mean the same class as the last);
+            (with more than 1024 classes: down to -1024; lower numbers mean the same as -1024);
             ``none``: always the K best; ``weights``: float32 [B,K,n], regions and contrasts.
-        verify: on how many random images with the spectrum of photos the file is compared with
-            the network in eager float32; True for the default, 0 or False for none.
-        tolerance: of the difference of a typical image, and of the mean difference, relative to
+        verify: number of random images, with the spectrum of photos, on which the file is compared
+            with the model in eager float32; True for the default, 0 or False for none.
+        tolerance: largest difference of a typical image, and largest mean difference, relative to
             the largest value of the same output (for heatmaps 1); default: 1e-3, for float16 0.1,
             for bfloat16 0.3.
-        allow_disagreement: keep a file that is further off; ``agrees`` says so.
+        allow_disagreement: keep a file beyond the tolerance; its ``agrees`` is False.
 
     Returns:
-        The comparison, output by output, or None without one.
+        The comparison, output by output; None if nothing was compared.
 
     Raises:
-        ValueError, FileNotFoundError: another suffix or target_input, a dtype that the format
-            cannot hold, or no such folder.
-        ArtifactError: an explainer without a network, or a file that disagrees.
-        TraceError: the graph has no such form.
+        ValueError, FileNotFoundError: an unknown suffix or target_input, a dtype that the format
+            cannot store, or a missing folder.
+        ArtifactError: an explainer without a model, or a file that disagrees.
+        TraceError: the graph cannot be written in this format.
     """
     path = Path(path)
     check_output(path)
@@ -65,21 +65,21 @@ def export(
     session = explainer.session
     if not isinstance(session, ModelSession):
         raise ArtifactError(
-            "export: expected an explainer over a network, got one that was loaded from a file; "
-            "copy that file, or export the network again"
+            "export: expected an explainer of a model, got one that was loaded from a file; "
+            "copy that file, or export the model again"
         )
     if not explainer.preprocess.has_one_size:
         raise ValueError(
             f"export: expected resize 'squash' or 'crop', got {explainer.preprocess.resize!r}: a "
-            "file takes images of one size; choose one"
+            "file takes images of one size; choose 'squash' or 'crop'"
         )
     check_dtype(path.suffix, explainer.description.signature.dtype)
     joint = session.joint(request, for_onnx=path.suffix == ".onnx")
     description = replace(
         explainer.description, signature=joint.signature, outputs=joint.output_names
     )
-    found = None
-    # Nothing is seen under the final name before it was written and checked.
+    verification = None
+    # A file gets its final name only after it was written and checked.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
         write_artifact(joint, description, draft)
@@ -87,28 +87,28 @@ def export(
             limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
             artifact = Explainer.load(draft, device=session.device)
             samples = natural_noise(images, explainer.input_size)
-            found = verify_artifact(artifact, joint, session.module, samples, limit)
-            if not found.agrees and not allow_disagreement:
+            verification = verify_artifact(artifact, joint, session.module, samples, limit)
+            if not verification.agrees and not allow_disagreement:
                 raise ArtifactError(
-                    f"export: expected outputs within {limit:g} of the network's in float32, got "
-                    f"{found}; nothing was written, a larger tolerance or allow_disagreement "
-                    "(--force) keeps the file"
+                    f"export: expected outputs within {limit:g} of the model's in float32, got "
+                    f"{verification}; nothing was written; to keep the file, raise the tolerance "
+                    "or pass allow_disagreement (--force)"
                 )
         beside = path.with_name(f"{path.name}.data")
         if path.suffix == ".onnx" and not (Path(folder) / beside.name).exists():
-            beside.unlink(missing_ok=True)  # of a larger network that was here before
-        # Weights beyond 2 GB lie beside the graph, and must be there before it is.
+            beside.unlink(missing_ok=True)  # left by a larger model exported to this path before
+        # Weights beyond 2 GB are a file beside the graph, which must exist before the graph does.
         for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
             file.replace(path.parent / file.name)
-    return found
+    return verification
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file name that cannot be written, before any work is done.
+    """Check that a file can be written, before any work is done.
 
     Raises:
-        ValueError: a suffix that is no format.
-        FileNotFoundError: no such folder.
+        ValueError: a suffix without a format.
+        FileNotFoundError: a missing folder.
     """
     artifact_suffix(path)
     if not path.parent.is_dir():
@@ -116,7 +116,7 @@ def check_output(path: Path) -> None:
 
 
 def natural_noise(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Random images with the falling spectrum of photos: float32 [count,3,H,W], deviation 1."""
+    """Random images with the 1/f spectrum of photos: float32 [count,3,H,W], deviation 1."""
     generator = torch.Generator().manual_seed(seed)
     white = torch.randn(count, 3, *size, generator=generator)
     fy = torch.fft.fftfreq(size[0])[:, None]

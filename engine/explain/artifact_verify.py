@@ -18,14 +18,14 @@ TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far one output is from the reference's.
+    """The error of one output against the reference.
 
     Attributes:
         name: of the output.
-        max_abs, mean_abs: absolute difference; of ``classes``: by how much the reference's logit of
-            the class that the file took is below the logit of the right one.
+        max_abs, mean_abs: absolute difference; for ``classes``: by how much the reference's logit
+            of the file's class is below that of the right class.
         typical_abs: the largest difference within an explanation, median over explanations.
-        scale: largest absolute value of the reference; of ``classes``: of its logits.
+        scale: largest absolute value of the reference; for ``classes``: of its logits.
     """
 
     name: str
@@ -36,26 +36,26 @@ class OutputError:
 
     @property
     def relative(self) -> float:
-        """What the tolerance is about: typical and mean difference, as a part of ``scale``.
+        """The larger of typical and mean difference relative to ``scale``; has a tolerance.
 
-        Not the largest one: a ReLU whose input is zero to rounding is on in one computation and
-        off in the other, in a few images of any network. What is wrong is wrong in most images, or
-        so wrong that the mean shows it. Of a single layer's map the mean alone counts: what is
-        wrong in its pixels is seen in the heatmap.
+        The maximum is not used: for a few images of any model, a ReLU whose input is zero up to
+        rounding is on in one computation and off in the other. A real error shows in most images,
+        or in the mean. For a single layer's map only the mean counts: errors of its pixels show in
+        the heatmap.
         """
         worst = self.mean_abs
         if not self.name.startswith("map:"):
-            worst = max(worst, self.typical_abs)  # NaN comes in both or in none
+            worst = max(worst, self.typical_abs)  # either both are NaN or neither is
         return worst / max(self.scale, TINY)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """An artifact beside its network, on images and batch sizes that it was not traced with.
+    """An artifact compared with its model, on images and batch sizes it was not traced with.
 
     Attributes:
         images: how many were compared.
-        tolerance: how large ``relative`` may be.
+        tolerance: largest accepted ``relative``.
         outputs: one entry per output of the file, in its order.
     """
 
@@ -95,19 +95,19 @@ class Verification:
 def verify_artifact(
     artifact: Explainer, joint: JointGraph, model: nn.Module, images: Tensor, tolerance: float
 ) -> Verification:
-    """Run a file and its network side by side.
+    """Compare the outputs of a file with those of its model.
 
-    The first image goes alone, the rest by threes: batch sizes of neither trace. Where the file
-    chooses classes by itself and rounding lets it choose another one, only its logits are judged.
+    The first image is run alone, the rest in threes: batch sizes that were not traced. Where the
+    file chooses the classes, and rounding makes it choose another, only logits are compared.
 
     Args:
-        artifact: over the file.
-        joint, model: what was exported, and the network it was traced from.
+        artifact: explainer of the file.
+        joint, model: the exported graph, and the model it was traced from.
         images: float32 [N,3,H,W], normalised.
         tolerance: see :class:`Verification`.
 
     Raises:
-        ArtifactError: the network cannot be run in float32, or the file cannot be run.
+        ArtifactError: the model cannot be run in float32, or the file cannot be run.
     """
     images = images.to(artifact.device)
     reference, execute = eager_reference(model, joint), artifact.session.execute
@@ -122,22 +122,24 @@ def verify_artifact(
     except RuntimeError as error:
         raise ArtifactError(
             f"export: the file could not be compared ({_reason(error)}); check that the "
-            "network runs in float32, or export without verifying"
+            "model runs in float32, or export without verifying"
         ) from error
-    expected, found = ([torch.cat(o) for o in zip(*parts, strict=True)] for parts in (ours, theirs))
-    errors = _errors(joint.output_names, expected, found)
+    expected, actual = (
+        [torch.cat(o) for o in zip(*parts, strict=True)] for parts in (ours, theirs)
+    )
+    errors = _errors(joint.output_names, expected, actual)
     return Verification(len(images), tolerance, errors)
 
 
 def _reason(error: RuntimeError) -> str:
-    """TorchScript says what failed in the last line, everything else in the first."""
+    """TorchScript gives the reason in the last line, everything else in the first."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines and "TorchScript" in lines[0] else first_line(error)
 
 
 def _targets(joint: JointGraph, images: Tensor) -> list[Tensor]:
-    """Weights at random, of both signs for every second image; of the classes, the best ones, and
-    for every second image any by number or by rank."""
+    """Random weights, of both signs for every second image; or the best classes, and for every
+    second image random numbers or ranks."""
     targets = list(example_inputs(joint, len(images))[1:])
     generator = torch.Generator().manual_seed(len(images))
     if joint.signature.target_input == "weights":
@@ -152,12 +154,12 @@ def _targets(joint: JointGraph, images: Tensor) -> list[Tensor]:
 
 
 def _errors(
-    names: Sequence[str], expected: Sequence[Tensor], found: Sequence[Tensor]
+    names: Sequence[str], expected: Sequence[Tensor], actual: Sequence[Tensor]
 ) -> tuple[OutputError, ...]:
     logits, classes = expected[0].float(), expected[1]
-    same = (classes == found[1]).to(logits.device)
+    same = (classes == actual[1]).to(logits.device)
     outputs = []
-    for name, ours, theirs in zip(names, expected, found, strict=True):
+    for name, ours, theirs in zip(names, expected, actual, strict=True):
         if name == "classes":
             gap = logits.gather(1, ours.clamp_min(0)) - logits.gather(1, theirs.clamp_min(0))
             outputs.append(_error(name, gap, torch.zeros_like(gap), logits))
@@ -168,11 +170,11 @@ def _errors(
     return tuple(outputs)
 
 
-def _error(name: str, found: Tensor, expected: Tensor, scale: Tensor) -> OutputError:
-    if not expected.numel():  # nothing that could be compared is no agreement
+def _error(name: str, actual: Tensor, expected: Tensor, scale: Tensor) -> OutputError:
+    if not expected.numel():  # an empty comparison is not an agreement
         return OutputError(name, torch.nan, torch.nan, torch.nan, 0.0)
-    difference = (found.double() - expected.double()).abs().reshape(len(expected), -1)
-    worst = difference.amax(1).sort().values  # NaN comes last
+    difference = (actual.double() - expected.double()).abs().reshape(len(expected), -1)
+    worst = difference.amax(1).sort().values  # NaN sorts last
     typical = worst[len(worst) // 2] if worst.isfinite().all() else worst[-1]
     return OutputError(
         name,

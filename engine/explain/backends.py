@@ -32,17 +32,17 @@ def _no_grad(call: Callable[..., Sequence[Tensor]]) -> Execute:
 
 
 def eager_backend(joint: JointGraph) -> Execute:
-    """The graph as it is, operator by operator."""
+    """Run the graph operator by operator."""
     return _no_grad(joint.module)
 
 
 def compile_backend(joint: JointGraph) -> Execute:
-    """The graph through ``torch.compile``; the first call of a batch size compiles."""
+    """Run the graph through ``torch.compile``; the first call of each batch size compiles."""
     return _no_grad(torch.compile(joint.module))
 
 
 def torchscript_backend(path: Path, device: torch.device) -> Execute:
-    """A TorchScript file.
+    """Run a TorchScript file.
 
     Raises:
         ArtifactError: it cannot be loaded.
@@ -57,24 +57,24 @@ def torchscript_backend(path: Path, device: torch.device) -> Execute:
 
 
 def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
-    """An ONNX file in ONNX Runtime: its CUDA provider for a CUDA device, else its CPU provider.
+    """Run an ONNX file in ONNX Runtime, with its CUDA provider on CUDA, else its CPU provider.
 
     Raises:
-        ArtifactError: it cannot be loaded, or the CUDA provider is not there.
+        ArtifactError: it cannot be loaded, or the CUDA provider is missing.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Planning allocates everything a second time at the second call: twice the memory, seconds
-    # lost to page faults, and no speed gained (EfficientNet-B4, batch 8: 6.2 against 3.4 GB).
+    # Memory patterns allocate everything again at the second call: twice the memory, seconds of
+    # page faults, and no speed-up (EfficientNet-B4, batch 8: 6.2 against 3.4 GB).
     options.enable_mem_pattern = False
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             raise ArtifactError(
                 f"onnxruntime: expected the CUDA provider for device {device}, got only "
-                f"{ort.get_available_providers()}; install onnxruntime-gpu or take device='cpu'"
+                f"{ort.get_available_providers()}; install onnxruntime-gpu or use device='cpu'"
             )
         if hasattr(ort, "preload_dlls"):  # ONNX Runtime >= 1.21
             ort.preload_dlls()
@@ -86,7 +86,7 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
     if device.type == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise ArtifactError(
             "onnxruntime: the CUDA provider could not be started; its libraries must match the "
-            "installed CUDA and cuDNN. Take device='cpu' or another backend"
+            "installed CUDA and cuDNN; use device='cpu' or another backend"
         )
     names = [entry.name for entry in session.get_inputs()]
 
@@ -100,7 +100,7 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
 
 
 def aoti_backend(path: Path, device: torch.device) -> Execute:
-    """An AOTInductor package, which runs on the kind of device that it was compiled for.
+    """Run an AOTInductor package, on the type of device that it was compiled for.
 
     Raises:
         ArtifactError: it cannot be loaded, or was compiled for another device.
@@ -131,11 +131,11 @@ LOADERS = {
 
 
 def file_backend(joint: JointGraph, backend: str, device: torch.device) -> Execute:
-    """A joint graph in the runtime of an artifact, by way of a temporary file.
+    """Run a joint graph in the runtime of an artifact, through a temporary file.
 
     Raises:
-        ValueError: a dtype that such files cannot hold.
-        TraceError: the graph has no such form.
+        ValueError: a dtype that the format cannot store.
+        TraceError: the graph cannot be written in this format.
     """
     suffix, form = next((s, form) for s, form in FORMATS.items() if form.runtime == backend)
     check_dtype(suffix, joint.signature.dtype)
@@ -146,10 +146,10 @@ def file_backend(joint: JointGraph, backend: str, device: torch.device) -> Execu
 
 
 def artifact_backend(path: Path, backend: str, device: torch.device) -> Execute:
-    """The runtime that fits a file.
+    """Run a file in its runtime.
 
     Raises:
-        ValueError: a backend that does not execute such files.
+        ValueError: a backend that does not run such files.
         ArtifactError: it cannot be loaded.
     """
     fitting = artifact_format(path).runtime

@@ -1,4 +1,4 @@
-"""Configure where and how exactly an explainer computes."""
+"""Configure the device, precision and backend of an explainer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from combicam.engine.explain.backends import BACKENDS
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """Where and how exactly the graph is executed.
+    """Device, precision and backend of an explainer.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA if available.
         amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
             eager, or the runtime of the artifact.
-        chunk: of ``scorecam``, masked images at once; None for what easily fits into memory.
+        chunk: of ``scorecam``, masked images per pass; None for as many as easily fit into memory.
         cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
-            ``onnxruntime`` nor ``scorecam``.
+            ``onnxruntime`` or ``scorecam``.
 
     Raises:
         ValueError: an unknown backend.

@@ -57,23 +57,23 @@ class Explainer:
     Args:
         model: any CNN [B,3,H,W] -> logits [B,n]; a ``torch.nn.Module`` (explained in eval mode)
             or a :class:`~combicam.export.models.models.LoadedModel`.
-        input_size: (H, W), pixels; a LoadedModel knows its own.
+        input_size: (H, W), pixels; default: that of the LoadedModel.
         layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps,
             method_eps, tokens, masks: see
             :class:`~combicam.export.spec.CamSpec`.
-        device: default: where the model is.
+        device: default: that of the model.
         dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
-            eager. The compiled ones need a C++ compiler.
-        chunk: of ``scorecam``, how many masked images run at once; default: what easily fits into
-            memory. Results depend on it by rounding alone; it is halved when memory is short.
+            eager. ``compile`` and ``aoti`` need a C++ compiler.
+        chunk: of ``scorecam``, masked images per pass; default: as many as easily fit into memory.
+            It changes results only by rounding, and is halved when memory is short.
         keep_layers: also return every layer's map.
         preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
-        classes: names and places of the classes.
+        classes: names and locations of the classes.
 
     Raises:
-        ValueError, TypeError: an argument outside of its choices.
-        LayerError: layers that do not fit the model.
+        ValueError, TypeError: an invalid argument.
+        LayerError: layers that the model does not have.
         ModelError: weights that are NaN or infinite.
         TraceError: a model that cannot become one graph.
 
@@ -155,11 +155,11 @@ class Explainer:
         """An explainer with the semantics of ``combicam``, ``pytorch-grad-cam`` or ``torchcam``.
 
         Args:
-            name: which library's numbers to give.
-            model, args, changes: as for the constructor; ``changes`` win over the preset.
+            name: the library whose numbers to reproduce.
+            model, args, changes: as for the constructor; ``changes`` override the preset.
 
         Raises:
-            ValueError: no such preset.
+            ValueError: an unknown preset.
         """
         return cls(model, *args, **preset_values(name, **changes))
 
@@ -167,17 +167,17 @@ class Explainer:
     def load(
         cls, path: str | Path, device: torch.device | str | None = None, backend: str = "auto"
     ) -> Self:
-        """An explainer over an artifact; the network's own code is not needed.
+        """Load an artifact; the model's own code is not needed.
 
         Args:
             path: a .onnx, .ts or .pt2 file that combicam wrote.
-            device: default: CUDA where torch and the file's runtime have it, else the CPU; for
+            device: default: CUDA if torch and the file's runtime support it, else the CPU; for
                 .pt2 the device that it was compiled for.
-            backend: ``auto``, or the runtime of that kind of file.
+            backend: ``auto``, or the runtime of that type of file.
 
         Raises:
-            FileNotFoundError, ArtifactError: no such file, or not an artifact.
-            ValueError: a backend that does not fit the file.
+            FileNotFoundError, ArtifactError: a missing file, or not an artifact.
+            ValueError: a backend that does not run the file.
         """
         path = Path(path)
         self = cls.__new__(cls)
@@ -185,7 +185,7 @@ class Explainer:
         self._sized = None
         if device is None:
             self.device = best_device(path)
-        else:  # of a .pt2 file its own device is the better answer
+        else:  # for a .pt2 file, its own device is better
             self.device = (known_device if path.suffix == ".pt2" else named_device)(device)
         try:
             self.session = ArtifactSession(path, self.description, backend, self.device)
@@ -204,17 +204,17 @@ class Explainer:
 
     @property
     def preprocess(self) -> Preprocess:
-        """How photos become inputs."""
+        """How images become inputs of the model."""
         return self.description.preprocess
 
     @property
     def classes(self) -> ClassTable | None:
-        """Names and places of the classes, where known."""
+        """Names and locations of the classes, if known."""
         return self.description.classes
 
     @property
     def num_classes(self) -> int:
-        """How many classes, and so logits, there are."""
+        """Number of classes, and of logits."""
         return self.description.signature.classes
 
     @property
@@ -224,21 +224,21 @@ class Explainer:
 
     @property
     def keeps_layers(self) -> bool:
-        """Whether explanations hold the layers' maps."""
+        """Whether explanations have the layers' maps."""
         return any(name.startswith("map:") for name in self.description.outputs)
 
     def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
-        """The target layers for images (H, W), where images may differ in size.
+        """The target layers for images (H, W), if images may differ in size.
 
         Raises:
-            LayerError, TraceError: the network does not take that size.
+            LayerError, TraceError: the model does not accept that size.
         """
         session = self._session(size)
         return session.layers if isinstance(session, ModelSession) else self.layers
 
     @property
     def note(self) -> str:
-        """What a user should know before trusting the network."""
+        """A warning about the model to show to users; may be empty."""
         return self.description.note
 
     @property
@@ -248,16 +248,17 @@ class Explainer:
 
     @cached_property
     def score_network(self) -> Network:
-        """Normalised images [N,3,H,W] -> logits float32 [N,n]; traced when first asked for.
+        """Normalised images [N,3,H,W] -> logits float32 [N,n]; traced at first use.
 
-        An exported file holds scores and maps in one graph, and computes both.
+        An exported file has scores and maps in one graph, and computes both.
         """
         if isinstance(self.session, ModelSession):
             return score_network(self.session)
         return lambda images: self(images).logits
 
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the results: weights, spec, layers, preprocessing, precision, version."""
+        """Everything that determines results: weights, spec, layers, preprocessing, precision,
+        version."""
         d = self.description
         return {
             "model": d.model,
@@ -276,19 +277,19 @@ class Explainer:
         """Explain a batch.
 
         Args:
-            images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB. H, W is ``input_size``;
-                where preprocessing says ``short-side``, only the shorter must be.
+            images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB. (H, W) is ``input_size``;
+                with ``short-side`` preprocessing only the shorter side must match.
             targets: None for the K best classes of each image; a class as int, or classes as int
-                [B] or [B,K], -1 the best, -2 the second best, …, -n the worst (of more than 1024
-                classes: to -1024); a region as float [n], or regions as float [B,K,n], one weight
-                per class, negative ones count against; or a contrast, see
-                :func:`~combicam.contrast`. Places: :class:`~combicam.CellTable`.
+                [B] or [B,K], -1 the best, -2 the second best, …, -n the worst (with more than 1024
+                classes: down to -1024); a region as float [n], or regions as float [B,K,n], one
+                weight per class, negative weights count against; or a contrast, see
+                :func:`~combicam.contrast`. For locations see :class:`~combicam.CellTable`.
 
         Returns:
             Tensors on the explainer's device.
 
         Raises:
-            TypeError, ValueError: shapes or classes that do not fit.
+            TypeError, ValueError: invalid shapes or classes.
             ArtifactError: an artifact that was exported for other targets.
         """
         batch = self._images(images)

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Scores and heatmaps of B images and K targets each. Jupyter shows them as pictures.
+    """Scores and heatmaps of B images with K targets each. Jupyter shows them as overlays.
 
     Attributes:
         heatmaps: float32 [B,K,H,W], in [0,1] unless the spec leaves maps unnormalised
             ([B,K,L,H,W] for ``fuse="none"``).
         targets: int64 [B,K], the explained classes, best first; -1 for a region or a contrast.
-        scores: float32 [B,K], probability of the target; of a contrast, p_a - p_b.
+        scores: float32 [B,K], probability of the target; for a contrast, p_a - p_b.
         logits: float32 [B,n].
         ranges: float32 [B,K,2], min and max of the fused map before normalisation ([B,K,L,2]).
         flat: bool [B,K] ([B,K,L]), the map is constant: its heatmap is all zeros.
         layer_maps: name -> float32 [B,K,h,w], only with ``keep_layers=True``.
-        photos: uint8 [H,W,3] on the CPU, one per image, or none; see :meth:`with_photos`.
+        photos: original images, uint8 [H,W,3] on the CPU, or none; see :meth:`with_photos`.
     """
 
     heatmaps: Tensor
@@ -44,31 +44,31 @@ class Explanation:
     photos: tuple[NDArray[np.uint8], ...] = ()
 
     def with_photos(self, images: Any) -> Self:
-        """The same, with the photos that pictures are drawn on; an explainer keeps none by itself.
+        """A copy with original images to draw overlays on; explainers do not keep images.
 
         Args:
-            images: uint8 [B,H,W,3], or B photos (arrays or PIL images) of any sizes that show what
-                the network saw, whole.
+            images: uint8 [B,H,W,3], or B arrays or PIL images of any size that show exactly what
+                the model saw.
 
         Raises:
-            ValueError: another number of photos, or something else than RGB bytes.
+            ValueError: not B images, or not RGB bytes.
         """
         return replace(self, photos=as_photos(images, len(self.heatmaps)))
 
     def overlay(
         self, images: Any = None, colormap: str = DEFAULT_COLORMAP
     ) -> list[NDArray[np.uint8]]:
-        """The photos with their heatmaps over them, at the photos' own resolution.
+        """Draw the heatmaps over the original images, at full resolution.
 
         Args:
-            images: see :meth:`with_photos`; None for those that are kept.
+            images: see :meth:`with_photos`; None for those of this explanation.
             colormap: ``viridis``, ``cividis``, ``inferno``, ``jet``.
 
         Returns:
             One uint8 [K,H,W,3] per image.
 
         Raises:
-            ValueError: no photos, photos that do not fit, or maps that were not fused.
+            ValueError: no images, images that do not match, or maps that were not fused.
         """
         photos = self._shown(images)
         heatmaps = self.heatmaps.detach().float().cpu().numpy()
@@ -86,15 +86,15 @@ class Explanation:
         colormap: str = DEFAULT_COLORMAP,
         layers: int = 4,
     ) -> Figure:
-        """A figure for a paper: input, maps of some layers, and the overlay of every target.
+        """Draw a figure for a paper: input, maps of some layers, and the overlay of every target.
 
         Args:
-            images: see :meth:`with_photos`; None for those that are kept.
-            classes: gives the targets names.
-            captions: a line for each photo.
+            images: see :meth:`with_photos`; None for those of this explanation.
+            classes: names of the targets.
+            captions: a line for each image.
             colormap: ``viridis``, ``cividis``, ``inferno``, ``jet``.
-            layers: at most so many layer maps, the last of each resolution first of all; there are
-                none without ``keep_layers=True``.
+            layers: largest number of layer maps, preferring the last of each resolution; none
+                without ``keep_layers=True``.
 
         Returns:
             A matplotlib figure; ``figure.savefig("figure.pdf")`` has no margins.
@@ -114,12 +114,12 @@ class Explanation:
         photos = self.photos if images is None else as_photos(images, len(self.heatmaps))
         if not photos:
             raise ValueError(
-                "picture: expected photos, got none: an explanation keeps no images; pass them, or "
+                "overlay: expected images, got none: an explanation keeps no images; pass them, or "
                 "call with_photos(images) once"
             )
         if self.heatmaps.ndim != 4:
             raise ValueError(
-                "picture: expected fused heatmaps [B,K,H,W], got those of fuse='none'; draw "
+                "overlay: expected fused heatmaps [B,K,H,W], got those of fuse='none'; draw "
                 "heatmaps[:, :, layer] with combicam.blend"
             )
         return photos

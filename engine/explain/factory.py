@@ -1,4 +1,4 @@
-"""Make an explainer from configurations of a model, a spec and a machine."""
+"""Make an explainer from the configurations of model, spec and computation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def make_explainer(
     *,
     keep_layers: bool = False,
 ) -> Explainer:
-    """Load a network, or an exported file, and make an explainer of it.
+    """Load a model or an exported file, and make its explainer.
 
     Args:
-        model: which network.
-        cam: what to compute; default: Combi-CAM. An artifact brings its own.
+        model: which model.
+        cam: what to compute; default: Combi-CAM. An artifact has its own.
         compute: device, precision, backend.
         keep_layers: also return every layer's map.
 
     Raises:
-        ModelError, MissingExtra, FileNotFoundError: no such network or weights.
-        ValueError: another spec than the artifact's.
+        ModelError, MissingExtra, FileNotFoundError: no such model or weights.
+        ValueError: a spec that differs from the artifact's.
         LayerError, TraceError, ArtifactError: see :class:`Explainer`.
     """
     compute = compute or ComputeConfig()
@@ -73,7 +73,7 @@ def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Ex
     given += [name for name in ("amp_dtype", "chunk") if getattr(compute, name)]
     if given:
         raise ValueError(
-            f"{model.model}: expected no {', '.join(given)}: an artifact holds its weights, "
+            f"{model.model}: expected no {', '.join(given)}: an artifact has its own weights, "
             "preprocessing, classes, precision and method; export it again to change them"
         )
     return explainer

@@ -1,4 +1,4 @@
-"""Halve the batch when memory is not enough."""
+"""Halve the batch when memory is short."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 @dataclass
 class BatchLimit:
-    """How many items fit into memory at once.
+    """Learns how many items fit into memory at once.
 
     Attributes:
-        most: of them; None as long as all that were asked for do.
-        halvings: how often memory was not enough.
+        most: that fit; None until memory is short.
+        halvings: how often memory was short.
     """
 
     most: int | None = None
@@ -26,15 +26,15 @@ class BatchLimit:
     def halve_on_oom(
         self, items: int, compute: Callable[[int], T], release: Callable[[], None] | None = None
     ) -> T:
-        """Call a function with a size that fits: half as much again and again, for good.
+        """Call a function, halving its size until it fits into memory; the limit is kept.
 
         Args:
-            items: most that can be asked for.
+            items: largest size.
             compute: from a size, at most ``items``, to a result.
-            release: called before another attempt; frees what is held besides.
+            release: called before another attempt, to free other memory.
 
         Raises:
-            torch.OutOfMemoryError: one item does not fit.
+            torch.OutOfMemoryError: a single item does not fit.
         """
         while True:
             size = min(self.most or items, items)
@@ -45,7 +45,7 @@ class BatchLimit:
                     raise
                 self.most = size // 2
                 self.halvings += 1
-            # Outside of the except clause: its traceback holds the tensors that did not fit.
+            # After the except clause, whose traceback keeps the tensors alive.
             if release is not None:
                 release()
             if torch.cuda.is_initialized():

@@ -1,4 +1,4 @@
-"""Define what the runner needs of an explainer."""
+"""Define the interface of explainers that the runner needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from combicam.export.trace.probe import LayerInfo
 
 
 class BatchExplainer(Protocol):
-    """A callable from uint8 photos to explanations; ``combicam.Explainer`` is one."""
+    """A callable from uint8 images to explanations; ``combicam.Explainer`` is one."""
 
     @property
     def spec(self) -> CamSpec:
@@ -23,41 +23,41 @@ class BatchExplainer(Protocol):
 
     @property
     def preprocess(self) -> Preprocess:
-        """How photos are resized before the call."""
+        """How images are resized before the call."""
 
     @property
     def classes(self) -> ClassTable | None:
-        """Names and places of the classes, if known."""
+        """Names and locations of the classes, if known."""
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; asked for when targets are named."""
+        """Number of classes; used if the run names targets."""
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The target layers; asked for when their maps, or their grids, are stored."""
+        """The target layers; used if their maps or grids are stored."""
 
     @property
     def keeps_layers(self) -> bool:
-        """Whether explanations hold the layers' maps; asked for when they are stored."""
+        """Whether explanations have the layers' maps; used if they are stored."""
 
     @property
     def device(self) -> torch.device:
-        """Where images are expected."""
+        """The device on which images are expected."""
 
     def __call__(self, images: Tensor, /, targets: Any = None) -> Explanation:
-        """Explain uint8 [B,H,W,3] on ``device``; normalisation is the explainer's work.
+        """Explain uint8 [B,H,W,3] on ``device``; the explainer normalises them.
 
-        Targets are given only when the run names them.
+        Targets are passed only if the run names them.
         """
 
     def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
-        """The target layers for images (H, W); asked for where images differ in size."""
+        """The target layers for images (H, W); used if images differ in size."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes results, JSON-ready: weights, spec, preprocessing, versions."""
 
 
 def has_places(explainer: BatchExplainer) -> bool:
-    """Whether it is known where the classes of an explainer lie."""
+    """Whether the classes of an explainer have known locations."""
     return explainer.classes is not None and explainer.classes.has_places

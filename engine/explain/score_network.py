@@ -1,4 +1,4 @@
-"""Run an explainer's model for its scores alone."""
+"""Run an explainer's model for its scores only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Network = Callable[[Tensor], Tensor]
 
 
 def score_network(session: ModelSession) -> Network:
-    """The model alone, one graph for each size of images, batch normalisation folded in.
+    """The model without maps, one graph for each image size, with batch normalisation folded.
 
     Args:
-        session: of the model, traced now for its input size; compiled where the session compiles.
+        session: of the model, traced now for its input size; compiled if the session compiles.
 
     Returns:
         Normalised images [N,3,H,W] -> logits float32 [N,n].
@@ -30,7 +30,7 @@ def score_network(session: ModelSession) -> Network:
             graph = trace_forward(session.module, session.spec, (height, width)).logits
             graphs[height, width] = torch.compile(graph) if session.backend == "compile" else graph
         with torch.no_grad():
-            # Convolutions are fastest so, on CPUs too.
+            # Convolutions are fastest in this layout, on CPUs too.
             return graphs[height, width](images.contiguous(memory_format=torch.channels_last))[0]
 
     forward(torch.zeros(1, 3, *session.input_size, device=session.device))

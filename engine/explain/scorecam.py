@@ -1,4 +1,4 @@
-"""Compute Score-CAM: the score of an image when one channel's part of it is left."""
+"""Compute Score-CAM: weight each channel by the score of the image masked with it."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from combicam.kernels.combine import combine_reference
 from combicam.kernels.extremes import min_max
 from combicam.kernels.upsample import upsample
 
-# Masked images at once: an input, an output and what a convolution needs besides of the largest
-# tensor; on a CPU larger chunks gain nothing, on a GPU a quarter of what is free is taken.
+# Memory of a masked image: input, output and workspace of the largest tensor's convolution. On a
+# CPU larger chunks gain nothing; on a GPU a quarter of the free memory is used.
 TENSORS_ALIVE = 4
 CPU_BYTES = 2**28
 MOST = 256
 
 
 class ScoreCam:
-    """``method="scorecam"`` over a network (arXiv 1910.01279): no gradients, C forward passes.
+    """``method="scorecam"`` of a model (arXiv 1910.01279): no gradients, C forward passes.
 
-    Of every target layer with activations A [B,C,h,w]:
+    For every target layer with activations A [B,C,h,w]:
 
-    * mask H_c = minmax(U(A_c)), U the bilinear upsampling to the image; a flat channel leaves
-      nothing. ``CamSpec.masks`` has the two orders of the two steps;
-    * masked image x H_c, in the normalised space: what is masked is the preprocessing's mean;
+    * mask H_c = minmax(U(A_c)), U the bilinear upsampling to the image; 0 for a constant channel.
+      ``CamSpec.masks`` selects the order of the two steps;
+    * masked image x H_c, in normalised space: masked pixels become the preprocessing's mean;
     * w_c = softmax over c of (s(x H_c) - s(0)), with s the spec's score of the target: the
       ``logit`` z, the probability ``prob`` or its logarithm ``logprob``. s(0), the baseline, is
       the same for all channels and cancels, so it is not computed;
     * M = relu(sum_c w_c A_c); layers are fused and normalised as for every other method.
 
-    With ``logprob``, w_c = p(x H_c) / sum_c p(x H_c): the authors' code takes p(x H_c) itself,
-    the same map up to a factor. With ``prob`` scores lie within 1 of each other, so all weights
-    do within a factor e. pytorch-grad-cam and torchcam take the ``logit`` and leave out the
-    baseline or take the image itself for it, which cancels likewise; torchcam normalises masks on
-    the layer's grid. The presets give the numbers of both.
+    With ``logprob``, w_c = p(x H_c) / sum_c p(x H_c); the authors' code uses p(x H_c) itself,
+    which gives the same map up to a factor. With ``prob``, scores differ by at most 1, so weights
+    differ by at most a factor e. pytorch-grad-cam and torchcam use the ``logit``, and either no
+    baseline or the image itself, which cancels as well; torchcam normalises masks on the layer's
+    grid. The presets reproduce the numbers of both.
 
     K targets share the masked passes. Masked images are made and run ``chunk`` at a time.
 
     Args:
-        module: a snapshot of the network.
+        module: a snapshot of the model.
         spec, input_size, keep_layers: what to compute.
         backend: ``eager`` or ``compile``.
-        device: where the network is.
-        chunk: masked images at once; default: as many as memory easily holds, at most 256.
+        device: of the model.
+        chunk: masked images per pass; default: as many as easily fit into memory, at most 256.
 
     Attributes:
-        graph: the traced network.
+        graph: the traced model.
 
     Raises:
-        ValueError: a backend that executes files, or a chunk below 1.
+        ValueError: a backend that runs files, or a chunk below 1.
         LayerError, TraceError: see :func:`~combicam.export.trace.trace.trace`.
     """
 
@@ -75,8 +75,8 @@ class ScoreCam:
         if backend in LOADERS:
             raise ValueError(
                 f"Explainer: expected backend 'eager' or 'compile' for method={spec.method!r}, "
-                f"which runs the network once per channel and so is no single graph for a file's "
-                f"runtime, got {backend!r}"
+                f"which runs the model once per channel and has no single graph for a file, "
+                f"got {backend!r}"
             )
         self.spec = spec
         self.keep_layers = keep_layers
@@ -87,7 +87,7 @@ class ScoreCam:
         self._limit = BatchLimit(_default_chunk(self.graph, device) if chunk is None else chunk)
 
     def execute(self, target_input: str, count: int) -> Execute:
-        """The method as a function ``images[, targets] -> outputs``, as of a joint graph.
+        """The method as a function ``images[, targets] -> outputs``, like a joint graph.
 
         Raises:
             TraceError: K exceeds the classes.
@@ -128,12 +128,12 @@ class ScoreCam:
 
     @property
     def chunk(self) -> int:
-        """Masked images at once; halved, for good, when memory was not enough."""
+        """Masked images per pass; halved permanently when memory was short."""
         assert self._limit.most is not None
         return self._limit.most
 
     def _scores(self, images: Tensor, acts: Tensor, targets: Tensor, target_input: str) -> Tensor:
-        """s(x H_c) of a layer's channels, [B,K,C], chunk by chunk."""
+        """s(x H_c) of a layer's channels, [B,K,C], computed in chunks."""
         batch, channels = acts.shape[:2]
         owner = torch.arange(batch, device=images.device).repeat_interleave(channels)
         alone = acts.flatten(0, 1)[:, None]  # [B C,1,h,w]
@@ -151,7 +151,7 @@ class ScoreCam:
         return scores.unflatten(0, (batch, channels)).transpose(1, 2)
 
     def _part(self, images: Tensor, channels: Tensor, targets: Tensor, target_input: str) -> Tensor:
-        """Scores of N images behind the masks of one channel each, [N,K]."""
+        """Scores of N images, each masked with one channel, [N,K]."""
         logits = self._logits(images * self._masks(channels, images.shape[-2:]))[0]
         scores = weight_scores if target_input == "weights" else class_scores
         y, probability = scores(logits, targets, self.spec.score)

@@ -1,4 +1,4 @@
-"""Provide an explainer's joint graphs: traced from a model on demand, or read from one file."""
+"""Provide an explainer's joint graphs: traced from a model on demand, or loaded from a file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Request:
     """Which joint graph a call needs: how targets are given, and how many.
 
     Raises:
-        ValueError: targets that no graph takes.
+        ValueError: an unknown kind of targets.
     """
 
     target_input: str
@@ -49,11 +49,11 @@ class Request:
 
 
 class Session(Protocol):
-    """Gives the function that answers a request.
+    """Provides the joint graph for a request.
 
     Attributes:
-        top: the request of a call that names no targets.
-        image_dtype: what bytes are best normalised to; float32 always fits.
+        top: the request of a call without targets.
+        image_dtype: best dtype for normalised images; float32 always works.
     """
 
     top: Request
@@ -64,14 +64,14 @@ class Session(Protocol):
 
 
 class ModelSession:
-    """Traces a network once per kind of request.
+    """Traces a model once per kind of request.
 
     Args:
-        module: a snapshot of the network.
+        module: a snapshot of the model.
         spec, input_size, keep_layers: what to trace.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime`` or ``aoti``.
-        device: where the network is.
-        chunk: of ``scorecam``, masked images at once.
+        device: of the model.
+        chunk: of ``scorecam``, masked images per pass.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ModelSession:
         self.device = device
         self.chunk = chunk
         self.top = Request("classes", spec.targets)
-        # Files take float32; a graph in memory would cast to the network's type in another pass.
+        # Files take float32; a graph in memory takes the model's type, which saves a cast.
         forward_only = spec.method in FORWARD_METHODS
         direct = backend not in LOADERS and device.type == "cuda" and not forward_only
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -106,7 +106,7 @@ class ModelSession:
         self.execute(self.top)
 
     def at(self, size: tuple[int, int]) -> ModelSession:
-        """The same layers of the same network for images (H, W)."""
+        """The same layers of the same model for images (H, W)."""
         spec = replace(self.spec, layers=tuple(info.name for info in self.layers))
         return ModelSession(
             self.module, spec, size, self.keep_layers, self.backend, self.device, self.chunk
@@ -121,14 +121,14 @@ class ModelSession:
 
     @property
     def signature(self) -> Signature:
-        """What goes in when a call names no targets."""
+        """The inputs of a call without targets."""
         if self.score_cam is not None:
             return replace(self.score_cam.graph.signature, target_input=self.top.target_input)
         return self._top_joint().signature
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What comes out; layer maps are called after their layer."""
+        """Names of the outputs; layer maps are named after their layer."""
         if self.score_cam is not None:
             kept = self.layers if self.keep_layers else ()
             return (*OUTPUTS, *(f"map:{info.name}" for info in kept))
@@ -138,15 +138,16 @@ class ModelSession:
         return self.joint(self.top, for_onnx=self.backend == "onnxruntime")
 
     def joint(self, request: Request, for_onnx: bool = False) -> JointGraph:
-        """The joint graph that answers a request; traced at its first request.
+        """The joint graph for a request; traced at its first use.
 
         Args:
-            request: what is asked.
-            for_onnx: a backward per target: ONNX Runtime would have to copy every value of the
-                forward for every target of a batched one (measured slower on a CPU).
+            request: kind and number of targets.
+            for_onnx: use a backward pass per target: a batched one makes ONNX Runtime copy every
+                value of the forward pass for every target (measured slower on a CPU).
 
         Raises:
-            TraceError: the method has none, or see :func:`~combicam.export.trace.trace.trace`.
+            TraceError: the method has no joint graph; or see
+                :func:`~combicam.export.trace.trace.trace`.
         """
         with self._lock:
             batched = not for_onnx or request.count == 1
@@ -178,13 +179,13 @@ class ModelSession:
 
 
 class SizedSessions:
-    """Sessions of one network for images of other sizes; the least recently used is forgotten.
+    """An LRU cache of sessions of one model for images of other sizes.
 
-    Every size has a graph of its own, with constants of its own: some hundred MB each.
+    Every size has its own graph and constants: a few hundred MB each.
 
     Args:
-        first: of the nominal size; its layers are those of all sizes.
-        limit: how many are kept.
+        first: of the nominal size; its layers are used for all sizes.
+        limit: how many sessions are kept.
     """
 
     def __init__(self, first: ModelSession, limit: int = 16) -> None:
@@ -194,10 +195,10 @@ class SizedSessions:
         self._lock = threading.Lock()
 
     def at(self, size: tuple[int, int]) -> ModelSession:
-        """The session for images (H, W); traced when it is not there.
+        """The session for images (H, W); traced if it is not cached.
 
         Raises:
-            LayerError, TraceError: the network does not take that size.
+            LayerError, TraceError: the model does not accept that size.
         """
         with self._lock:
             if size not in self._sessions:
@@ -209,11 +210,11 @@ class SizedSessions:
 
 
 class ArtifactSession:
-    """One exported file, which answers one kind of request.
+    """An exported file, which has the joint graph for one kind of request.
 
     Args:
         path: the file.
-        description: what it holds.
+        description: of its contents.
         backend: ``auto`` or its runtime.
         device: where to run.
     """
@@ -233,7 +234,7 @@ class ArtifactSession:
         """
         if request != self.top:
             raise ArtifactError(
-                f"Explainer: expected targets as this artifact takes them "
+                f"Explainer: expected targets as this artifact accepts them "
                 f"({self.top.target_input!r}, K={self.top.count}), got "
                 f"{request.target_input!r} with K={request.count}; export it with "
                 f"target_input={request.target_input!r} and targets={request.count}"

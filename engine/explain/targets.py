@@ -1,4 +1,4 @@
-"""Read what a caller names as targets."""
+"""Check the targets of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from combicam.export.trace.scores import best_classes, last_rank
 
 @dataclass(frozen=True)
 class Contrast:
-    """Why class a and not class b; made by :func:`contrast`.
+    """Targets for why class a and not class b; made by :func:`contrast`.
 
     Attributes:
         a, b: int64, a single class, [B] or [B,K].
@@ -27,7 +27,7 @@ class Contrast:
         """Region weights that are 1 for a, -1 for b and 0 for all others: float32 [B,K,n].
 
         Raises:
-            ValueError: a count that is not the batch's, a class that does not exist, or a = b.
+            ValueError: a batch size that differs, a class that does not exist, or a = b.
         """
         a, b = (_per_image(name, ids, batch, classes) for name, ids in self.__dict__.items())
         if 1 not in (a.shape[1], b.shape[1]) and a.shape != b.shape:
@@ -46,20 +46,20 @@ class Contrast:
 
 
 def contrast(a: Any, b: Any) -> Contrast:
-    """Targets for the question why the network says a and not b.
+    """Targets that explain why the model predicts a and not b.
 
-    y = s_a - s_b is differentiated, s being the spec's score; for ``logit`` and ``logprob`` this
-    is the difference of two logits, and all other classes cancel. Swapping a and b turns the sign
-    of every gradient. An artifact that was exported with ``target_input="weights"`` answers it.
+    y = s_a - s_b is differentiated, where s is the spec's score; for ``logit`` and ``logprob``
+    this is the difference of two logits, and all other classes cancel. Swapping a and b flips the
+    sign of every gradient. An artifact needs ``target_input="weights"`` for contrasts.
 
     Args:
-        a, b: one class for all images, or int64 [B] or [B,K]; a single one goes with many.
+        a, b: one class for all images, or int64 [B] or [B,K]; one of them may be broadcast.
 
     Returns:
-        What ``explainer(images, targets=...)`` takes.
+        Targets for ``explainer(images, targets=...)``.
 
     Raises:
-        TypeError: no whole numbers.
+        TypeError: classes that are not integers.
     """
     ids = [torch.as_tensor(x) for x in (a, b)]
     for name, x in zip("ab", ids, strict=True):
@@ -88,7 +88,7 @@ def _per_image(name: str, ids: Tensor, batch: int, classes: int) -> Tensor:
 
 
 class Targets(NamedTuple):
-    """Targets that are checked.
+    """Checked targets.
 
     Attributes:
         values: int64 [B,K] or float32 [B,K,n].
@@ -100,12 +100,12 @@ class Targets(NamedTuple):
 
 
 def read_targets(targets: Any, batch: int, classes: int) -> Targets:
-    """Classes, regions or contrasts, checked.
+    """Check classes, regions or contrasts.
 
     Args:
         targets: classes as int, [B] or [B,K], weights as float [n] or [B,K,n], a
-            :class:`Contrast`; or :class:`Targets`, which are not checked again: that would wait
-            for a GPU.
+            :class:`Contrast`; or :class:`Targets`, which are not checked again, since checking
+            waits for a GPU.
         batch: B.
         classes: n.
 
@@ -113,9 +113,9 @@ def read_targets(targets: Any, batch: int, classes: int) -> Targets:
         int64 [B,K] and ``classes``, or float32 [B,K,n] and ``weights``.
 
     Raises:
-        TypeError: neither whole numbers nor weights.
-        ValueError: a count that is not the batch's, a class that does not exist, a target without
-            weight.
+        TypeError: neither integers nor weights.
+        ValueError: a batch size that differs, a class that does not exist, or weights that are all
+            zero.
     """
     if targets is None:
         raise ValueError(
@@ -149,13 +149,13 @@ def read_targets(targets: Any, batch: int, classes: int) -> Targets:
 
 
 def check_columns(ids: Tensor) -> None:
-    """Refuse ranks that a file of format 1 does not give: it knows the k-th best in column k alone.
+    """Check ranks for a file of format 1, which has the k-th best class only in column k.
 
     Args:
         ids: int64 [B,K].
 
     Raises:
-        ArtifactError: another rank than the column's.
+        ArtifactError: a rank that differs from its column's.
     """
     columns = best_classes(1, ids.shape[1], ids.device)
     wrong = (ids < 0) & (ids != columns)
@@ -163,7 +163,7 @@ def check_columns(ids: Tensor) -> None:
         column = int(wrong.nonzero()[0, 1])
         raise ArtifactError(
             f"Explainer: expected a class or {-1 - column} in column {column} of targets, got "
-            f"{int(ids[wrong][0])}: the file is of an older combicam and ranks by column; export "
+            f"{int(ids[wrong][0])}: the file is from an older combicam and ranks by column; export "
             "it again"
         )
 
@@ -174,7 +174,7 @@ def _weights(given: Tensor, batch: int, classes: int) -> Tensor:
     if given.ndim != 3 or given.shape[::2] != (batch, classes) or not given.shape[1]:
         raise ValueError(
             f"Explainer: expected region weights [n] or [B,K,n] with B={batch} and n={classes}, "
-            f"got {shape}; classes are named by whole numbers"
+            f"got {shape}; pass classes as integers"
         )
     weights = given.float()
     total = weights.abs().sum(-1)

@@ -1,1 +1,1 @@
-"""What places mean: targets, distances, densities, accuracy, files of places."""
+"""Geographic computations: distances, densities, location targets, accuracy."""

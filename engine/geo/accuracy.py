@@ -1,4 +1,4 @@
-"""Count the photos located within 1, 25, 200, 750 and 2500 km of where they were taken."""
+"""Count the images located within 1, 25, 200, 750 and 2500 km of where they were taken."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from combicam.engine.geo.density import RADII_KM
 
 @dataclass(frozen=True)
 class Within:
-    """How many photos were placed within a radius.
+    """How many photos were located within a radius.
 
     Attributes:
-        radius_km: how far off they may be.
-        count: of the photos.
+        radius_km: largest error.
+        count: number of photos.
         share: count / images.
         low, high: Wilson's 95 % interval of the share.
     """
@@ -32,17 +32,16 @@ class Within:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Errors of all photos that were placed and whose true place is known.
+    """Location errors of all photos with a prediction and ground truth.
 
     Attributes:
-        images: how many these are.
-        failed: photos whose true place is known, but which could not be placed; they count
-            nowhere else.
+        images: number of these photos.
+        failed: photos with ground truth but no prediction; counted only here.
         within: for each radius.
-        median_km: half of the photos are closer.
-        median_low_km, median_high_km: its 95 % interval, from the order of the errors; infinite
-            above where there are too few photos.
-        mean_km: of the errors.
+        median_km: the median error.
+        median_low_km, median_high_km: its 95 % interval, from the order statistics of the errors;
+            infinite above if there are too few photos.
+        mean_km: the mean error.
     """
 
     images: int
@@ -54,7 +53,7 @@ class Accuracy:
     mean_km: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is infinite is null."""
+        """JSON-ready; infinite values are null."""
         values = asdict(self)
         if not math.isfinite(self.median_high_km):
             values["median_high_km"] = None
@@ -69,7 +68,7 @@ class Accuracy:
         return cls(**values | {"within": tuple(Within(**row) for row in values["within"])})
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to print: names and values."""
+        """The rows to print: names and values."""
         rows = [
             (
                 f"within {row.radius_km:g} km",
@@ -80,12 +79,12 @@ class Accuracy:
         median = (
             f"{self.median_km:,.1f} km ({self.median_low_km:,.1f} to {self.median_high_km:,.1f})"
         )
-        of = f"{self.images} photos" + (f", {self.failed} not placed" if self.failed else "")
+        of = f"{self.images} photos" + (f", {self.failed} not located" if self.failed else "")
         return [*rows, ("median error", f"{median}, of {of}; intervals of 95 %")]
 
 
 def measure(errors_km: Any, failed: int = 0) -> Accuracy | None:
-    """The accuracy of errors; None where there are none.
+    """Summarise errors; None if there are none.
 
     Args:
         errors_km: [N], kilometres.
@@ -94,7 +93,7 @@ def measure(errors_km: Any, failed: int = 0) -> Accuracy | None:
     Raises:
         ValueError: an error that is negative or NaN.
     """
-    from scipy.stats import binomtest, quantile_test  # a second, which `combicam status` has not
+    from scipy.stats import binomtest, quantile_test  # slow to import: `combicam status` must not
 
     errors = np.sort(np.asarray(errors_km, np.float64))
     if not (errors >= 0).all():

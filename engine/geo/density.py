@@ -12,7 +12,7 @@ from torch import Tensor
 from combicam.export.classes.places import EARTH_RADIUS_KM, check_places, unit_vectors
 
 RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street, city, region, country, continent
-_CACHE_ELEMENTS = 2**18  # of float64, on a CPU: what passes over the rows find in its cache
+_CACHE_ELEMENTS = 2**18  # float64 elements per block of rows, which fit into a CPU's cache
 
 
 def prediction_density(
@@ -22,21 +22,21 @@ def prediction_density(
     predicted: Tensor,
     radii_km: Sequence[float] = RADII_KM,
 ) -> Tensor:
-    """The sum of the probabilities of all cells within so many km of the predicted one.
+    """Sum the probabilities of all cells within each radius of the predicted cell.
 
     ``density[b,r] = Σ_c p[b,c] · [distance(c, predicted_b) <= radius_r]``, between cell centres.
 
     Args:
         probabilities: float [B,n].
         latitudes, longitudes: [n], centres of the cells, degrees.
-        predicted: int64 [B], the cells around which is summed.
+        predicted: int64 [B], the cells around which probabilities are summed.
         radii_km: R radii.
 
     Returns:
         float32 [B,R], at most 1, on the device of ``probabilities``.
 
     Raises:
-        ValueError: shapes that do not fit, places that are not on Earth, or a radius below 0.
+        ValueError: shapes that do not match, locations not on Earth, or a negative radius.
     """
     latitudes, longitudes = (
         torch.as_tensor(values, dtype=torch.float64).cpu().numpy()
@@ -49,7 +49,7 @@ def prediction_density(
         or predicted.shape != probabilities.shape[:1]
     ):
         raise ValueError(
-            f"prediction_density: expected probabilities [B,{len(latitudes)}], a column per place, "
+            f"prediction_density: expected probabilities [B,{len(latitudes)}], a column per cell, "
             f"and predicted [B], got {tuple(probabilities.shape)} and {tuple(predicted.shape)}"
         )
     vectors = torch.from_numpy(unit_vectors(latitudes, longitudes)).to(probabilities.device)
@@ -57,14 +57,14 @@ def prediction_density(
 
 
 def cosines(radii_km: Sequence[float]) -> tuple[float, ...]:
-    """Smallest cosine of the angle to what lies within each radius.
+    """Cosine of the angle that each radius subtends.
 
     Raises:
-        ValueError: a radius that is none.
+        ValueError: a negative or non-finite radius.
     """
     if not len(radii_km) or not all(radius >= 0 for radius in radii_km):
         raise ValueError(f"prediction_density: expected radii >= 0 km, got {list(radii_km)}")
-    # A cell is within 0 km of itself, whatever the rounding of its vector's length.
+    # A cell is within 0 km of itself, even if rounding shortens its vector.
     slack = 4 * torch.finfo(torch.float64).eps
     return tuple(math.cos(min(r / EARTH_RADIUS_KM, math.pi)) - slack for r in radii_km)
 
@@ -72,10 +72,9 @@ def cosines(radii_km: Sequence[float]) -> tuple[float, ...]:
 def density_around(
     probabilities: Tensor, vectors: Tensor, predicted: Tensor, limits: Sequence[float]
 ) -> Tensor:
-    """:func:`prediction_density`, its constants prepared: float32 [B,R].
+    """:func:`prediction_density` with precomputed constants: float32 [B,R].
 
-    In float64: 1 km is an angle whose cosine float32 cannot tell from 1. No array is larger than
-    [B,n].
+    Uses float64: in float32 the cosine of 1 km rounds to 1. No array is larger than [B,n].
 
     Args:
         probabilities: float [B,n].

@@ -13,9 +13,9 @@ from combicam.export.classes.places import EARTH_RADIUS_KM
 def distance_km(
     latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
 ) -> NDArray[np.float64]:
-    """Great-circle distances; the arguments are broadcast against each other.
+    """Great-circle distances; the arguments are broadcast.
 
-    Vincenty's formula on a sphere: unlike the haversine it is as exact for antipodes as for
+    Vincenty's formula on a sphere: unlike the haversine, it is as accurate for antipodes as for
     neighbours. A sphere of radius 6371.0088 km is at most 0.56 % off the WGS 84 ellipsoid.
 
     Args:

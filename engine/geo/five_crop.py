@@ -1,4 +1,4 @@
-"""Explain five crops of a photo together: its corners and its centre, as GeoEstimation does."""
+"""Explain five crops of an image jointly, its corners and its centre, like GeoEstimation."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ CROPS = 5
 
 @dataclass(frozen=True)
 class FiveCrops:
-    """What five crops of one photo say together. All tensors are on the explainer's device.
+    """Joint explanation of five crops of an image. All tensors are on the explainer's device.
 
     Attributes:
-        heatmaps: float32 [K,h,w] on the photo's own pixels, in [0, 1]; 0 where no crop is.
+        heatmaps: float32 [K,h,w] in [0, 1], on the image's pixels; 0 outside the crops.
         targets: int64 [K], the explained classes, best first.
         scores: float32 [K], their combined probabilities.
-        probabilities: float32 [n], of all classes, combined; with ``max`` they do not sum to 1.
-        covered: bool [h,w], pixels that a crop shows: all but strips at the middle of the long
-            sides of photos more than 7 : 4 long.
-        flat: bool [K], the map is constant: its heatmap is all zeros.
-        crops: every crop by itself, in the order top left, top right, bottom left, bottom right,
-            centre.
+        probabilities: float32 [n], combined, of all classes; with ``max`` they do not sum to 1.
+        covered: bool [h,w], pixels inside a crop: all, except strips at the middle of the long
+            sides of images longer than 7 : 4.
+        flat: bool [K], whether the map is constant, so that its heatmap is all zeros.
+        crops: the explanation of each crop, in the order top left, top right, bottom left, bottom
+            right, centre.
     """
 
     heatmaps: Tensor
@@ -55,15 +55,15 @@ class FiveCrops:
 
 @dataclass(frozen=True)
 class _MergedCrops:
-    """What the crops of B photos of one size (h, w) say together.
+    """Joint results of the crops of B images of the same size (h, w).
 
     Attributes:
-        maps: float32 [B,K,h,w], mean of the crops' maps before normalisation; 0 where no crop is.
-        covered: bool [h,w], where there is one.
+        maps: float32 [B,K,h,w], mean of the crops' maps before normalisation; 0 outside crops.
+        covered: bool [h,w], pixels inside a crop.
         targets: int64 [B,K].
         scores: float32 [B,K].
         log_probabilities: float32 [B,n], combined.
-        crops: the explanation of all 5 B.
+        crops: the explanation of all 5 B crops.
     """
 
     maps: Tensor
@@ -75,21 +75,22 @@ class _MergedCrops:
 
 
 class FiveCropExplainer:
-    """Explains photos by five crops each: what a run with ``crops="five"`` calls.
+    """Explains images by five crops each; a run with ``crops="five"`` uses it.
 
-    A photo is scaled as for the network's centre crop, but kept whole. Of its four corners and its
-    centre the probabilities of every class are combined, the best classes by these are explained
-    in all five, and the maps before normalisation are put back where the crops were; where crops
-    overlap, their mean is taken. So the heatmap is that of the mean of the crops' scores; min and
-    max are those of the photo, not of a crop. Where no crop is, the heatmap is 0.
+    An image is scaled as for the model's centre crop, but not cropped. The class probabilities of
+    crops at its four corners and its centre are combined, and the best classes are explained in
+    all five crops. Their maps before normalisation are placed where the crops are; where crops
+    overlap, their mean is taken. So the heatmap explains the mean of the crops' scores, and is
+    normalised by the minimum and maximum of the image, not of a crop. It is 0 outside the crops.
 
-    Where targets are not all named, the network's forward pass runs once more, to choose them.
+    If not all targets are given, an additional forward pass of the model chooses them.
 
     Args:
-        explainer: of a network whose photos are cropped (``resize="crop"``), such as
+        explainer: of a model that crops its images (``resize="crop"``), such as
             ``geoestimation``.
-        combine: over the crops, ``max`` of each class's probability (as GeoEstimation does; of its
-            hierarchy it multiplies the levels after that, here before), or their ``mean``.
+        combine: over the crops, the ``max`` of each class's probability, or their ``mean``.
+            GeoEstimation takes the max, too, but multiplies the levels of its hierarchy
+            afterwards; here they are multiplied before.
 
     Raises:
         ValueError: an explainer that does not crop, or a spec without one map per target.
@@ -102,9 +103,9 @@ class FiveCropExplainer:
             raise ValueError(f"five crops: expected combine in {COMBINES}, got {combine!r}")
         if explainer.preprocess.resize != "crop":
             raise ValueError(
-                f"five crops: expected a network whose photos are cropped (resize='crop'), got "
-                f"{explainer.preprocess.resize!r}, which sees the whole photo anyway; explain that "
-                "as it is, or choose resize='crop' (--resize crop)"
+                "five crops: expected a model that crops images (resize='crop'), got "
+                f"{explainer.preprocess.resize!r}, which keeps whole images; explain without five "
+                "crops, or choose resize='crop' (--resize crop)"
             )
         if explainer.spec.fuse == "none":
             raise ValueError(
@@ -116,41 +117,41 @@ class FiveCropExplainer:
 
     @property
     def spec(self) -> CamSpec:
-        """What is computed of a crop."""
+        """The spec of each crop's maps."""
         return self._explainer.spec
 
     @property
     def classes(self) -> ClassTable | None:
-        """Names and places of the classes, where known."""
+        """Names and locations of the classes, if known."""
         return self._explainer.classes
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self._explainer.num_classes
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The target layers, with their grids for a crop."""
+        """The target layers, with their grids of a crop."""
         return self._explainer.layers
 
     @property
     def keeps_layers(self) -> bool:
-        """No: the crops' grids do not meet on a photo."""
+        """False: the crops' grids do not align on the image."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Where photos are expected."""
+        """Device of the model."""
         return self._explainer.device
 
     @property
     def note(self) -> str:
-        """What a user should know before trusting the network."""
+        """A caveat about the model."""
         return self._explainer.note
 
     def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
-        """The target layers with grids as fine as a crop's, for photos scaled to (H, W)."""
+        """The target layers, with grids as fine as a crop's, for images scaled to (H, W)."""
         down, across = (n / crop for n, crop in zip(size, self._explainer.input_size, strict=True))
         return tuple(
             replace(info, height=round(info.height * down), width=round(info.width * across))
@@ -158,24 +159,24 @@ class FiveCropExplainer:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the results."""
+        """Everything that determines the results."""
         here = {"preprocess": self.preprocess.to_dict(), "crops": CROPS, "combine": self._combine}
         return self._explainer.fingerprint() | here
 
     def __call__(self, photos: Tensor | NDArray[np.uint8], targets: Any = None) -> Explanation:
-        """Explain photos of one size.
+        """Explain images of the same size.
 
         Args:
             photos: uint8 [B,h,w,3], RGB, scaled to ``preprocess.size_of`` them.
             targets: as of :class:`~combicam.Explainer`.
 
         Returns:
-            heatmaps [B,K,h,w]; scores are combined probabilities (of a region in every crop, then
-            over the crops; of a contrast, the difference of two such); logits are logarithms of
+            heatmaps [B,K,h,w]; scores are combined probabilities (a region is summed in each crop
+            before combining; a contrast is a difference of two regions); logits are logarithms of
             the combined probabilities, scaled to sum to 1; ranges are of the merged maps.
 
         Raises:
-            TypeError, ValueError: photos or targets that do not fit.
+            TypeError, ValueError: invalid images or targets.
             ArtifactError: an artifact that was exported for other targets.
         """
         merged = self.merge(photos, targets)
@@ -191,7 +192,7 @@ class FiveCropExplainer:
         )
 
     def merge(self, photos: Tensor | NDArray[np.uint8], targets: Any = None) -> _MergedCrops:
-        """The maps before normalisation, and what else the crops say; arguments as of a call."""
+        """Merged maps before normalisation, and the crops' results; arguments as for a call."""
         batch = self._photos(photos)
         size, (h, w) = (batch.shape[1], batch.shape[2]), self._explainer.input_size
         corners = crop_corners(size, (h, w))
@@ -224,7 +225,7 @@ class FiveCropExplainer:
         return batch.to(self.device, non_blocking=True)
 
     def _asked(self, crops: Tensor, batch: int, targets: Any) -> tuple[Targets, Tensor | None]:
-        """What is explained, classes by number; the log-probabilities that chose some, or None."""
+        """The targets, and the log-probabilities by which classes were chosen, or None."""
         if targets is None:
             asked = Targets(best_classes(batch, self.spec.targets, self.device), "classes")
         else:
@@ -238,14 +239,14 @@ class FiveCropExplainer:
         return Targets(ids, "classes"), log_probabilities
 
     def _combined(self, logits: Tensor) -> Tensor:
-        """Logits [B*5,n] of the crops -> log-probabilities [B,n]; not rounded to the same zeros."""
+        """Logits [B*5,n] of the crops -> log-probabilities [B,n], which do not underflow."""
         each = _by_photo(logits.float().log_softmax(-1))
         if self._combine == "max":
             return each.amax(1)
         return each.logsumexp(1) - math.log(CROPS)
 
     def _scores(self, asked: Targets, logits: Tensor, log_probabilities: Tensor) -> Tensor:
-        """[B,K]."""
+        """Scores [B,K]."""
         if asked.kind == "classes":
             return log_probabilities.gather(1, asked.values).exp()
         each = _by_photo(logits.float().softmax(-1)).mT  # [B,n,5]
@@ -261,18 +262,18 @@ def explain_five_crops(
     targets: Sequence[int] | None = None,
     combine: str = "max",
 ) -> FiveCrops:
-    """Explain five crops of a photo, and lay their maps over it: see :class:`FiveCropExplainer`.
+    """Explain an image by five crops: see :class:`FiveCropExplainer`.
 
     Args:
-        explainer: of a network whose photos are cropped (``resize="crop"``), such as
-            ``geoestimation``; the photo is scaled as for it.
+        explainer: of a model that crops its images (``resize="crop"``), such as
+            ``geoestimation``; the image is scaled accordingly.
         photo: uint8 [h,w,3], RGB, upright.
         targets: classes to explain; None for the K best by combined probability, K as in the spec.
-        combine: over the crops, ``max`` of each class's probability, or their ``mean``.
+        combine: over the crops, the ``max`` of each class's probability, or their ``mean``.
 
     Raises:
-        ValueError: no photo, an explainer that does not crop, a spec without one map per target,
-            or classes that do not exist.
+        ValueError: not an image, an explainer that does not crop, a spec without one map per
+            target, or classes that do not exist.
     """
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
         raise ValueError(
@@ -305,7 +306,7 @@ def explain_five_crops(
 
 
 def crop_corners(photo: tuple[int, int], crop: tuple[int, int]) -> list[tuple[int, int]]:
-    """Top left corners (row, column) of the crops: four corners, then the centre, as torchvision.
+    """Top left pixels (row, column) of the crops: four corners, then the centre, as in torchvision.
 
     Args:
         photo, crop: (H, W), pixels.
@@ -331,7 +332,7 @@ def _raw(spec: CamSpec, found: Explanation) -> Tensor:
 def _laid(
     maps: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Means [B,K,h,w] of the crops' maps [B,5,K,H,W] where they lie, and where one does [h,w]."""
+    """Means [B,K,h,w] of the crops' maps [B,5,K,H,W] in place, and the covered pixels [h,w]."""
     batch, _, count, h, w = maps.shape
     sums = maps.new_zeros((batch, count, *size))
     counts = maps.new_zeros(size)

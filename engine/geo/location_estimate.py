@@ -25,10 +25,10 @@ _PLACE = pa.struct(
 
 @dataclass(frozen=True)
 class Placed:
-    """Where B photos were taken, to the network.
+    """The model's location estimates of B images.
 
     Attributes:
-        classes: int64 [B,k], the most likely first.
+        classes: int64 [B,k], most likely first.
         probabilities: float32 [B,k].
         densities: float32 [B,R], see :func:`~combicam.engine.geo.density.prediction_density`.
     """
@@ -39,15 +39,15 @@ class Placed:
 
 
 class LocationEstimator:
-    """Places of a batch, on its device; nothing waits for the device.
+    """Estimates locations of a batch on its device, without synchronisation.
 
     Args:
-        classes: whose places they are.
-        count: k, how many places of a photo; fewer where there are fewer classes.
+        classes: with locations.
+        count: k, locations per image; fewer if there are fewer classes.
         device: of the logits.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: a count below 1.
     """
 
     def __init__(self, classes: ClassTable, count: int, device: torch.device) -> None:
@@ -59,23 +59,23 @@ class LocationEstimator:
         self._limits = cosines(RADII_KM)
 
     def __call__(self, logits: Tensor, explained: Tensor) -> Placed:
-        """The places of a batch.
+        """Estimate the locations of a batch.
 
         Args:
             logits: float [B,n].
-            explained: int64 [B], a class: of several that are equally likely it comes first, so
-                that a row's place is that of its map; -1 for none.
+            explained: int64 [B], a class that comes first among equally likely ones, so that a
+                row's location is that of its map; -1 for none.
 
         Raises:
-            RunError: another number of logits than of classes.
+            RunError: the number of logits is not the number of classes.
         """
         if logits.shape[1] != len(self._vectors):
             raise RunError(
-                f"run: expected {len(self._vectors)} logits, as many as the class table has "
-                f"places, got {logits.shape[1]}; give the table of this network"
+                f"run: expected {len(self._vectors)} logits, one for each location of the class "
+                f"table, got {logits.shape[1]}; give the table of this model"
             )
         probabilities = logits.float().softmax(-1)
-        # Of logits: probabilities of a certain network are rounded to the same zeros.
+        # Compares logits: probabilities of a confident model round to equal zeros.
         first = explained.clamp_min(0)[:, None]
         known = logits.gather(1, first)
         is_best = known == logits.amax(1, keepdim=True)
@@ -91,11 +91,11 @@ def density_column(radius_km: float) -> str:
 
 
 def place_fields(classes: ClassTable, has_truth: bool) -> list[tuple[str, Any]]:
-    """Columns of the rows of a run whose classes have places: names and types.
+    """Location columns of a run: names and types.
 
     Args:
         classes: of the run.
-        has_truth: whether it is known of some inputs where they were taken.
+        has_truth: whether some inputs have ground truth.
     """
     fields = [("lat", pa.float64()), ("lon", pa.float64())]
     if classes.s2_tokens:
@@ -110,12 +110,12 @@ def place_fields(classes: ClassTable, has_truth: bool) -> list[tuple[str, Any]]:
 def place_values(
     classes: ClassTable, cells: Sequence[int], probabilities: Any, densities: Any
 ) -> dict[str, Any]:
-    """The columns of a row that was explained.
+    """Location columns of an explained row.
 
     Args:
         classes: of the run.
         cells: [k], the most likely classes.
-        probabilities: [k], theirs.
+        probabilities: [k], of these classes.
         densities: [R].
     """
     places = [
@@ -138,16 +138,16 @@ def place_values(
 
 
 def truth_values(entry: Entry, place: dict[str, Any] | None) -> dict[str, Any]:
-    """Where a photo was taken, and how far from there it was placed: columns of its row.
+    """Ground truth columns of a row, with the error of its prediction.
 
     Args:
         entry: the input.
-        place: the columns ``lat`` and ``lon``; None for a photo without.
+        place: the columns ``lat`` and ``lon``; None for a row without a prediction.
     """
     if entry.true_lat is None or entry.true_lon is None:
         return {}
     row = {"true_lat": entry.true_lat, "true_lon": entry.true_lon}
     if place is not None:
-        there = entry.true_lat, entry.true_lon
-        row["error_km"] = float(distance_km(place["lat"], place["lon"], *there))
+        true = entry.true_lat, entry.true_lon
+        row["error_km"] = float(distance_km(place["lat"], place["lon"], *true))
     return row

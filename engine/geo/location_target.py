@@ -1,4 +1,4 @@
-"""Read which targets a run explains of every photo, from words such as ``truth``."""
+"""Parse the targets that a run explains for every image, from words such as ``truth``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from combicam.engine.explain.protocol import BatchExplainer
 from combicam.export.classes.cells import CellTable
 
 TOP = -1  # the best class; the next best is -2, and so on
-TRUTH = -(2**62)  # no rank
+TRUTH = -(2**62)  # not a possible rank
 NO_CLASS = TRUTH - 1
 NOT = "-not-"
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
@@ -24,12 +24,12 @@ _PLACE = re.compile(rf"({_NUMBER}),\s*({_NUMBER})")
 _WITHIN = re.compile(rf"within:({_NUMBER})\s*km@(.+)")
 _FORMS = (
     "top, truth, a class number, s2:TOKEN or TOKEN, LAT,LON, within:KMkm@LAT,LON, under:TOKEN, or "
-    "two of these but top and truth as ONE-not-OTHER"
+    "ONE-not-OTHER of two of these other than top and truth"
 )
 
 
 class Located(Protocol):
-    """A photo that may know where it was taken: degrees, or None."""
+    """A photo with its ground truth location: degrees, or None."""
 
     @property
     def id(self) -> str:
@@ -49,14 +49,14 @@ Photo = TypeVar("Photo", bound=Located)
 
 @dataclass(frozen=True)
 class LocationTarget:
-    """K targets of every photo.
+    """K targets of every image.
 
     Attributes:
-        words: what was asked.
+        words: the requested targets.
         classes: int64 [K], a class; -k for the k-th best; ``TRUTH``; or ``NO_CLASS`` for a region
             or a contrast.
-        weights: float32 [1,K,n] where one of them is a region or a contrast; else None.
-        cells: of the classes; only where the truth is asked for.
+        weights: float32 [1,K,n] if one of them is a region or a contrast; else None.
+        cells: of the classes; only for the target ``truth``.
     """
 
     words: tuple[str, ...]
@@ -66,26 +66,26 @@ class LocationTarget:
 
     @property
     def kind(self) -> str:
-        """How explainers are asked: ``classes`` or ``weights``."""
+        """Kind of the explainer's targets: ``classes`` or ``weights``."""
         return "classes" if self.weights is None else "weights"
 
     @property
     def needs_truth(self) -> bool:
-        """Whether photos must know where they were taken."""
+        """Whether every image needs ground truth."""
         return self.cells is not None
 
     def targets(self, photos: Sequence[Located], batch: int) -> Tensor:
-        """What the explainer is asked.
+        """The targets of a batch for the explainer.
 
         Args:
             photos: of a batch, in order.
-            batch: B, which may be more: the last photo is repeated.
+            batch: B, padded by repeating the last photo.
 
         Returns:
-            On the CPU: int64 [B,K], or float32 [B,K,n], a view of one photo's.
+            On the CPU: int64 [B,K], or float32 [B,K,n], the same for all (a view).
 
         Raises:
-            ValueError: the truth is asked for, and a photo does not know it.
+            ValueError: the target is ``truth``, and a photo has no ground truth.
         """
         if self.weights is not None:
             return self.weights.expand(batch, -1, -1)
@@ -98,50 +98,50 @@ class LocationTarget:
 
 
 def true_classes(cells: CellTable, photos: Sequence[Located]) -> NDArray[np.int64]:
-    """The classes of where photos were taken: whose cell holds the place, else the nearest.
+    """Ground truth classes of photos: the cell that contains the location, else the nearest.
 
     Raises:
-        ValueError: a photo does not know it.
+        ValueError: a photo has no ground truth.
     """
     places = [(photo.true_lat, photo.true_lon) for photo in located(photos)]
     return cells.classes_at(*zip(*places, strict=True))
 
 
 def located(photos: Iterable[Photo], needed: bool = True) -> Iterator[Photo]:
-    """The same photos, one by one.
+    """Pass photos on, checking their ground truth.
 
     Raises:
-        ValueError: it is needed where they were taken, and one does not know it.
+        ValueError: ground truth is needed, and a photo has none.
     """
     for photo in photos:
         if needed and (photo.true_lat is None or photo.true_lon is None):
             raise ValueError(
-                f"explain truth: expected every input to know where it was taken, got none for "
+                f"explain truth: expected ground truth for every input, got none for "
                 f"{photo.id!r}; give its latitude and longitude in the list, or with --truth FILE"
             )
         yield photo
 
 
 def read_location_target(words: Sequence[str], explainer: BatchExplainer) -> LocationTarget | None:
-    """Understand what a run is to explain; None where nothing is asked, for the best classes.
+    """Parse the targets of a run; None without words, which means the best classes.
 
     Args:
-        words: one per target: ``top`` (the best class, the next time the second best, and so on),
-            ``truth`` (where the photo was taken), a
-            class number, the S2 token of a class (``s2:8744`` where it has digits alone),
-            ``LAT,LON`` (the class whose cell holds the place), ``within:500km@LAT,LON`` and
-            ``under:TOKEN`` (regions), or ``ONE-not-OTHER`` (a contrast).
-        explainer: whose classes they are, and whose spec says how many targets it has.
+        words: one per target: ``top`` (the best class; the second ``top`` is the second best, and
+            so on), ``truth`` (where the photo was taken), a class number, the S2 token of a class
+            (``s2:8744`` if it has digits only), ``LAT,LON`` (the class whose cell contains the
+            location), ``within:500km@LAT,LON`` and ``under:TOKEN`` (regions), or ``ONE-not-OTHER``
+            (a contrast).
+        explainer: with the classes; its spec has the number of targets.
 
     Raises:
-        ValueError: no such class, place or word, or another number of targets than the spec's.
+        ValueError: no such class, location or word, or not as many words as the spec has targets.
     """
     if not words:
         return None
     if len(words) != explainer.spec.targets:
         raise ValueError(
-            f"run: expected an explainer of {len(words)} targets, for explain={list(words)}, got "
-            f"targets={explainer.spec.targets}; make it, or export it, with targets={len(words)}"
+            f"run: expected an explainer with {len(words)} targets for explain={list(words)}, got "
+            f"targets={explainer.spec.targets}; make or export it with targets={len(words)}"
         )
     reader = _Reader(explainer)
     read = [reader.read(word) for word in words]
@@ -152,15 +152,15 @@ def read_location_target(words: Sequence[str], explainer: BatchExplainer) -> Loc
         return LocationTarget(tuple(words), torch.tensor(ids), cells=cells)
     if TOP in ids or TRUTH in ids:
         raise ValueError(
-            f"explain: expected top and truth beside classes alone, got {list(words)}: the weights "
-            "of a region or a contrast are the same for all photos; ask for it in a run of its own"
+            f"explain: expected top and truth with classes only, got {list(words)}: the weights "
+            "of a region or a contrast are the same for all images; explain it in a separate run"
         )
     weights = np.stack([reader.one_hot(x) if isinstance(x, int) else x for x in read])
     return LocationTarget(tuple(words), torch.tensor(ids), torch.from_numpy(weights)[None])
 
 
 class _Reader:
-    """Reads words with the classes of an explainer."""
+    """Parses words, given the classes of an explainer."""
 
     def __init__(self, explainer: BatchExplainer) -> None:
         self._table = explainer.classes
@@ -172,8 +172,8 @@ class _Reader:
         if self._cells is None:
             if self._table is None:
                 raise ValueError(
-                    "explain: expected a model that knows the places of its classes, got one "
-                    "without a table; give one with --classes, or name class numbers"
+                    "explain: expected a model whose classes have locations, got one without a "
+                    "class table; give one with --classes, or name class numbers"
                 )
             self._cells = CellTable.from_classes(self._table)
         return self._cells
@@ -194,7 +194,7 @@ class _Reader:
             raise ValueError(f"explain {word!r}: {error}") from error
 
     def _truth(self) -> int:
-        assert len(self.cells)  # refused where classes have no places
+        assert len(self.cells)  # raises if classes have no locations
         return TRUTH
 
     def _place(self, word: str) -> int | NDArray[np.float32]:
@@ -212,8 +212,8 @@ class _Reader:
     def _class(self, index: int) -> int:
         if index >= self._classes:
             raise ValueError(
-                f"explain: expected a class in 0..{self._classes - 1}, got {index}; the S2 token "
-                f"of these digits is s2:{index}"
+                f"explain: expected a class in 0..{self._classes - 1}, got {index}; write an S2 "
+                f"token with these digits as s2:{index}"
             )
         return index
 
@@ -221,8 +221,8 @@ class _Reader:
         sides = [self.read(one), self.read(other)]
         if any(isinstance(side, int) and side < 0 for side in sides) or NOT in other:
             raise ValueError(
-                f"explain: expected two classes, places or regions in {one}{NOT}{other}; which "
-                "class is top or true differs from photo to photo"
+                f"explain: expected two classes, locations or regions in {one}{NOT}{other}; the "
+                "top or true class differs from image to image"
             )
         plus, minus = (self.one_hot(x) if isinstance(x, int) else x for x in sides)
         weights = plus - minus

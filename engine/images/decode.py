@@ -1,4 +1,4 @@
-"""Decode a photo to uint8 RGB at a model's input size."""
+"""Decode an image to uint8 RGB at a model's input size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, swap
 from combicam.errors import DecodeError, MissingExtra
 from combicam.export.preprocess import Preprocess
 
-# Named, because Pillow would otherwise start other programs for some (EPS: Ghostscript).
+# An explicit list, because Pillow starts other programs for some formats (EPS: Ghostscript).
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 200_000_000
 DECODERS = ("auto", "pillow", "gpu")
@@ -25,17 +25,17 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How photos are decoded.
+    """How images are decoded.
 
     Args:
-        decoder: ``auto``, JPEG by simplejpeg where it is installed and has no doubts, everything
-            else by Pillow; ``pillow``, everything by Pillow. Pixels are the same. ``gpu``: JPEG by
-            nvImageCodec on the run's GPU, what it declines as with ``auto``; some damaged files
-            that Pillow refuses are decoded.
-        fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 (where that divides their sides), so that
-            twice the model's size is left: up to twice as fast for photos of 12 megapixels, and
-            some pixels differ by several levels. Not on a GPU.
-        max_pixels: photos with more pixels in their header are refused as ``too_large``
+        decoder: ``auto``: intact JPEGs by simplejpeg if it is installed, everything else by Pillow;
+            ``pillow``: everything by Pillow, with the same pixels; ``gpu``: JPEGs by nvImageCodec
+            on the run's GPU, what it declines as with ``auto``; some damaged files that Pillow
+            refuses are decoded.
+        fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 of their size (if it divides their sides)
+            but at least twice the model's: up to twice as fast for 12 megapixels, but some pixels
+            differ by several levels. Not on a GPU.
+        max_pixels: images with more pixels, by their header, are refused as ``too_large``
             (Pillow itself refuses above 178,956,970).
 
     Raises:
@@ -54,7 +54,7 @@ class DecodeConfig:
         if self.decoder == "gpu" and self.fast_scale:
             raise ValueError(
                 "DecodeConfig: expected fast_scale with a CPU decoder, got decoder='gpu', which "
-                "decodes whole photos; leave one out"
+                "decodes at full size; leave one out"
             )
 
 
@@ -62,7 +62,7 @@ _DEFAULT = DecodeConfig()
 
 
 class TooLargeError(DecodeError):
-    """More pixels than allowed; ``size`` is (width, height) when the header was readable."""
+    """More pixels than allowed; ``size`` is (width, height) if the header was readable."""
 
     def __init__(self, message: str, size: tuple[int, int] | None = None) -> None:
         super().__init__(message)
@@ -71,11 +71,11 @@ class TooLargeError(DecodeError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A photo at a model's input size.
+    """An image at a model's input size.
 
     Attributes:
         pixels: uint8 [H,W,3].
-        width, height: of the upright photo before resizing.
+        width, height: of the upright image before resizing.
         decoder: ``simplejpeg``, ``nvimagecodec`` or ``pillow``.
     """
 
@@ -86,21 +86,20 @@ class Decoded:
 
 
 def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) -> Decoded:
-    """Decode, make RGB, turn upright (EXIF), resize.
+    """Decode, convert to RGB, turn upright (EXIF), resize.
 
-    Transparency is laid on white, 16 bits are scaled to 8, of animations the first frame is taken.
-    Pillow reads every header, and decides about every file that a faster decoder declines: which
-    decoders are installed changes neither pixels nor errors.
+    Transparency is blended on white, 16 bits are scaled to 8; animations give their first frame.
+    Pillow reads every header, and decodes or refuses every file that a faster decoder declines, so
+    pixels and errors do not depend on the installed decoders.
 
     Args:
         data: the whole encoded file.
         preprocess: its input_size, resize, crop_pct, side_step and interpolation are used.
-        config: which decoder; its max_pixels is checked against the header, before anything is
-            decoded.
+        config: of decoding; max_pixels is checked against the header, before decoding.
 
     Raises:
         TooLargeError: more pixels than the config allows, or than Pillow allows.
-        DecodeError: no image, or a damaged one.
+        DecodeError: not an image, or a damaged one.
     """
     try:
         with _open(data, config.max_pixels) as image:
@@ -109,7 +108,7 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
         raise
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"decode: {error}") from error
-    # Damaged files make Pillow raise nearly anything, struct.error and IndexError included.
+    # Damaged files make Pillow raise almost any error, even struct.error and IndexError.
     except Exception as error:
         raise DecodeError(f"decode: {type(error).__name__}: {error}") from error
 
@@ -132,7 +131,7 @@ def _decoded(
             image.draft(image.mode, (stored[0] // scale, stored[1] // scale))
         image.load()
         pixels = np.array(_rgb(image))
-    # Pillow turns TIFFs by itself while it loads them.
+    # Pillow turns TIFFs upright while it loads them.
     orientation = _orientation(image)
     if scale == 1:
         stored = (pixels.shape[1], pixels.shape[0])
@@ -144,7 +143,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(_ORIENTATION, 1)
         return found if found in ORIENTATIONS else 1
-    # Unreadable EXIF only means that nothing is known of rotation.
+    # Unreadable EXIF only means that the orientation is unknown.
     except Exception:
         return 1
 
@@ -156,7 +155,7 @@ def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise DecodeError("decode: expected an image, got an empty file")
-    Image.init()  # registers what is beyond the commonest formats; free from the second time on
+    Image.init()  # registers the less common formats; free after the first call
     try:
         image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
     except UnidentifiedImageError as error:
@@ -189,5 +188,5 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(samples: NDArray[np.integer]) -> NDArray[np.uint8]:
     """16 bits -> 8, rounded: 65535 is white."""
     if samples.min() < 0 or samples.max() > 65535:
-        raise DecodeError("decode: expected 16 bits a sample, got values beyond; scale is unknown")
+        raise DecodeError("decode: expected 16 bits a sample, got more, of unknown scale")
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)

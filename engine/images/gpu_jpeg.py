@@ -1,8 +1,8 @@
-"""Decode JPEG on a GPU by nvImageCodec; optional, and no part of the default.
+"""Decode JPEG on a GPU by nvImageCodec; optional, and not the default.
 
-Without a GPU only its CPU decoder could be tried: all undamaged files gave Pillow's pixels, and of
-3,000 damaged ones it took 13 for whole that Pillow refuses. So what is asked for here is speed
-where damaged files are rare; the ``decoder`` column tells whose pixels a row's are.
+Only its CPU decoder was compared with Pillow: undamaged files gave the same pixels, but of 3,000
+damaged ones it decoded 13 that Pillow refuses. So use it for speed where damaged files are rare;
+the ``decoder`` column says which decoder made a row's pixels.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from combicam.engine.images.jpeg import JPEGS
 from combicam.requirements import require
 
 _MODES = ("RGB", "L")
-# Chroma between samples is interpolated as libjpeg does; nvJPEG's default repeats samples.
+# Interpolate chroma as libjpeg does; nvJPEG repeats samples by default.
 OPTIONS = ":fancy_upsampling=1"
 _threads = local()
 
 
 def nvimgcodec() -> Any:
-    """The module.
+    """Import nvImageCodec.
 
     Raises:
         MissingExtra: it is not installed.
@@ -34,10 +34,10 @@ def nvimgcodec() -> Any:
 
 
 def check_gpu_decoding(device: torch.device) -> None:
-    """Whether photos can be decoded where they are explained.
+    """Check that images can be decoded on the explainer's device.
 
     Raises:
-        ValueError: it is no GPU.
+        ValueError: it is not a GPU.
         MissingExtra: nvImageCodec is not installed.
     """
     if device.type != "cuda":
@@ -50,15 +50,15 @@ def check_gpu_decoding(device: torch.device) -> None:
 def decode_jpeg_on_gpu(
     data: bytes, image: Image.Image, decoder: Any = None
 ) -> NDArray[np.uint8] | None:
-    """Decode a JPEG in 8 bits of grey or colour; what has no end is not even tried.
+    """Decode an 8-bit grey or colour JPEG; files without an end marker are not tried.
 
     Args:
         data: the whole file.
-        image: the same, opened by Pillow, whose header was checked; not loaded.
-        decoder: of nvImageCodec; default: this thread's own.
+        image: the same file, opened by Pillow and its header checked, but not loaded.
+        decoder: of nvImageCodec; default: this thread's.
 
     Returns:
-        uint8 [h,w,3] as stored, on the host; None for another decoder.
+        uint8 [h,w,3] as stored, on the host; None to leave it to another decoder.
 
     Raises:
         MissingExtra: nvImageCodec is not installed.
@@ -76,7 +76,7 @@ def decode_jpeg_on_gpu(
 
 
 def _decoder(codec: Any) -> Any:
-    """This thread's, on this thread's device; they are not for several at once."""
+    """This thread's decoder, on its device; decoders are not thread-safe."""
     if not hasattr(_threads, "decoder"):
         _threads.decoder = codec.Decoder(max_num_cpu_threads=1, options=OPTIONS)
     return _threads.decoder

@@ -1,7 +1,7 @@
 """Decode JPEG by libjpeg-turbo: Pillow's pixels in a third of its time.
 
-Of simplejpeg, torchvision.io, torchcodec, OpenCV and Pillow, simplejpeg was the fastest and all
-agreed bit for bit (``python -m benchmarks decode``): all wrap one library, and upsample alike.
+Of simplejpeg, torchvision.io, torchcodec, OpenCV and Pillow, simplejpeg was the fastest, and all
+agreed bit for bit (``python -m benchmarks decode``): they wrap the same library.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _MODES = ("RGB", "L")
 
 
 def decode_jpeg(data: bytes, image: Image.Image, scale: int = 1) -> NDArray[np.uint8] | None:
-    """Decode what is beyond doubt; everything else is Pillow's to decode or to refuse.
+    """Decode an intact JPEG; leave all others for Pillow to decode or refuse.
 
-    Strict: what libjpeg-turbo only warns about (truncation, stray bytes, bad entropy codes) is in
-    doubt, so that a row's status does not depend on who decoded it.
+    Files that libjpeg-turbo only warns about (truncation, stray bytes, bad entropy codes) are left
+    to Pillow, so that a row's status does not depend on the decoder.
 
     Args:
         data: the whole file.
-        image: the same, opened by Pillow, whose header was checked; not loaded.
-        scale: 1, 2, 4 or 8: sides are divided by it while decoding.
+        image: the same file, opened by Pillow and its header checked, but not loaded.
+        scale: 1, 2, 4 or 8, divisor of the sides while decoding.
 
     Returns:
-        uint8 [h,w,3] as stored, writable; None for Pillow.
+        uint8 [h,w,3] as stored, writable; None to leave it to Pillow.
     """
     if simplejpeg is None or image.format not in JPEGS or image.mode not in _MODES:
         return None
     width, height = image.size
     sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     try:
-        # Two frame headers in a file could promise Pillow less than is then decoded.
+        # With two frame headers, Pillow could have checked a smaller size than is decoded.
         if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
             return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", **sides)

@@ -1,10 +1,11 @@
 """Turn and resize pixels to a model's input size, antialiased.
 
-torch's uint8 kernels do the arithmetic of Pillow's, one pass across and one down with rounding in
-between, several times as fast (``python -m benchmarks decode``): one level apart at most, on
-black and white noise two. Bicubic's overshoot is cut in between, so that the order of the passes
-shows: here across first, as in torchvision and in Pillow up to 12; Pillow 13 goes down first where
-the height shrinks much more, or a photo is tall, and then differs from all of them on sharp edges.
+torch's uint8 kernels compute like Pillow's, a horizontal and a vertical pass with rounding between
+them, but several times as fast (``python -m benchmarks decode``); results differ by at most one
+level, on black and white noise by two. Bicubic's overshoot is clipped between the passes, so their
+order matters: the horizontal pass is first here, as in torchvision and in Pillow up to 12.
+Pillow 13 puts the vertical pass first for tall images, or if the height shrinks much more, and then
+differs from all of them on sharp edges.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ FILTERS = {
     "nearest": Image.Resampling.NEAREST,
 }
 _TORCH = ("bilinear", "bicubic")
-# Photos long and thin are cropped before they are scaled, when scaling all would make more pixels
-# than this many times what is kept.
+# Long, thin images are cropped before they are scaled if scaling the whole image would make more
+# than this many times the pixels that are kept.
 _MOST_WASTE = 16
 _MARGIN = 2
 # EXIF orientation -> (swap the axes, then flip up and down, left and right).
@@ -44,12 +45,12 @@ ORIENTATIONS = tuple(_TURNS)
 
 
 def swaps_axes(orientation: int) -> bool:
-    """Whether the upright photo is as wide as the stored one is high."""
+    """Whether turning upright swaps width and height."""
     return _TURNS[orientation][0]
 
 
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Upright [H,W,3], a view.
+    """Turn upright: [H,W,3], a view.
 
     Args:
         pixels: as stored.
@@ -63,12 +64,12 @@ def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 def resize(
     pixels: NDArray[np.uint8], orientation: int, photo: tuple[int, int], preprocess: Preprocess
 ) -> NDArray[np.uint8]:
-    """Turn upright and scale to ``preprocess.size_of`` the photo; ``crop`` takes the centre.
+    """Turn upright and scale to ``preprocess.size_of`` the image; ``crop`` keeps the centre.
 
     Args:
-        pixels: uint8 [h,w,3] as stored, contiguous and writable; maybe already scaled down.
+        pixels: uint8 [h,w,3] as stored, contiguous and writable; may be scaled down already.
         orientation: EXIF, 1 to 8.
-        photo: (width, height) of the upright photo in full, pixels.
+        photo: (width, height) of the full upright image, pixels.
         preprocess: its input_size, resize, crop_pct, side_step and interpolation are used.
 
     Returns:
@@ -88,15 +89,15 @@ def resize(
 def _scaled(
     pixels: NDArray[np.uint8], size: tuple[int, int], orientation: int, mode: str
 ) -> NDArray[np.uint8]:
-    """The stored photo scaled so that it is ``size`` (width, height) once it is upright.
+    """Scale the stored image so that it has ``size`` (width, height) once it is upright.
 
-    Turning the small image instead of the large one saves most of its time.
+    Turning the small image instead of the large one saves most of the time.
     """
-    # In this order the strides say channels-last, which the kernel keeps.
+    # This makes strides channels-last, which the kernel preserves.
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     passes = [size[::-1]]
     if swaps_axes(orientation):
-        # What is across once upright is down here, and comes first there.
+        # The upright image's horizontal axis is vertical here; it must come first.
         passes = [(size[0], pixels.shape[1]), size]
     for step in passes:
         image = torch.nn.functional.interpolate(image, size=step, mode=mode, antialias=True)
@@ -104,7 +105,7 @@ def _scaled(
 
 
 def scaled_size(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
-    """What the whole photo is scaled to before a crop takes its centre: (width, height).
+    """The size of the scaled image before its centre is cropped: (width, height).
 
     Args:
         photo: (width, height) of the upright photo, pixels.
@@ -116,10 +117,10 @@ def scaled_size(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, in
 
 
 def fast_scale(photo: tuple[int, int], preprocess: Preprocess) -> int:
-    """By how much a JPEG may shrink while it is decoded: 1, 2, 4 or 8.
+    """The divisor by which a JPEG may be scaled while decoding: 1, 2, 4 or 8.
 
-    At least twice the size that it is scaled to is left, and the sides are multiples of it: else
-    the smaller photo would show a little more than the photo.
+    The result is at least twice the final size, and the divisor divides both sides; otherwise the
+    smaller image would cover slightly more than the original.
 
     Args:
         photo: (width, height) of the upright photo, pixels.
@@ -141,14 +142,14 @@ def _start(scaled: int, kept: int) -> int:
 def visible_box(
     photo: tuple[int, int], preprocess: Preprocess | None
 ) -> tuple[float, float, float, float]:
-    """Which part of a photo the network sees: left, top, right, bottom, in the photo's own pixels.
+    """The part of an image that the model sees: left, top, right, bottom, in the image's pixels.
 
-    Resizing only that part gives the network's input; resizing all of it first would make an image
-    of 60000x1 pixels a billion pixels large.
+    Resizing only this part gives the model's input; resizing the whole image first would turn
+    60000x1 pixels into a billion.
 
     Args:
         photo: (width, height) of the upright photo, pixels.
-        preprocess: of the network; None where it sees whole photos.
+        preprocess: of the model; None if it sees whole images.
 
     Returns:
         Pixels, with fractions; (0, 0, width, height) unless ``resize`` is ``crop``.

@@ -19,10 +19,10 @@ class Entry:
 
     Attributes:
         id: unique in the run; the relative path, or ``tar::member``.
-        uri: absolute path of the file or tar; ``file://…`` when its name is not UTF-8; or
+        uri: absolute path of the file or tar; ``file://…`` if its name is not UTF-8; or
             ``s3://bucket/key``.
-        offset, size: where a tar's member lies, bytes; None for a whole file.
-        true_lat, true_lon: where the photo was taken, degrees; None where that is not known.
+        offset, size: of a tar's member, bytes; None for a whole file.
+        true_lat, true_lon: where the photo was taken, degrees; None if unknown.
     """
 
     id: str
@@ -33,20 +33,20 @@ class Entry:
     true_lon: float | None = None
 
     def read(self) -> bytes:
-        """The encoded photo.
+        """Read the encoded image.
 
         Raises:
-            OSError: nothing there, no regular file, or a tar shorter than when it was indexed.
-            RunError: its object store does not answer: the next photo would fail, too.
+            OSError: a missing file, not a regular file, or a tar that was truncated since indexing.
+            RunError: the object store does not answer, so that the next image would fail, too.
         """
-        if "\0" in self.uri:  # which no file system has, and Python refuses with a ValueError
+        if "\0" in self.uri:  # no file system has it, and Python raises ValueError
             raise OSError(f"expected a name without a NUL, got {self.uri!r}")
         path = uri_path(self.uri)
         if is_remote(path):
             return self._fetched(path)
         # Opening a named pipe would wait forever.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(f"expected a regular file, got another kind: {self.uri}")
+            raise OSError(f"expected a regular file, got another type: {self.uri}")
         if self.offset is None or self.size is None:
             return path.read_bytes()
         with path.open("rb") as file:
@@ -57,7 +57,7 @@ class Entry:
         try:
             if self.offset is None or self.size is None:
                 return read_range(path)
-            if self.size == 0:  # no range is empty
+            if self.size == 0:  # ranges cannot be empty
                 return b""
             return self._whole(read_range(path, self.offset, self.offset + self.size))
         except FileNotFoundError as error:
@@ -79,8 +79,8 @@ class Entry:
 
 def _away(uri: str, error: Exception) -> RunError:
     return RunError(
-        f"read: expected the store of {uri} to answer, got {first_line(error)}; run again: what is "
-        "committed is kept"
+        f"read: expected the store of {uri} to answer, got {first_line(error)}; run again: "
+        "committed shards are kept"
     )
 
 
@@ -90,7 +90,7 @@ def printable(name: str) -> str:
 
 
 def path_uri(path: Path) -> str:
-    """The absolute path as text that :func:`uri_path` turns back, whatever its bytes."""
+    """The absolute path as text, whatever its bytes; :func:`uri_path` is the inverse."""
     if is_remote(path):
         return str(path)
     path = path.absolute()
@@ -102,7 +102,7 @@ def uri_path(uri: str) -> Path:
     """The inverse of :func:`path_uri`; also of ``file://localhost/…``.
 
     Raises:
-        ValueError: of a store that is not supported.
+        ValueError: an unsupported store.
     """
     if not uri.startswith("file://"):
         return location(uri)

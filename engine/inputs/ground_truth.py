@@ -1,4 +1,4 @@
-"""Read where photos were taken, from columns of a list or a file of their own."""
+"""Read where images were taken, from columns of an input list or from a separate file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from combicam.engine.inputs.entry import Entry
 from combicam.engine.storage.paths import open_parquet
 from combicam.export.classes.tables import readable
 
-# The first pair that a list has. A run's own rows come with the first and the last.
+# The first pair that a list has is read. A run's own rows have the first and the last pair.
 PLACE_COLUMNS = (("true_lat", "true_lon"), ("latitude", "longitude"), ("lat", "lon"))
 _NONE = frozenset({"", "na", "n/a", "nan", "none", "null"})
 
@@ -22,7 +22,7 @@ Place = tuple[float | None, float | None]
 
 
 def place_columns(names: Iterable[str], source: object) -> tuple[str, str] | None:
-    """Which columns of a list say where photos were taken; None where none do.
+    """The ground truth columns of a list; None if it has none.
 
     Raises:
         ValueError: a latitude without a longitude, or the reverse.
@@ -42,22 +42,22 @@ def place_columns(names: Iterable[str], source: object) -> tuple[str, str] | Non
 
 
 def read_place(latitude: Any, longitude: Any, where: str) -> Place:
-    """A place, degrees; (None, None) where a row leaves it out.
+    """Parse a location, degrees; (None, None) if a row has none.
 
     Args:
         latitude, longitude: numbers, or text; empty, ``NA``, ``null``, NaN, … for none.
-        where: what errors call the row.
+        where: name of the row for errors.
 
     Raises:
-        ValueError: one without the other, no numbers, or not on Earth.
+        ValueError: one without the other, not numbers, or not on Earth.
     """
     lat, lon = (_number(value, where) for value in (latitude, longitude))
     if lat is None and lon is None:
         return None, None
     if lat is None or lon is None or abs(lat) > 90 or abs(lon) > 180:
         raise ValueError(
-            f"true place: expected latitude in [-90, 90] and longitude in [-180, 180], or neither, "
-            f"got {latitude!r} and {longitude!r} in {where}"
+            f"ground truth: expected latitude in [-90, 90] and longitude in [-180, 180] or "
+            f"neither, got {latitude!r} and {longitude!r} in {where}"
         )
     return lat, lon
 
@@ -69,8 +69,8 @@ def _number(value: Any, where: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"true place: expected degrees, got {value!r} in {where}; leave it empty where it is "
-            "not known"
+            f"ground truth: expected degrees, got {value!r} in {where}; leave it empty if it is "
+            "unknown"
         ) from error
     return None if math.isnan(number) else number
 
@@ -79,19 +79,19 @@ def read_truth(path: Path) -> dict[str, Place]:
     """Read a CSV or Parquet file with columns ``id`` and a pair of :data:`PLACE_COLUMNS`.
 
     Raises:
-        ValueError: no such columns, no id, an id twice, or a place that is none.
+        ValueError: missing columns, a missing or repeated id, or an invalid location.
         RunError: a damaged Parquet file.
         FileNotFoundError: no such file.
     """
     truth: dict[str, Place] = {}
-    with readable(path, "true places"):
+    with readable(path, "ground truth"):
         for number, (identity, latitude, longitude) in enumerate(_rows(path), 1):
             where = f"row {number} of {path}"
             if identity in (None, ""):
-                raise ValueError(f"true places: expected an id in {where}, got none; remove it")
+                raise ValueError(f"ground truth: expected an id in {where}, got none; remove it")
             if str(identity) in truth:
                 raise ValueError(
-                    f"true places: expected unique ids, got {identity!r} again in {where}; "
+                    f"ground truth: expected unique ids, got {identity!r} again in {where}; "
                     "remove one"
                 )
             truth[str(identity)] = read_place(latitude, longitude, where)
@@ -118,17 +118,17 @@ def _columns(names: Iterable[str], path: Path) -> tuple[str, str, str]:
     pair = place_columns(names, path)
     if pair is None or "id" not in names:
         raise ValueError(
-            f"true places: expected {path} to have the columns id and "
+            f"ground truth: expected {path} to have the columns id and "
             f"{', or '.join(' and '.join(pair) for pair in PLACE_COLUMNS)}, got {names}"
         )
     return "id", *pair
 
 
 def with_truth(entries: Iterable[Entry], truth: Mapping[str, Place]) -> Iterator[Entry]:
-    """The same entries, those that ``truth`` knows at their true places.
+    """Add the locations of ``truth`` to entries.
 
     Raises:
-        ValueError: it knows none of them.
+        ValueError: it has none of the entries.
     """
     count, first = 0, None
     for entry in entries:
@@ -143,18 +143,18 @@ def with_truth(entries: Iterable[Entry], truth: Mapping[str, Place]) -> Iterator
 
 
 def refuse_strangers(first: str | None, truth: Mapping[str, Place]) -> None:
-    """Say that true places are of other photos.
+    """Raise an error because the ground truth is of other images.
 
     Args:
-        first: id of the first photo; None where there is no photo.
-        truth: none of whose ids is a photo's.
+        first: id of the first image; None if there is no image.
+        truth: has none of the images' ids.
 
     Raises:
-        ValueError: always where there is a photo.
+        ValueError: if there is an image.
     """
     if first is not None:
         raise ValueError(
-            f"true places: expected ids of the inputs, such as {first!r}, got none of them; the "
+            f"ground truth: expected ids of the inputs, such as {first!r}, got none of them; the "
             f"file has {', '.join(map(repr, list(truth)[:3])) or 'no rows'}"
         )
 

@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
 TEXT_SUFFIXES = (".txt", ".lst", ".list")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PATH_COLUMNS = ("uri", "path", "file", "filename")
-# Path, id, latitude and longitude of a list's row.
+# Path, id, latitude and longitude of a row in a list.
 _Row = tuple[Any, Any, Any, Any]
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -30,15 +30,15 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 def list_inputs(source: str) -> Iterator[Entry]:
     """Every input of a run, in a fixed order.
 
-    Folders, globs and tars are sorted by path, members stay in their tar's order, lists in theirs.
+    Folders, globs and tars are sorted by path; members of a tar and lists keep their order.
 
     Args:
-        source: folder (searched through), glob, ``.txt``, ``.csv`` or ``.parquet`` list (paths
+        source: folder (searched recursively), glob, ``.txt``, ``.csv`` or ``.parquet`` list (paths
             relative to the list's folder), image, ``.tar``, or ``shards-{000..003}.tar``; all of
-            them also as ``s3://…``, and lists may name objects.
+            them also as ``s3://…``, and lists may contain object URLs.
 
     Raises:
-        ValueError: INPUT does not exist, is of no known kind, or mixes images and tars.
+        ValueError: the input does not exist, is of an unknown type, or mixes images and tars.
     """
     path = location(source)
     if path.is_file():
@@ -77,7 +77,7 @@ def expand_ranges(pattern: str) -> list[str]:
 
 
 def _matches(name: Path, base: Path) -> Iterable[Path]:
-    """What a glob finds; a name without wildcards is found even if nothing is there."""
+    """Paths that match a glob; a name without wildcards matches even if it does not exist."""
     if not glob.has_magic(str(name)):
         return [name]
     return base.glob(name.relative_to(base).as_posix())
@@ -90,9 +90,9 @@ def _walk(folder: Path) -> Iterator[Path]:
         return
 
     def fail(error: OSError) -> None:
-        raise error  # by default such a folder's photos would be left out silently
+        raise error  # by default os.walk would skip such a folder silently
 
-    # Folders too: one that is called x.jpg is an input, which then fails.
+    # Folders too: one that is named x.jpg is an input, which then fails.
     for parent, folders, files in os.walk(folder, onerror=fail):
         for name in (*folders, *files):
             yield Path(parent, name)
@@ -105,8 +105,8 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _expand(paths: Iterable[Path], base: Path) -> Iterator[Entry]:
-    """Entries of images or of tars; anything else is no input."""
-    # Bytes: the smallest that can be sorted, and millions of them are.
+    """Entries of images or tars; other files are skipped."""
+    # Sorts bytes, the smallest form, because there may be millions.
     images: list[bytes] = []
     tars: list[bytes] = []
     for path in paths:
@@ -164,7 +164,7 @@ def _from_rows(path: Path, rows: Iterable[_Row]) -> Iterator[Entry]:
 
 
 def _named(source: Path, number: int, name: str) -> Path:
-    """What a row of a list names."""
+    """The path that a row of a list names."""
     try:
         path = uri_path(name)
     except ValueError as error:

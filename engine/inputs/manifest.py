@@ -35,10 +35,10 @@ _CHUNK = 65536
 def write_manifest(path: Path, entries: Iterable[Entry], shard_size: int) -> None:
     """Write ``manifest.parquet`` atomically; row group i is shard i.
 
-    The columns ``true_lat`` and ``true_lon`` are there if they are known of an entry.
+    It has the columns ``true_lat`` and ``true_lon`` if an entry has ground truth.
 
     Raises:
-        ValueError: no entries, or two of one id.
+        ValueError: no entries, or two with the same id.
     """
     table = pa.Table.from_batches(_batches(entries, shard_size), SCHEMA)
     if table.num_rows == 0:
@@ -56,7 +56,7 @@ def write_manifest(path: Path, entries: Iterable[Entry], shard_size: int) -> Non
 
 
 def _batches(entries: Iterable[Entry], shard_size: int) -> Iterator[Any]:
-    """Record batches: columns of millions of entries are small, objects are not."""
+    """Entries as record batches: columns of millions of entries are small, objects are not."""
     entries = iter(entries)
     start = 0
     while chunk := list(islice(entries, _CHUNK)):
@@ -91,7 +91,7 @@ def _check_unique(table: Any) -> None:
 
 
 class Manifest:
-    """A written manifest; a shard is read when asked for, so memory does not grow with a run."""
+    """A written manifest; shards are read on demand, so memory does not grow with the run."""
 
     def __init__(self, path: Path) -> None:
         self._file = open_parquet(path)
@@ -109,21 +109,21 @@ class Manifest:
 
     @property
     def images(self) -> int:
-        """How many inputs."""
+        """Number of inputs."""
         return int(self._file.metadata.num_rows)
 
     @property
     def shards(self) -> int:
-        """How many shards."""
+        """Number of shards."""
         return int(self._file.metadata.num_row_groups)
 
     @property
     def has_truth(self) -> bool:
-        """Whether it is known of some inputs where they were taken."""
+        """Whether some inputs have ground truth."""
         return set(_TRUTH) <= set(self._file.schema_arrow.names)
 
     def shard_images(self, index: int) -> int:
-        """How many inputs a shard has."""
+        """Number of inputs of a shard."""
         return int(self._file.metadata.row_group(index).num_rows)
 
     def shard(self, index: int) -> list[Entry]:
@@ -133,17 +133,17 @@ class Manifest:
         return [Entry(**row) for row in columns.to_pylist()]
 
     def difference(self, entries: Iterable[Entry]) -> str | None:
-        """How a listing differs from this one, in words; None where it does not.
+        """Describe how a listing differs from this manifest; None if it does not.
 
         Args:
-            entries: of the listing, in order; they are streamed.
+            entries: of the listing, in order; streamed.
         """
         now, first = 0, None
         ids = self._ids()
         for entry in entries:
             now += 1
-            if first is None and entry.id != (there := next(ids, None)):
-                first = entry.id if there is None else min(entry.id, there)
+            if first is None and entry.id != (listed := next(ids, None)):
+                first = entry.id if listed is None else min(entry.id, listed)
         if first is None and now == self.images:
             return None
         first = first if first is not None else next(ids)

@@ -1,4 +1,4 @@
-"""Find and read the mask of an image: a PNG in a folder beside, named by the image's id."""
+"""Find and read the mask of an image: a PNG in a separate folder, named by the image's id."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from combicam.errors import DecodeError
 
 
 def find_mask(folder: Path, identity: str) -> Path | None:
-    """Where an image's mask lies; None where it has none.
+    """Path of an image's mask; None if it has none.
 
-    Of ``a/b.jpg`` it is ``a/b.jpg.png``, or else ``a/b.png``; a member of a tar, ``x.tar::b.jpg``,
-    has it in a folder that is called like the tar: ``x.tar/b.png``.
+    For ``a/b.jpg``: ``a/b.jpg.png``, or else ``a/b.png``; for a member of a tar, ``x.tar::b.jpg``,
+    the same in a folder named like the tar: ``x.tar/b.png``.
     """
     named = folder / identity.replace("::", "/").lstrip("/")
     candidates = (named.with_name(f"{named.name}.png"), named.with_suffix(".png"))
@@ -24,17 +24,17 @@ def find_mask(folder: Path, identity: str) -> Path | None:
 
 
 def read_mask(path: Path) -> NDArray[Any]:
-    """A mask as its file stores it: [h,w], numbers of a palette too, or RGB [h,w,3] without alpha.
+    """Read a mask as stored: [h,w], also palette indices, or RGB [h,w,3] without alpha.
 
     Raises:
         DecodeError: not a readable PNG.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            # Palettes are label maps: their numbers count, not their colours.
+            # Palette images are label maps: read the indices, not the colours.
             kept = image if image.mode in ("P", "L", "1", "I", "I;16") else image.convert("RGB")
             return np.asarray(kept)
-    # Damaged files make Pillow raise nearly anything, struct.error and IndexError included.
+    # For damaged files Pillow raises almost any exception, even struct.error and IndexError.
     except Exception as error:
         raise DecodeError(
             f"mask: expected a PNG, got {path} ({type(error).__name__}: {error})"

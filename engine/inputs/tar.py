@@ -1,4 +1,4 @@
-"""Index WebDataset tars, whose members are read where they lie."""
+"""Index WebDataset tars, whose members are read in place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def tar_entries(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Ent
 
     Args:
         path: an uncompressed tar.
-        name: how the tar is called in ids (``name::member``).
+        name: of the tar in ids (``name::member``).
         suffixes: of image files, lower case.
 
     Raises:
-        ValueError: compressed, truncated or corrupt.
+        ValueError: a compressed, truncated or corrupt tar.
     """
     uri = path_uri(path)
     try:
@@ -40,7 +40,7 @@ def tar_entries(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Ent
 
 
 def _check_end(file: BinaryIO, end: int) -> None:
-    """tarfile takes a damaged header for the end; only zeros or nothing may follow."""
+    """Check that only zeros or nothing follows: tarfile takes a damaged header for the end."""
     file.seek(end)
     if any(file.read(tarfile.BLOCKSIZE)):
         raise tarfile.ReadError(f"damaged header at byte {end}")

@@ -1,4 +1,4 @@
-"""Measure how far a run's predicted locations are from where the photos were taken."""
+"""Measure how far a run's predicted locations are from where the images were taken."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from combicam.engine.storage.paths import location
 
 
 def accuracy(run: str | Path | OpenRun, truth: str | Path | None = None) -> Accuracy | None:
-    """How far the predictions of a run are from the truth; also while it goes on.
+    """Measure how far a run's predicted locations are from the ground truth, also during the run.
 
     Args:
-        run: run directory, or one that is open.
-        truth: CSV or Parquet file with the columns id, latitude and longitude; default: what the
-            run was told.
+        run: run directory, or an open run.
+        truth: CSV or Parquet file with the columns id, latitude and longitude; default: the
+            ground truth that the run was given.
 
     Returns:
-        None where no true place of a placed photo is known.
+        The accuracy; None if no located photo has ground truth.
 
     Raises:
-        RunError: no run directory, or one without a committed shard.
-        ValueError: a run without places, or a file of places that is none, or is of other photos.
-        FileNotFoundError: no such file.
+        RunError: not a run directory, or one without a committed shard.
+        ValueError: a run without locations, or ground truth that is invalid or of other images.
+        FileNotFoundError: a missing file.
     """
     opened = run if isinstance(run, OpenRun) else open_run(run)
     names = opened.dataset.schema.names
     if "lat" not in names:
         raise ValueError(
-            f"accuracy: expected a run whose classes have places, got {opened.path} without; run "
-            "it with --classes"
+            f"accuracy: expected a run whose classes have locations, got {opened.path} without; "
+            "run it with --classes"
         )
     if truth is None:
         return _known(opened) if "error_km" in names else None

@@ -1,6 +1,6 @@
 """Draw S2 cells as polygons of longitudes and latitudes, for GeoJSON.
 
-A face of S2's cube has its axes n (to its middle), u and v: a point is n + u U + v V, with
+A face of S2's cube has the axes n (through its centre), U and V: a point is n + u U + v V, with
 u = (4 s² - 1) / 3 for s >= 1/2, and (1 - 4 (1 - s)²) / 3 below. A cell of level L is a square of
 side 2^-L in (s, t). Its edges are great circles.
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from combicam.export.classes import s2
 from combicam.export.classes.places import unit_vectors
 
-# Of each face n, U, V.
+# n, U, V of each face.
 _AXES = np.array(
     [
         [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
@@ -30,22 +30,22 @@ _AXES = np.array(
     ],
     np.float64,
 )
-_STRAIGHT = 9  # from this level on an edge is as good as straight on a map
-_MOST_POINTS = 32  # of an edge
+_STRAIGHT = 9  # from this level on, edges are practically straight on a map
+_MOST_POINTS = 32  # per edge
 
 
 @lru_cache(4096)
 def cell_outline(token: str) -> dict[str, Any]:
     """The geometry of a cell: ``Polygon``, or ``MultiPolygon`` for a face of the cube.
 
-    Faces lie across the 180th meridian or around a pole. Their quarters do not, nor does any
-    smaller cell: edges of S2 lie there.
+    Faces cross the 180th meridian or contain a pole. Their quarters and smaller cells do not:
+    cell edges run along the meridian and meet at the pole.
 
     Args:
         token: of the cell.
 
     Raises:
-        ValueError: the token of no cell.
+        ValueError: not the token of a cell.
     """
     cell = s2.cell_id(token)
     level = int(s2.levels(np.array([cell], np.uint64))[0])
@@ -69,12 +69,12 @@ def _ring(cell: int, level: int) -> list[tuple[float, float]]:
     u, v = _to_uv(s / 2**level)[:, None], _to_uv(t / 2**level)[:, None]
     x, y, z = (n + u * axes[0] + v * axes[1]).T
     lats = np.degrees(np.arctan2(z, np.hypot(x, y)))
-    # On the side of the cell: the meridian is 180 to the west of it, and -180 to the east.
+    # The meridian is 180 for cells to its west, and -180 for cells to its east.
     lons = lon + (np.degrees(np.arctan2(y, x)) - lon + 180) % 360 - 180
     points = list(zip(lons.clip(-180, 180).tolist(), lats.tolist(), strict=True))
     ring: list[tuple[float, float]] = []
     for i, point in enumerate(points):
-        # A pole has every longitude: there a map's edge runs from one neighbour's to the other's.
+        # A pole has every longitude: on a map the edge runs from one neighbour's to the other's.
         at_pole = abs(point[1]) > 90 - 1e-9
         around = (points[i - 1][0], points[(i + 1) % len(points)][0])
         ring += [(east, point[1]) for east in around] if at_pole else [point]

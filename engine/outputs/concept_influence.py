@@ -1,4 +1,4 @@
-"""Measure concept influence: is a concept, such as sky, explained more than its area suggests?"""
+"""Measure concept influence: a concept's share of the highest pixels relative to its area."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 def concept_influence(
     heatmaps: Any, masks: Any, k: int = TOP_PIXELS, concepts: Sequence[int] | None = None
 ) -> NDArray[np.float64]:
-    """How much more of the best explained pixels a concept has than of the image.
+    """A concept's share of the highest heatmap pixels, relative to its share of the image.
 
     ``CI(c) = (share of the k largest pixels that lie on c) / (share of the image that is c)``: 1
-    for a concept that is explained like any other place, 0 for one that is not explained at all.
-    Where pixels tie for the last of the k places, each gets an equal part of what is left, which
-    is the mean over all ways to choose.
+    for a concept that is highlighted like the rest of the image, 0 for one that is not at all.
+    Pixels that tie for the last of the k share the remaining weight equally, which is the mean
+    over all ways to break the tie.
 
     Args:
         heatmaps: float or uint8 [N,H,W].
-        masks: integers >= 0 [N,h,w], the concept of every pixel; another size than (H, W) is
-            resized, each pixel takes the label that is nearest.
+        masks: integers >= 0 [N,h,w], the concept of every pixel; resized to (H, W) by nearest
+            neighbour if necessary.
         k: how many pixels.
-        concepts: their numbers, C columns; default: all that occur in the masks, ascending.
+        concepts: labels of the C columns; default: all that occur in the masks, ascending.
 
     Returns:
         float64 [N,C]; NaN where an image lacks the concept, or its heatmap is constant.
 
     Raises:
-        ValueError: shapes that do not fit, heatmaps that are not finite, labels that are no
-            integers >= 0, or ``k`` outside of 1..H*W.
+        ValueError: shapes that do not match, heatmaps that are not finite, labels that are not
+            integers >= 0, or ``k`` outside 1..H*W.
 
     Source: Theiner, Müller-Budack, Ewerth, "Interpretable Semantic Photo Geolocation", WACV 2022,
     arXiv 2104.14995.
@@ -61,7 +61,7 @@ def concept_influence(
 def shares(
     heatmap: NDArray[Any], labels: NDArray[Any], k: int, concepts: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of one image, the concepts' influence and their shares of the image.
+    """The concepts' influence in one image, and their shares of the image.
 
     Args:
         heatmap: [H,W].
@@ -82,7 +82,7 @@ def shares(
 
 
 def top_weights(heatmap: NDArray[Any], k: int) -> NDArray[np.float64]:
-    """Which pixels are among the k largest: 1 or 0, [H,W]; parts of 1 for those that tie.
+    """Weights of the k largest pixels: 1 or 0, [H,W]; fractions for pixels that tie.
 
     Raises:
         ValueError: see :func:`concept_influence`.
@@ -101,7 +101,7 @@ def top_weights(heatmap: NDArray[Any], k: int) -> NDArray[np.float64]:
 
 
 def resized_labels(labels: NDArray[Any], size: tuple[int, int], box: Box = _WHOLE) -> NDArray[Any]:
-    """A part of a label map at another size; each pixel takes the nearest label.
+    """Resize a part of a label map by nearest neighbour.
 
     Args:
         labels: [h,w].
@@ -111,7 +111,7 @@ def resized_labels(labels: NDArray[Any], size: tuple[int, int], box: Box = _WHOL
     left, top, right, bottom = box
     spans = ((top, bottom), (left, right))
     rows, columns = (
-        # Pixels are looked up at their centres.
+        # Sample at pixel centres.
         np.minimum(
             ((start + (np.arange(n) + 0.5) / n * (end - start)) * old).astype(np.int64), old - 1
         )
@@ -121,7 +121,7 @@ def resized_labels(labels: NDArray[Any], size: tuple[int, int], box: Box = _WHOL
 
 
 def check_labels(labels: NDArray[Any], where: str) -> None:
-    """Make sure that they are concepts' numbers.
+    """Check that labels are integers >= 0.
 
     Raises:
         ValueError: they are not.
@@ -129,6 +129,6 @@ def check_labels(labels: NDArray[Any], where: str) -> None:
     if labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
         low = labels.min() if labels.size else "nothing"
         raise ValueError(
-            f"{where}: expected labels as integers >= 0, got {labels.dtype} from {low}; make a "
-            "number of every concept"
+            f"{where}: expected labels as integers >= 0, got {labels.dtype} from {low}; number "
+            "the concepts"
         )

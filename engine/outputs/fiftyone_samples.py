@@ -1,4 +1,4 @@
-"""Make a FiftyOne dataset of a run: photos, predictions, locations and heatmaps."""
+"""Write a run as a FiftyOne dataset: images, predictions, locations and heatmaps."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from combicam.requirements import require
 
 
 def write_fiftyone(run: str | Path, name: str) -> int:
-    """Make a persistent FiftyOne dataset of a run; needs FiftyOne's database.
+    """Write a run as a persistent FiftyOne dataset; needs FiftyOne's database.
 
     Args:
         run: run directory.
-        name: of the dataset; a new one.
+        name: of the new dataset.
 
     Returns:
-        How many samples it has.
+        The number of samples.
 
     Raises:
         MissingExtra, RunError: see :func:`fiftyone_samples`.
-        ValueError: FiftyOne has a dataset of that name.
+        ValueError: FiftyOne already has a dataset with this name.
     """
     fo = require("fiftyone", extra="fiftyone", operation="fiftyone")
     samples = fiftyone_samples(run)
@@ -39,26 +39,26 @@ def write_fiftyone(run: str | Path, name: str) -> int:
 
 
 def fiftyone_samples(run: str | Path) -> Iterator[Any]:
-    """``fiftyone.Sample`` of every committed row whose status is ok; needs no database.
+    """A ``fiftyone.Sample`` for every committed row whose status is ok; needs no database.
 
     Fields, for each target ``k`` = 0, 1, …: ``prediction<k>`` (``Classification``: the class's
-    name where the row has it, else its number) and ``heatmap<k>``
-    (``Heatmap``, uint8 on the stored grid, over the whole photo; what the network did not see is
-    0). Also ``run_id``, and ``location`` (``GeoLocation``) where the run has places.
+    name if the row has one, else its number) and ``heatmap<k>`` (``Heatmap``, uint8 on the stored
+    grid, over the whole image; 0 where the model did not see it). Also ``run_id``, and
+    ``location`` (``GeoLocation``) if the run has locations.
 
     Args:
         run: run directory.
 
     Raises:
         MissingExtra: FiftyOne is not installed.
-        RunError: no committed shards, or photos inside of tars, which FiftyOne cannot show.
+        RunError: no committed shards, or images in tars, which FiftyOne cannot show.
     """
     fo = require("fiftyone", extra="fiftyone", operation="fiftyone")
     opened = open_run(run)
     first = opened.table(["id", "uri"]).slice(0, 1).to_pylist()[0]
     if "::" in first["id"] and first["uri"].endswith(".tar"):
         raise RunError(
-            f"fiftyone: expected photos as files, got {first['id']} inside of a tar; extract the "
+            f"fiftyone: expected images as files, got {first['id']} in a tar; extract the "
             "tars and run over the folder, or convert to WebDataset"
         )
     return _samples(fo, opened)
@@ -85,7 +85,7 @@ def _samples(fo: Any, opened: OpenRun) -> Iterator[Any]:
 
 
 def _label(run: OpenRun, target: int) -> str:
-    """The class's name, or its number; a region has none."""
+    """The class's name or number; a region has neither."""
     if run.classes is None or target < 0:
         return str(target)
     return run.classes.name(target)
@@ -94,15 +94,15 @@ def _label(run: OpenRun, target: int) -> str:
 def over_photo(
     heatmap: NDArray[np.uint8], photo: tuple[int, int], preprocess: Preprocess | None
 ) -> NDArray[np.uint8]:
-    """A heatmap [h,w] of what the network saw, with zeros around it where that was a crop.
+    """Pad a heatmap [h,w] of a crop with zeros to cover the whole image.
 
     Args:
         heatmap: on any grid.
-        photo: (width, height) of the upright photo, pixels.
-        preprocess: of the run; None where it saw whole photos.
+        photo: (width, height) of the upright image, pixels.
+        preprocess: of the run; None if the model saw whole images.
 
     Returns:
-        uint8 [h',w'] over the whole photo, on the same grid, rounded to its cells.
+        uint8 [h',w'] over the whole image, on the same grid, rounded to its cells.
     """
     rows, columns = heatmap.shape
     left, top, right, bottom = visible_box(photo, preprocess)

@@ -18,23 +18,22 @@ def placed_schema(opened: OpenRun) -> Any:
     """Columns of :func:`placed_rows`.
 
     Raises:
-        ValueError: a run without places.
+        ValueError: a run without locations.
     """
     schema = opened.dataset.schema
     if "lat" not in schema.names:
         raise ValueError(
-            f"convert: expected a run whose classes have places, got {opened.path} without; run it "
-            "with --classes"
+            f"convert: expected a run whose classes have locations, got {opened.path} without; "
+            "run it with --classes"
         )
     kept = [f for f in schema if f.name == "error_km" or not f.name.startswith(_LEFT_OUT)]
     return pa.schema([*kept, pa.field("photo", pa.string())])
 
 
 def placed_rows(opened: OpenRun) -> Iterator[Any]:
-    """Record batches of the committed rows that have a place, in order.
+    """Record batches of the committed rows that have a location, in order.
 
-    A run's columns, and ``photo``: a link to the photo's file; of photos inside of tars, to the
-    tar.
+    They have the run's columns, and ``photo``: a link to the image's file, or to its tar.
     """
     schema = placed_schema(opened)
     columns = schema.names[:-1]

@@ -15,31 +15,31 @@ from combicam.engine.storage.paths import location
 
 
 def write_geojson(run: str | Path, output: str | Path, cells: bool = False) -> int:
-    """Write the rows that have a place as a ``FeatureCollection``, one a line.
+    """Write the rows that have a location as a ``FeatureCollection``, one per line.
 
-    Coordinates are longitude, then latitude, WGS 84, as RFC 7946 has it; there is no ``crs``. A
-    feature's ``id`` is the photo's, its properties are the other columns without heatmaps, and
+    Coordinates are longitude, latitude (WGS 84), as RFC 7946 requires; there is no ``crs``. A
+    feature's ``id`` is the image's; its properties are the other columns except heatmaps, and
     ``photo``, a link.
 
     Args:
-        run: run directory; also while the run goes on.
-        output: file to write; it appears complete or not at all.
-        cells: the S2 cells as polygons; else points, ``lon`` and ``lat`` of the run.
+        run: run directory, finished or not.
+        output: file, written atomically.
+        cells: write S2 cells as polygons; else points, ``lon`` and ``lat`` of the run.
 
     Returns:
-        How many features were written.
+        The number of features.
 
     Raises:
-        RunError: no run directory, or one without a committed shard.
-        ValueError: a run without places, or without S2 cells where they are asked for, or a folder
-            as output.
+        RunError: not a run directory, or one without a committed shard.
+        ValueError: a run without locations, or without the requested S2 cells, or a folder as
+            output.
     """
     opened, output = open_run(run), location(output)
-    known = placed_schema(opened).names  # refuses a run without places before anything is written
+    known = placed_schema(opened).names  # fails early without locations
     if cells and "s2_token" not in known:
         raise ValueError(
             f"convert: expected a run whose classes have S2 cells, got {opened.path} without; "
-            "write points"
+            "write points instead"
         )
     count = 0
     with new_file(output, "convert") as path, path.open("w", encoding="utf-8") as file:

@@ -20,26 +20,26 @@ from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import location
 
 _GROUP_ROWS = 65_536
-# Well-known binary: little-endian, geometry 1 is a point, then x and y.
+# Well-known binary: little-endian, geometry type 1 (point), then x and y.
 _POINT = np.dtype([("order", "u1"), ("type", "<u4"), ("x", "<f8"), ("y", "<f8")])
 
 
 def write_geoparquet(run: str | Path, output: str | Path) -> int:
-    """Write the rows that have a place, with the point in the column ``geometry``.
+    """Write the rows that have a location, with the point in the column ``geometry``.
 
     Coordinates are longitude and latitude, WGS 84 (OGC:CRS84, GeoParquet's default). Rows are
-    streamed; heatmaps stay in the run.
+    streamed; heatmaps are left out.
 
     Args:
-        run: run directory; also while the run goes on.
-        output: file to write; it appears complete or not at all.
+        run: run directory, finished or not.
+        output: file, written atomically.
 
     Returns:
-        How many rows were written.
+        The number of rows.
 
     Raises:
-        RunError: no run directory, or one without a committed shard.
-        ValueError: a run without places, or a folder as output.
+        RunError: not a run directory, or one without a committed shard.
+        ValueError: a run without locations, or a folder as output.
 
     Source: GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0/
     """
@@ -70,7 +70,7 @@ def wkb_points(x: NDArray[np.float64], y: NDArray[np.float64]) -> Any:
 
 
 def _groups(opened: OpenRun) -> Iterator[Any]:
-    """Tables of about a row group; the batches of a run are as small as its own groups."""
+    """Tables of about one row group each; the run's own batches are smaller."""
     waiting: list[Any] = []
     for batch in chain(placed_rows(opened), [None]):
         if batch is not None:

@@ -1,4 +1,4 @@
-"""Explain single photos and draw their overlays."""
+"""Explain single images and draw their overlays."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _FRAME = 255
 
 
 class PhotoPictures:
-    """Explains photos one by one, and writes pictures of what it finds.
+    """Explains images one by one, and writes overlays and figures.
 
     Args:
-        explainer: of any model; for layer maps in figures one that keeps them.
-        target: what is explained; None for the best classes.
-        colormap: of the pictures.
-        figure: ``png``, ``pdf`` or ``svg`` for figures beside the overlays; None for none.
-        max_pixels: photos with more are refused.
+        explainer: of any model; for layer maps in figures, one that keeps them.
+        target: what to explain; None for the best classes.
+        colormap: of the overlays.
+        figure: ``png``, ``pdf`` or ``svg`` to draw figures too; None for no figures.
+        max_pixels: refuse images with more pixels.
 
     Raises:
-        ValueError: the target is where photos were taken, which a photo alone does not say.
+        ValueError: the target is ``truth``, but single images have no ground truth.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class PhotoPictures:
     ) -> None:
         if target is not None and target.needs_truth:
             raise ValueError(
-                "overlay: expected targets that are the same for all photos, got 'truth'; name the "
-                "place as LAT,LON"
+                "overlay: expected targets that are the same for all images, got 'truth'; name the "
+                "location as LAT,LON"
             )
         self._explainer = explainer
         self._target = target
@@ -59,41 +59,41 @@ class PhotoPictures:
         self._decode = DecodeConfig(max_pixels=max_pixels)
 
     def draw(self, photo: Path, stem: Path) -> list[str]:
-        """Explain a photo, and write ``STEM.overlay.png``, one picture per target.
+        """Explain an image and write ``STEM.overlay.png``, one overlay per target.
 
         Args:
-            photo: its file.
-            stem: of the files that are written; more targets get ``STEM.overlay-2.png``, …
+            photo: image file.
+            stem: of the output files; further targets get ``STEM.overlay-2.png``, …
 
         Returns:
-            What was found, a line per target, and the figure's file.
+            A line per target with class, probability and file, then the figure's file.
 
         Raises:
-            OSError: no such photo, or no room.
-            DecodeError: no image, or too large a one.
+            OSError: a missing file, or no space left.
+            DecodeError: not an image, or too large.
         """
         data = photo.read_bytes()
-        seen = decode_image(data, self._explainer.preprocess, self._decode)
-        size = Preprocess((seen.height, seen.width), resize="squash")
+        decoded = decode_image(data, self._explainer.preprocess, self._decode)
+        size = Preprocess((decoded.height, decoded.width), resize="squash")
         pixels = decode_image(data, size, self._decode).pixels
-        explanation = self._explain(seen.pixels)
-        box = _seen_pixels((seen.width, seen.height), self._explainer.preprocess)
+        explanation = self._explain(decoded.pixels)
+        box = _seen_pixels((decoded.width, decoded.height), self._explainer.preprocess)
         names = self._names(explanation)
-        found = []
+        lines = []
         for k, heat in enumerate(explanation.heatmaps[0].float().cpu().numpy()):
             file = stem.with_name(f"{stem.name}.overlay{f'-{k + 1}' if k else ''}.png")
             picture = overlay(pixels, heat, self._colormap, box)
             Image.fromarray(_framed(picture, box)).save(file)
             score = probability(float(explanation.scores[0, k]))
-            found.append(f"{names[k]}, {score}, {file}")
+            lines.append(f"{names[k]}, {score}, {file}")
         if self._figure is not None:
             file = stem.with_name(f"{stem.name}.figure.{self._figure}")
             left, top, right, bottom = box
             shown = replace(explanation, photos=(pixels[top:bottom, left:right],))
             figure = draw_figure(shown, [names], [photo.name], self._colormap, layers=4)
             figure.savefig(file)
-            found.append(str(file))
-        return found
+            lines.append(str(file))
+        return lines
 
     def _explain(self, pixels: NDArray[np.uint8]) -> Explanation:
         if self._target is None:
@@ -106,19 +106,19 @@ class PhotoPictures:
         names = [target_name(target, self._explainer.classes) for target in targets]
         if self._target is None:
             return names
-        asked = zip(targets, names, self._target.words, strict=True)
-        return [word if target < 0 else name for target, name, word in asked]
+        known = zip(targets, names, self._target.words, strict=True)
+        return [word if target < 0 else name for target, name, word in known]
 
 
 def _seen_pixels(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, int, int, int]:
-    """The visible box in whole pixels, one at least."""
+    """The visible box in whole pixels, at least one."""
     left, top, right, bottom = visible_box(photo, preprocess)
     x, y = min(round(left), photo[0] - 1), min(round(top), photo[1] - 1)
     return x, y, max(x + 1, round(right)), max(y + 1, round(bottom))
 
 
 def _framed(picture: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """A thin white line around what the network saw, where that is not the whole photo."""
+    """Draw a thin white line around the part that the model saw, if it is not the whole image."""
     left, top, right, bottom = box
     height, width = picture.shape[:2]
     if box == (0, 0, width, height):

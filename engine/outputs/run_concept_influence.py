@@ -28,21 +28,21 @@ from combicam.export.classes.tables import readable
 from combicam.export.preprocess import Preprocess
 
 ALL, NO_GROUP = "all", "(none)"
-# Concept -> influence and share of the image, of all images that have it.
-_Found = dict[int, "tuple[array[float], array[float]]"]
+# Concept -> influence and share of the image, for all images that have it.
+_Values = dict[int, "tuple[array[float], array[float]]"]
 
 
 @dataclass(frozen=True)
 class ConceptTable:
-    """The influence of concepts on groups of photos.
+    """The influence of concepts on groups of images.
 
     Attributes:
-        rows: pyarrow table: ``group``, ``concept``, ``images`` (that have the concept),
-            ``influence`` (its mean over them), ``median``, and ``coverage`` (the mean share of
-            these images that is the concept).
-        images: how many photos were used.
-        without_mask: explained photos that have no mask.
-        flat: photos whose heatmap is constant; not used.
+        rows: pyarrow table: ``group``, ``concept``, ``images`` (with the concept), ``influence``
+            (mean over these images), ``median``, and ``coverage`` (mean share of these images'
+            area that is the concept).
+        images: number of images used.
+        without_mask: explained images that have no mask.
+        flat: images whose heatmap is constant; not used.
     """
 
     rows: Any
@@ -59,29 +59,29 @@ def run_influence(
     by: str | None = None,
     groups: str | Path | None = None,
 ) -> ConceptTable:
-    """The influence of concepts on the first target of every explained photo.
+    """Measure the influence of concepts on the first target of every explained image.
 
     Args:
         run: run directory.
-        masks: folder of label maps, PNG with one channel, over the whole upright photo, at any
-            size; named as :func:`~combicam.engine.inputs.masks.find_mask` says.
-        names: CSV with the columns label and name; labels of one name are one concept, others are
-            none.
+        masks: folder of label maps, single-channel PNGs of any size that cover the whole upright
+            image; for their names see :func:`~combicam.engine.inputs.masks.find_mask`.
+        names: CSV with the columns label and name; labels that share a name are one concept,
+            labels without one are ignored.
         k: how many of the heatmap's pixels count, at the size of the model's input.
-        by: column of the run whose values are groups, such as ``class_name``; or, with
-            ``groups``, column of that file. Default: one group, ``all``.
-        groups: CSV with the column id and the one that ``by`` names, such as ``country``.
+        by: column that groups the rows, such as ``class_name``; of the run, or of ``groups``.
+            Default: one group, ``all``.
+        groups: CSV with the columns id and ``by``, such as ``country``.
 
     Raises:
-        RunError: no run directory, or one without a committed shard.
-        ValueError: no mask at all, none with a label that has a name, a mask that is no label map,
-            no such column, or ``k`` larger than a heatmap.
-        FileNotFoundError: no such file.
+        RunError: not a run directory, or one without a committed shard.
+        ValueError: no masks, no mask with a named label, a mask that is not a label map, a missing
+            column, or ``k`` larger than a heatmap.
+        FileNotFoundError: a missing file.
     """
     opened, concepts = open_run(run), _Concepts(_names(Path(names)))
     group_of = _groups(opened, by, groups)
     numbers = np.arange(len(concepts.names))
-    found: dict[str, _Found] = {}
+    values: dict[str, _Values] = {}
     counts = {"images": 0, "without_mask": 0, "flat": 0}
     preprocess = opened.preprocess
     for row, heatmap, flat in _explained(opened):
@@ -93,26 +93,26 @@ def run_influence(
         size = (heatmap.shape[0], heatmap.shape[1])
         mask = concepts.number(resized_labels(_read_labels(path), size, _seen(row, preprocess)))
         influence, area = shares(heatmap, mask, k, numbers)
-        group = found.setdefault(group_of.get(row["id"], NO_GROUP), {})
+        group = values.setdefault(group_of.get(row["id"], NO_GROUP), {})
         for i in map(int, np.flatnonzero(~np.isnan(influence))):
             influences, areas = group.setdefault(i, (array("d"), array("d")))
             influences.append(influence[i])
             areas.append(area[i])
     if not counts["images"]:
         raise ValueError(
-            f"influence: expected masks named by the photos' ids in {masks}, got none of "
-            f"{counts['without_mask']} photos, {counts['flat']} more have constant heatmaps"
+            f"influence: expected masks named by the images' ids in {masks}, got none of "
+            f"{counts['without_mask']} images, {counts['flat']} more have constant heatmaps"
         )
-    if not any(found.values()):
+    if not any(values.values()):
         raise ValueError(
             f"influence: expected masks with labels that {names} names, got none in those of "
-            f"{counts['images']} photos; give the labels of these masks"
+            f"{counts['images']} images; give the labels of these masks"
         )
-    return ConceptTable(rows=_table(found, concepts.names), **counts)
+    return ConceptTable(rows=_table(values, concepts.names), **counts)
 
 
 class _Concepts:
-    """Labels of masks -> 0..C-1, the concepts by name, and C for labels without one."""
+    """Maps labels to 0..C-1, the concepts by name, and labels without a name to C."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self.names = list(dict.fromkeys(names.values()))
@@ -125,10 +125,10 @@ class _Concepts:
 
 
 def _read_labels(path: Path) -> NDArray[Any]:
-    """A label map [h,w].
+    """Read a label map [h,w].
 
     Raises:
-        ValueError: a file that is no image of one channel of integers.
+        ValueError: not an image with one channel of integers.
     """
     try:
         labels = read_mask(path)
@@ -137,25 +137,25 @@ def _read_labels(path: Path) -> NDArray[Any]:
     if labels.ndim != 2:
         raise ValueError(
             f"influence: expected a label map of one channel, got {labels.shape} in {path}; "
-            "colours are no labels"
+            "colours are not labels"
         )
     check_labels(labels, f"influence: {path}")
     return labels
 
 
 def _explained(opened: OpenRun) -> Iterator[tuple[dict[str, Any], NDArray[np.float32], bool]]:
-    """Columns, heatmap [H,W] of the first target and whether it is constant; of the ok rows."""
+    """Columns and heatmap [H,W] of the first target of the ok rows, and whether it is constant."""
     for index in opened.shards:
         shard = opened.shard(index)
         rows = shard.table.select(["id", "width", "height"]).to_pylist()
         for i in map(int, np.flatnonzero(shard.ok)):
-            # Bytes may be constant where the map itself was not, quite.
+            # Bytes may be constant even if the map itself was not quite.
             heatmap = shard.heatmap(i)[0]
             yield rows[i], heatmap, bool(shard.flat[i, 0] or heatmap.min() == heatmap.max())
 
 
 def _seen(row: dict[str, Any], preprocess: Preprocess | None) -> Box:
-    """The part of a photo that the network saw, as shares of its width and height."""
+    """The part of an image that the model saw, as shares of its width and height."""
     width, height = photo = (row["width"], row["height"])
     left, top, right, bottom = visible_box(photo, preprocess)
     return left / width, top / height, right / width, bottom / height
@@ -215,7 +215,7 @@ def _groups(opened: OpenRun, by: str | None, groups: str | Path | None) -> Mappi
     return {row["id"]: str(row[by]) for row in rows if row[by] not in (None, "")}
 
 
-def _table(found: Mapping[str, _Found], names: list[str]) -> Any:
+def _table(values: Mapping[str, _Values], names: list[str]) -> Any:
     rows = [
         {
             "group": group,
@@ -225,8 +225,8 @@ def _table(found: Mapping[str, _Found], names: list[str]) -> Any:
             "median": float(np.median(influences)),
             "coverage": float(np.mean(areas)),
         }
-        for group in sorted(found)
-        for i, (influences, areas) in sorted(found[group].items())
+        for group in sorted(values)
+        for i, (influences, areas) in sorted(values[group].items())
     ]
     schema = pa.schema(
         [("group", pa.string()), ("concept", pa.string()), ("images", pa.int64())]

@@ -1,4 +1,4 @@
-"""Draw overlays of a run's first explained photos."""
+"""Draw overlays of a run's first explained images."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _ROWS = 16
 def draw_overlays(
     run: RunLayout, manifest: Manifest, config: RunConfig, explainer: BatchExplainer
 ) -> tuple[Path, ...]:
-    """Draw the first ``config.overlays`` ok rows; photos that are gone since are left out.
+    """Draw the first ``config.overlays`` ok rows, without images that no longer exist.
 
     Args:
         run: whose shards are all committed.
         manifest: of the run.
         config: overlays, explain, storage and decode are used.
-        explainer: gives the preprocessing: the photo is shown as the model saw it.
+        explainer: its preprocessing is used: the image is shown as the model saw it.
 
     Returns:
         The files, in the order of the rows.
@@ -44,8 +44,8 @@ def draw_overlays(
     maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
     rows = _ok_rows(run, manifest)
     paths: list[Path] = []
-    while len(paths) < config.overlays and (found := next(rows, None)) is not None:
-        number, entry, row = found
+    while len(paths) < config.overlays and (numbered := next(rows, None)) is not None:
+        number, entry, row = numbered
         pixels = load(entry, explainer.preprocess, config.decode).pixels
         if pixels is None:
             continue

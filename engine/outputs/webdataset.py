@@ -1,4 +1,4 @@
-"""Write a run as WebDataset tars: columns, heatmaps and photos of every explained image."""
+"""Write a run as WebDataset tars: columns, heatmaps and files of every explained image."""
 
 from __future__ import annotations
 
@@ -22,33 +22,32 @@ from combicam.errors import RunError
 
 
 def write_webdataset(run: str | Path, folder: str | Path, photos: bool = False) -> int:
-    """Write one tar per committed shard, of its rows whose status is ok.
+    """Write one tar per committed shard, with its rows whose status is ok.
 
     A sample's key is shard and row, ``00003000042``; its files are ``.json`` (all columns but
-    maps), ``.heatmap0.png`` … (uint8 gray, as it is stored, one per target) and, with ``photos``,
-    the original bytes under their own suffix. Tars that are there already are kept: they appear
-    complete or not at all.
+    maps), ``.heatmap0.png`` … (uint8 grey as stored, one per target) and, with ``photos``, the
+    original bytes under their own suffix. Tars are written atomically; existing ones are kept.
 
     Args:
         run: run directory.
-        folder: of the tars; created when missing.
-        photos: also copy the photos; those that are gone since are left out.
+        folder: for the tars; created if missing.
+        photos: also copy the images, without those that no longer exist.
 
     Returns:
-        How many samples the tars hold that this call has written.
+        The number of samples in the tars that this call wrote.
 
     Raises:
-        RunError: no committed shards, or a folder that holds something else, or is none.
+        RunError: no committed shards, or a folder that contains other files, or is not a folder.
     """
     opened, folder = open_run(run), location(folder)
     if is_remote(folder) or (folder.exists() and not folder.is_dir()):
         raise RunError(
-            f"webdataset: expected a folder of this machine, got {folder}; choose another folder"
+            f"webdataset: expected a folder on this machine, got {folder}; choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if foreign := [p.name for p in folder.iterdir() if p.suffix != ".tar" and p.name[0] != "."]:
         raise RunError(
-            f"webdataset: expected {folder} to be empty or to hold tars, got {foreign[0]}; choose "
+            f"webdataset: expected {folder} to be empty or to contain tars, got {foreign[0]}; use "
             "another folder"
         )
     samples = 0
@@ -76,13 +75,13 @@ def _files(shard: ShardData, row: int, entry: Entry | None) -> Iterator[tuple[st
         Image.fromarray(heatmap).save(buffer, "PNG")
         yield f"heatmap{k}.png", buffer.getvalue()
     if entry is not None:
-        # An id need not be a name; but of a tar's member it is.
+        # An id need not be a file name, except for a tar's member.
         name = entry.uri if entry.offset is None else entry.id.rpartition("::")[2]
         suffix = Path(name).suffix.lower().lstrip(".") or "bin"
         try:
             yield suffix, entry.read()
         except OSError:
-            return  # gone since; the sample says where it was
+            return  # deleted since; the sample has its path
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Collect the pixels of a shard in full batches: the ``batch`` stage."""
+"""Collect the images of a shard in full batches: the ``batch`` stage."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from combicam.engine.shards.row_format import Record
 
 @dataclass
 class Batch:
-    """Rows of a shard whose images have one size.
+    """Rows of a shard whose images have the same size.
 
     Attributes:
         work: the shard.
         records: the rows, failures included.
-        rows: their places in the shard.
-        images: uint8 [B,H,W,3] of the rows that can be explained; None when there are none. B is
-            the same in all batches of a shard: the last is filled up with copies.
-        count: how many of ``images`` are rows.
-        is_last: whether the shard ends here.
-        seconds: stage -> what this batch took.
+        rows: row numbers in the shard.
+        images: uint8 [B,H,W,3] of the rows that can be explained; None if there are none. B is
+            the same in all batches of a shard: the last one is padded with copies.
+        count: how many of ``images`` are rows, not padding.
+        is_last: whether this is the last batch of the shard.
+        seconds: stage -> seconds that this batch took.
     """
 
     work: ShardWork
@@ -39,7 +39,7 @@ class Batch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add_seconds(self, stage: str, seconds: float) -> None:
-        """Count time of a stage."""
+        """Add to the time of a stage."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def take_rows(self, other: Batch) -> None:
@@ -51,10 +51,10 @@ class Batch:
 
 
 def even_batch_size(images: int, batch_size: int) -> int:
-    """Size of the fewest batches, at most ``batch_size``, that share ``images`` evenly.
+    """Size, at most ``batch_size``, of the fewest batches that divide ``images`` evenly.
 
-    It depends on a shard's number of inputs alone. So kernels see one shape whatever fails to
-    decode (a bad image cannot change its neighbours' rounding), and hardly any filling is needed.
+    It depends only on a shard's number of inputs. So kernels see one shape whichever images fail
+    to decode (a bad image cannot change its neighbours' rounding), and little padding is needed.
     """
     return math.ceil(images / math.ceil(images / batch_size))
 
@@ -62,17 +62,17 @@ def even_batch_size(images: int, batch_size: int) -> int:
 def batches(
     work: ShardWork, rows: Sequence[int], batch_size: int, loaded: Iterator[Loaded], pin: bool
 ) -> Iterator[Batch]:
-    """Batches of a shard, one open for every size of images.
+    """Batches of a shard, one being filled for each image size.
 
     Args:
         work: the shard.
-        rows: places in the shard of what ``loaded`` gives next.
+        rows: row numbers of the next items of ``loaded``.
         batch_size: of full batches.
-        loaded: in order.
+        loaded: the images, in order.
         pin: use page-locked memory, for fast copies to a GPU.
     """
     waiting: dict[tuple[int, ...], Batch] = {}
-    latest = Batch(work)  # takes what failed, which has no size
+    latest = Batch(work)  # also takes failed rows, which have no size
     for row in rows:
         item = next(loaded)
         start = perf_counter()

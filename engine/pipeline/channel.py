@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Aborted(Exception):
-    """The pipeline stops; whoever waits at a channel gets this."""
+    """Raised in threads that wait at a channel when the pipeline stops."""
 
 
 class Channel(Generic[T]):
-    """First in, first out, at most ``capacity`` items."""
+    """A first-in, first-out queue of at most ``capacity`` items."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -25,7 +25,7 @@ class Channel(Generic[T]):
         self._aborted = False
 
     def put(self, item: T) -> None:
-        """Append, waiting for room."""
+        """Append an item; wait while the channel is full."""
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or len(self._items) < self._capacity)
             if self._aborted:
@@ -34,7 +34,7 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[T]:
-        """Take items, waiting for them, until the channel is closed and empty."""
+        """Take items, waiting for each, until the channel is closed and empty."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._aborted or self._items or self._closed)
@@ -53,13 +53,13 @@ class Channel(Generic[T]):
             return not self._items
 
     def close(self) -> None:
-        """No items follow."""
+        """Declare that no more items follow."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Wake everybody with :class:`Aborted`."""
+        """Wake all waiting threads with :class:`Aborted`."""
         with self._changed:
             self._aborted = True
             self._changed.notify_all()

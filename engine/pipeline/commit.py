@@ -21,13 +21,13 @@ from combicam.engine.shards.status import OK
 def write_shards(
     explained: Iterable[ExplainedBatch], run: RunLayout, rows: ShardFormat, limit: FailureLimit
 ) -> Iterator[ShardReport]:
-    """Encode batches and commit every shard that is complete.
+    """Encode batches and commit each shard when it is complete.
 
     Args:
         explained: batches, shard by shard.
-        run: where.
+        run: paths of the run.
         rows: columns of the rows.
-        limit: counts failures before their shard is committed, and ends the run at too many.
+        limit: counts failures before their shard is committed, and stops the run at too many.
 
     Yields:
         A report of each batch.
@@ -52,7 +52,7 @@ def write_shards(
             encoded = perf_counter()
             batch.add_seconds("encode", encoded - start)
             if batch.is_last:
-                run.record(shard).unlink(missing_ok=True)  # of the file that is replaced
+                run.record(shard).unlink(missing_ok=True)  # belongs to the file being replaced
                 writer.commit()
                 writer = None
                 batch.add_seconds("commit", perf_counter() - encoded)

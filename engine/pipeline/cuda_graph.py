@@ -1,4 +1,4 @@
-"""Capture a function of one batch as a CUDA graph, so that its launches cost the host nothing."""
+"""Capture a function of one batch as a CUDA graph, to save the CPU time of its launches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from combicam.engine.shards.quantise import QuantisedExplanation
 
 Explain = Callable[[Tensor], QuantisedExplanation]
-_WARM_UP = 3  # calls: kernels are compiled and chosen, workspaces allocated
+_WARM_UP = 3  # calls that compile and tune kernels and allocate workspaces
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class _Captured:
 
 
 class CudaGraph:
-    """Captures the function at the first batch of a shape, and replays it for the others.
+    """Captures the function at the first batch of each shape, and replays it afterwards.
 
     Args:
-        explain: images on a CUDA device -> results there; must not wait for the device.
+        explain: images on a CUDA device -> results on it; must not synchronise.
     """
 
     def __init__(self, explain: Explain) -> None:
@@ -33,7 +33,7 @@ class CudaGraph:
         self._captured: dict[torch.Size, _Captured] = {}
 
     def __call__(self, images: Tensor) -> QuantisedExplanation:
-        """What the function returns, in memory of its own.
+        """The function's results, copied out of the graph's memory.
 
         Raises:
             RuntimeError: the function cannot be captured.
@@ -43,7 +43,7 @@ class CudaGraph:
         captured = self._captured[images.shape]
         captured.images.copy_(images)
         captured.graph.replay()
-        # The next replay writes into the same memory; these are bytes, not activations.
+        # The next replay overwrites the results; they are bytes, so copying is cheap.
         return captured.results.map(torch.clone)
 
     def forget(self) -> None:

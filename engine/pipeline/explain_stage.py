@@ -1,4 +1,4 @@
-"""Explain batches in one thread that keeps the device busy: the ``explain`` stage."""
+"""Explain batches in one thread, keeping the device busy: the ``explain`` stage."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from combicam.errors import RunError
 
 @dataclass
 class ExplainedBatch:
-    """A batch and what the stage made of it.
+    """A batch and its explanations.
 
     Attributes:
         batch: without its images.
-        results: on the CPU; None when nothing could be explained.
-        batch_limit: images that fit into memory, where that is less than asked for.
-        halvings: how often memory was not enough for this batch.
+        results: on the CPU; None if no image could be explained.
+        batch_limit: images that fit into memory, if fewer than requested.
+        halvings: how often this batch was halved because memory was short.
     """
 
     batch: Batch
@@ -46,13 +46,13 @@ class ExplainedBatch:
 
 @dataclass
 class _Launched:
-    """A batch whose results may still be on their way; ``event`` marks their arrival."""
+    """A batch whose results may still be in transit; ``event`` marks their arrival."""
 
     explained: ExplainedBatch
     event: torch.cuda.Event | None
 
     def wait(self) -> ExplainedBatch:
-        """The batch, its results there."""
+        """Wait for the results, and return the batch."""
         start = perf_counter()
         if self.event is not None:
             self.event.synchronize()
@@ -63,19 +63,19 @@ class _Launched:
 
 
 class ExplainStage:
-    """Explains batches; a batch that does not fit into memory is halved, for good.
+    """Explains batches; if memory is short, the batch size is halved permanently.
 
-    On CUDA the next batch is launched before the results of the last are waited for.
+    On CUDA, the next batch is launched before waiting for the results of the last one.
 
     Args:
         explainer: called with uint8 [B,H,W,3] on its device.
-        maps: what is stored.
+        maps: how maps are stored.
         cuda_graphs: replay a batch's launches as one CUDA graph; not with a target.
-        target: what is explained; None for the best classes.
-        top_places: how many places of a photo are kept, where classes have places.
+        target: what to explain; None for the best classes.
+        top_places: number of locations stored per image, if the classes have locations.
 
     Raises:
-        ValueError: CUDA graphs on another device.
+        ValueError: CUDA graphs on a device other than CUDA.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ExplainStage:
             previous, launched = launched, self._launch(batch)
             if previous is not None:
                 yield previous.wait()
-            # Nothing to launch meanwhile: deliver now rather than with the next batch.
+            # No batch is waiting: deliver now rather than with the next batch.
             if inbox.is_empty:
                 yield launched.wait()
                 launched = None
@@ -140,22 +140,22 @@ class ExplainStage:
         return _Launched(explained, self._transfer.arrival())
 
     def _targets(self, batch: Batch) -> Tensor | None:
-        """What of a batch is explained, on the CPU: [B,K] or [B,K,n]."""
+        """The targets of a batch, on the CPU: [B,K] or [B,K,n]."""
         if self._target is None or batch.images is None:
             return None
-        photos = [record.entry for record in batch.records if record.status == OK]
-        return self._target.targets(photos, len(batch.images))
+        entries = [record.entry for record in batch.records if record.status == OK]
+        return self._target.targets(entries, len(batch.images))
 
     def _explain(self, images: Tensor, count: int, targets: Tensor | None) -> QuantisedExplanation:
         def explain_pieces(size: int) -> QuantisedExplanation:
             pieces = torch.split(images, size)
-            asked = [None] * len(pieces) if targets is None else torch.split(targets, size)
+            split = [None] * len(pieces) if targets is None else torch.split(targets, size)
             if self._cuda_graph is not None:
                 parts = [self._cuda_graph(self._transfer.up(piece)) for piece in pieces]
             else:
                 parts = [
                     self._piece(self._transfer.up(piece), ids)
-                    for piece, ids in zip(pieces, asked, strict=True)
+                    for piece, ids in zip(pieces, split, strict=True)
                 ]
             return QuantisedExplanation.concatenate(parts)
 
@@ -167,7 +167,10 @@ class ExplainStage:
         return self._transfer.down(results, count)
 
     def _piece(self, images: Tensor, targets: Tensor | None = None) -> QuantisedExplanation:
-        explanation = self._explainer(images) if targets is None else self._answer(images, targets)
+        if targets is None:
+            explanation = self._explainer(images)
+        else:
+            explanation = self._explain_targets(images, targets)
         if len(explanation.heatmaps) != len(images):
             raise RunError(
                 f"run: expected {len(images)} explanations, got {len(explanation.heatmaps)}"
@@ -175,20 +178,20 @@ class ExplainStage:
         size = self._size((images.shape[1], images.shape[2]))
         return quantise(explanation, self._maps, size, self._placer)
 
-    def _answer(self, images: Tensor, targets: Tensor) -> Explanation:
+    def _explain_targets(self, images: Tensor, targets: Tensor) -> Explanation:
         target = self._target
         assert target is not None
-        # Weights are those of one photo, repeated: the device repeats them, too.
+        # Weights are the same for all images: copy them once, and repeat them on the device.
         one = targets if target.weights is None else targets[:1]
-        there = self._transfer.up(one).expand(len(images), *targets.shape[1:])
-        explanation = self._explainer(images, targets=Targets(there, target.kind))
-        # Weights have no class; those of one class alone are called by it.
+        values = self._transfer.up(one).expand(len(images), *targets.shape[1:])
+        explanation = self._explainer(images, targets=Targets(values, target.kind))
+        # Weights have no class, unless they are those of a single class.
         named = self._transfer.up(target.classes.clamp_min(-1))
-        found = explanation.targets
-        return replace(explanation, targets=torch.where(found < 0, named, found))
+        classes = explanation.targets
+        return replace(explanation, targets=torch.where(classes < 0, named, classes))
 
     def _size(self, image: Size) -> Size | None:
-        """(h, w) of stored heatmaps, where images differ in size."""
+        """(h, w) of stored heatmaps, if images differ in size."""
         if not self._maps.varies or self._maps.align_corners is None:
             return None
         return finest(self._explainer.layers_at(image))

@@ -23,7 +23,7 @@ _DEFAULT = DecodeConfig()
 
 @dataclass(frozen=True)
 class Loaded:
-    """A record, its pixels (uint8 [H,W,3]) if it has any, and what they took, seconds."""
+    """A record, its pixels (uint8 [H,W,3]) if it has any, and the seconds they took."""
 
     record: Record
     pixels: NDArray[np.uint8] | None
@@ -32,7 +32,7 @@ class Loaded:
 
 
 def load(entry: Entry, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) -> Loaded:
-    """Read and decode one input; what fails becomes the record's status."""
+    """Read and decode one input; an error becomes the record's status."""
     start = perf_counter()
     try:
         data = entry.read()
@@ -61,7 +61,7 @@ def load_in_order(
     preprocess: Preprocess,
     config: DecodeConfig = _DEFAULT,
 ) -> Iterator[Loaded]:
-    """Load with ``pool``, at most ``window`` ahead of what is taken."""
+    """Load with ``pool``, at most ``window`` items ahead of the consumer."""
     ahead: deque[Future[Loaded]] = deque()
     for entry in entries:
         ahead.append(pool.submit(load, entry, preprocess, config))

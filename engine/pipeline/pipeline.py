@@ -1,4 +1,4 @@
-"""Stream shards through the stages read, decode, batch, explain, encode and commit, all at once."""
+"""Stream shards through concurrent stages: read, decode, batch, explain, encode, commit."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _DEPTH = 2
 
 
 class Pipeline:
-    """The :class:`~combicam.engine.run.work.ShardExecutor` of this process; owns every thread.
+    """The :class:`~combicam.engine.run.work.ShardExecutor` of this process; owns its threads.
 
-    Memory is bounded by the window of decoded photos and two batches between stages.
+    Memory is bounded by the window of decoded images and two batches between stages.
 
     Args:
-        config: how.
-        plan: what.
-        run: where; its lock is held.
+        config: of the run.
+        plan: what the run computes.
+        run: paths of the run, whose lock is held.
         manifest: of the run.
         limit: of failures; default: none.
 
@@ -77,12 +77,13 @@ class Pipeline:
         self.times = StageTimes(config.workers)
 
     def process(self, work: Iterable[ShardWork]) -> Generator[ShardReport, None, None]:
-        """See :class:`~combicam.engine.run.work.ShardExecutor`; work is taken as it is begun."""
+        """See :class:`~combicam.engine.run.work.ShardExecutor`; takes items of work as it begins
+        them."""
         self.times = StageTimes(self._config.workers)
         to_explain: Channel[Batch] = Channel(_DEPTH)
         to_encode: Channel[ExplainedBatch] = Channel(_DEPTH)
         reports: SimpleQueue[ShardReport | None] = SimpleQueue()
-        errors: list[BaseException] = []  # the first is the cause; the others notice that it stops
+        errors: list[BaseException] = []  # the first is the cause; the others follow from it
         pool = ThreadPoolExecutor(self._config.workers, "combicam-load", self._use_gpu)
 
         def write() -> None:
@@ -120,7 +121,7 @@ class Pipeline:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            # What is being written must be gone before the lock is; a batch may be left behind.
+            # The writer must end before the lock is released; other threads may be left behind.
             threads[-1].join()
             for thread in threads[:-1]:
                 thread.join(_STOP_S)
@@ -128,7 +129,7 @@ class Pipeline:
             raise errors[0]
 
     def _use_gpu(self) -> None:
-        """In a thread that decodes: on the GPU that explains."""
+        """Make a decoding thread use the GPU that explains."""
         if self._config.decode.decoder == "gpu":
             torch.cuda.set_device(self._explainer.device)
 
@@ -140,7 +141,7 @@ class Pipeline:
             for item in work:
                 inputs = self._manifest.shard(item.index)
                 rows = item.places(len(inputs))
-                # Rows that are tried again are rounded as they would have been.
+                # Retried rows get the batch size, and so the rounding, of the first attempt.
                 upcoming.append((item, rows, even_batch_size(len(inputs), config.photos_at_once)))
                 yield from (inputs[row] for row in rows)
 
@@ -159,7 +160,7 @@ def _feed(items: Iterator[T], channel: Channel[T]) -> None:
 
 
 def _next(reports: SimpleQueue[ShardReport | None]) -> ShardReport | None:
-    """The next report, an empty one after a while, None at the end."""
+    """The next report, an empty one after a timeout, None at the end."""
     try:
         return reports.get(timeout=_TICK_S)
     except Empty:

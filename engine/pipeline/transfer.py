@@ -1,4 +1,4 @@
-"""Copy batches to the device and results back, beside the computation."""
+"""Copy batches to the device and results back, concurrently with the computation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from combicam.engine.shards.quantise import QuantisedExplanation
 
 
 class Transfer:
-    """Copies in both directions; on CUDA each in a stream of its own.
+    """Copies in both directions, on CUDA each in its own stream.
 
     Args:
-        device: where is computed, in its current stream.
+        device: that computes, in its current stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,32 +23,32 @@ class Transfer:
             self._up, self._down = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def up(self, images: Tensor) -> Tensor:
-        """Images on the device; on CUDA from pinned memory that stays until they arrive."""
+        """Copy images to the device; on CUDA from pinned memory that is kept until they arrive."""
         if self._up is None:
             return images.to(self._device)
         with torch.cuda.stream(self._up):
-            there = images.to(self._device, non_blocking=True)
+            copied = images.to(self._device, non_blocking=True)
         stream = torch.cuda.current_stream(self._device)
         stream.wait_stream(self._up)
-        there.record_stream(stream)
-        return there
+        copied.record_stream(stream)
+        return copied
 
     def down(self, results: QuantisedExplanation, count: int) -> QuantisedExplanation:
-        """The first ``count`` on the CPU; on CUDA only once :meth:`arrival` has come."""
+        """Copy the first ``count`` to the CPU; on CUDA they are complete at :meth:`arrival`."""
         down = self._down
         if down is None:
             return results.to_host(count)
         down.wait_stream(torch.cuda.current_stream(self._device))
 
-        def lent(tensor: Tensor) -> Tensor:
+        def recorded(tensor: Tensor) -> Tensor:
             tensor.record_stream(down)
             return tensor
 
         with torch.cuda.stream(down):
-            return results.map(lent).to_host(count)
+            return results.map(recorded).to_host(count)
 
     def arrival(self) -> torch.cuda.Event | None:
-        """Marks that everything sent down so far has arrived; None where nothing is to wait for."""
+        """Event when all results copied so far have arrived; None if there is none to wait for."""
         if self._down is None:
             return None
         event = torch.cuda.Event()

@@ -1,1 +1,1 @@
-"""``combicam report``: a run as one page that opens from disk."""
+"""``combicam report``: write a run as one HTML page that opens from disk."""

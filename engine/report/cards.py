@@ -1,4 +1,4 @@
-"""Make the cards of a report: a row with its photo, its maps and its columns."""
+"""Make the cards of a report: a row with its image, maps and columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from combicam.engine.shards.files import MAP_COLUMNS
 from combicam.engine.shards.status import OK
 
 _DIGITS = 6
-# Shown by name; columns beside these that hold one value are listed as they are.
+# Columns that the page shows in its own way; other columns with scalar values are listed.
 _KNOWN = frozenset(
     {
         "id",
@@ -47,25 +47,25 @@ _KNOWN = frozenset(
 
 
 class Cards:
-    """Makes cards, and remembers those it has made: a report of a run that goes on is cheap."""
+    """Makes cards and caches them, so that updating the report of a running run is cheap."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, str], dict[str, Any]] = {}
 
     def of(self, run: OpenRun, facts: RunFacts, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Cards of rows, in their order; JSON-ready. Of other rows no map is read.
+        """Cards of rows, in order; JSON-ready. Maps of other rows are not read.
 
         Args:
-            run: whose.
+            run: of the rows.
             facts: of the run.
-            rows: places in the committed rows.
+            rows: indices among the committed rows.
         """
         groups = _by_group(run, rows)
         with Manifest(run.layout.manifest) as manifest:
             shards = {shard: manifest.shard(shard) for shard in {g.shard for g in groups}}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = pool.map(lambda group: self._group(run, facts, group, shards), groups)
-            cards = {row: card for found in done for row, card in found.items()}
+            cards = {row: card for cards in done for row, card in cards.items()}
         self._made = {(row, card["status"]): card for row, card in cards.items()}
         return [cards[int(row)] for row in rows]
 
@@ -81,16 +81,16 @@ class Cards:
             return {row: card for row, card in known.items() if card is not None}
         values = group.read(None).to_pylist()
         cards = {}
-        for row, local, found in zip(group.rows, group.places, values, strict=True):
+        for row, local, columns in zip(group.rows, group.places, values, strict=True):
             entry = shards[group.shard][local]
-            cards[row] = known[row] or _card(found, entry, run, facts)
+            cards[row] = known[row] or _card(columns, entry, run, facts)
         return cards
 
 
 class _Group:
-    """Wanted rows of one row group of a shard.
+    """Selected rows of one row group of a shard.
 
-    ``rows`` are places in the run, ``places`` in the shard, ``taken`` in the row group.
+    ``rows`` are indices in the run, ``places`` in the shard, ``taken`` in the row group.
     """
 
     def __init__(self, fragment: Any, shard: int, rows: list[int], first: int, start: int) -> None:
@@ -106,7 +106,7 @@ class _Group:
 
 
 def _by_group(run: OpenRun, rows: NDArray[np.int64]) -> list[_Group]:
-    """Where wanted rows lie, by the footers of the shards."""
+    """Locate the selected rows by the footers of the shards."""
     wanted = np.sort(rows)
     groups, first = [], 0
     for shard, fragment in zip(run.shards, run.dataset.get_fragments(), strict=True):
@@ -135,7 +135,7 @@ def _card(row: Mapping[str, Any], entry: Entry, run: OpenRun, facts: RunFacts) -
     }
     for name in ("class_name", "lat", "lon", "true_lat", "true_lon", "error_km"):
         if row.get(name) is not None:
-            card[name] = row[name]  # in full: the page finds the place by it
+            card[name] = row[name]  # in full precision: the page looks the location up by it
     if row["status"] != OK:
         return card
     photo = (row["width"], row["height"])
@@ -155,14 +155,14 @@ def _card(row: Mapping[str, Any], entry: Entry, run: OpenRun, facts: RunFacts) -
 
 
 def _shares(box: tuple[float, float, float, float], photo: tuple[int, int]) -> list[float]:
-    """Left, top, width and height of a box, as shares of the photo's width and height."""
+    """Left, top, width and height of a box, as shares of the image's width and height."""
     (left, top, right, bottom), (width, height) = box, photo
     shares = (left / width, top / height, (right - left) / width, (bottom - top) / height)
     return [round(share, 5) for share in shares]
 
 
 def _plain(value: Any) -> Any:
-    """For JSON: numbers with the digits that mean something, None for what is not finite."""
+    """Values for JSON: numbers with few digits, None if not finite."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None

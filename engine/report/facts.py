@@ -1,4 +1,4 @@
-"""Summarise a run for its report: counts, speed, answers, locations, accuracy."""
+"""Summarise a run for its report: counts, speed, predictions, locations, accuracy."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from combicam.engine.shards.status import OK
 
 _BINS = 20
 _ANSWERS = 12
-# More circles than that nobody can tell apart.
+# More circles cannot be told apart.
 _PLACES = 4000
-# Of street, city, region, country and continent, as the literature counts.
+# Radii of street, city, region, country and continent, as in the literature.
 _RADII_KM = (1, 25, 200, 750, 2500)
 _RESIZED = {
     "squash": "squeezed",
@@ -40,18 +40,18 @@ def tell(
     chosen: Chosen,
     cards: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """JSON-ready.
+    """The summary; JSON-ready.
 
     Args:
         run: of the report.
         status: of the run.
         facts: its run.json.
-        chosen: the rows that match.
-        cards: of the rows that are shown.
+        chosen: the matching rows.
+        cards: of the shown rows.
     """
     table = chosen.matching
     ok = table.filter(pc.equal(table.column("status"), OK))
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "state": status.state,
         "images": status.images,
         "committed": chosen.committed,
@@ -67,14 +67,14 @@ def tell(
         "asked": facts.values.get("explain") or [],
     }
     if {"lat", "lon"} <= set(ok.column_names):
-        told["places"] = _places(ok)
+        summary["places"] = _places(ok)
     if "error_km" in ok.column_names:
-        told["accuracy"] = _accuracy(ok.column("error_km"))
-    return told
+        summary["accuracy"] = _accuracy(ok.column("error_km"))
+    return summary
 
 
 def _speed(run: RunLayout, status: RunStatus) -> dict[str, Any]:
-    """Of the finished run's summary; of one that goes on, what its heartbeat says."""
+    """Speed of a finished run from its summary; of a running one from its heartbeat."""
     speed: dict[str, Any] = {
         "images_per_s": status.images_per_s,
         "bottleneck": status.bottleneck,
@@ -92,18 +92,21 @@ def _speed(run: RunLayout, status: RunStatus) -> dict[str, Any]:
 
 
 def _made(run: OpenRun, facts: RunFacts) -> list[list[str]]:
-    """What was computed, as names and values."""
+    """The settings of the run, as names and values."""
     explainer = facts.values.get("explainer", {})
     spec = run.spec.to_dict()
     rows = [["model", str(explainer.get("model", "not told"))]]
     rows += [[name.replace("_", " "), _words(spec[name])] for name in _SPEC]
     if facts.values.get("explain"):
         rows.append(["explained", ", ".join(facts.values["explain"])])
-    found = facts.preprocess
-    if found is not None:
-        height, width = found.input_size
+    preprocess = facts.preprocess
+    if preprocess is not None:
+        height, width = preprocess.input_size
         rows.append(
-            ["input", f"{width} × {height} px, {_RESIZED[found.resize]}, {found.interpolation}"]
+            [
+                "input",
+                f"{width} × {height} px, {_RESIZED[preprocess.resize]}, {preprocess.interpolation}",
+            ]
         )
     if explainer.get("layers"):
         rows.append(["layer names", explainer["layers"]])
@@ -123,14 +126,14 @@ def _words(value: Any) -> str:
 def _histogram(scores: Any) -> dict[str, Any]:
     values = scores.drop_null().to_numpy()
     values = values[np.isfinite(values)]
-    # Probabilities, whatever score was differentiated.
+    # Scores are probabilities, whichever score was differentiated.
     counts, _ = np.histogram(values, _BINS, (0.0, 1.0))
     median = float(np.median(values)) if len(values) else None
     return {"counts": counts.tolist(), "median": median}
 
 
 def _answers(ok: Any) -> list[dict[str, Any]]:
-    """The most frequent answers, with how often and their mean probability."""
+    """The most frequent predictions, with their counts and mean probabilities."""
     grouped = ok.group_by("answer").aggregate([("probability", "mean"), ("answer", "count")])
     best = grouped.sort_by([("answer_count", "descending"), ("answer", "ascending")])
     return [
@@ -140,18 +143,18 @@ def _answers(ok: Any) -> list[dict[str, Any]]:
 
 
 def _names(run: OpenRun, ok: Any, cards: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Names of the classes that the page tells of."""
+    """Names of the classes on the page."""
     if run.classes is None or not run.classes.names:
         return {}
-    told = set(ok.column("answer").unique().to_pylist())
+    shown = set(ok.column("answer").unique().to_pylist())
     for card in cards:
-        told.update(card.get("targets", ()))
-        told.update(place["class"] for place in card.get("places", ()))
-    return {str(index): run.classes.name(index) for index in sorted(told) if index >= 0}
+        shown.update(card.get("targets", ()))
+        shown.update(place["class"] for place in card.get("places", ()))
+    return {str(index): run.classes.name(index) for index in sorted(shown) if index >= 0}
 
 
 def _places(ok: Any) -> dict[str, Any]:
-    """Predicted places, the most frequent ones first: [latitude, longitude, rows, name]."""
+    """Predicted locations, the most frequent first: [latitude, longitude, rows, name]."""
     placed = ok.filter(pc.and_(ok.column("lat").is_valid(), ok.column("lon").is_valid()))
     if "class_name" not in placed.column_names:
         placed = placed.append_column("class_name", pa.nulls(placed.num_rows, pa.string()))

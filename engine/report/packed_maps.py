@@ -1,4 +1,4 @@
-"""Pack an image's maps in few bytes, which the page unpacks and colours."""
+"""Pack an image's maps into few bytes, which the page unpacks and colours."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from combicam.engine.shards.map_format import MapFormat
 
 Map = NDArray[np.uint8]
 
-# Longest side of what is shipped, of K heatmaps and of all layers' maps: what a screen shows.
+# Longest side of packed heatmaps and of layer maps, enough for a screen.
 _HEATMAP_SIDE = 160
 _LAYER_SIDE = 64
-# Bytes of an image's heatmaps, and of its layers' maps, before compression; of more they become
-# smaller: 200 images stay below 25 MB, however many targets and layers there are.
+# Budgets in bytes of an image's heatmaps and layer maps before compression; larger ones are scaled
+# down: 200 images stay below 25 MB, however many targets and layers there are.
 _BUDGET = 64 * 1024
 _SMALLEST_SIDE = 16
 
 
 def pack_maps(row: Mapping[str, Any], maps: MapFormat) -> dict[str, Any]:
-    """What the page needs to draw a row's maps.
+    """Pack a row's maps for the page.
 
     Args:
-        row: of a shard, explained.
-        maps: what is stored of the run.
+        row: an explained row of a shard.
+        maps: how the run stores maps.
 
     Returns:
         ``grids``: [[h,w], …] of the heatmap and then of each layer; ``data``: base64 of zlib of
@@ -56,14 +56,14 @@ def _layer_maps(row: Mapping[str, Any], maps: MapFormat) -> list[Map]:
         return []
     flat = row.get("layer_sizes") or []
     sizes = tuple(zip(flat[::2], flat[1::2], strict=True))
-    # Maps whose largest value is 255 are the bytes themselves.
+    # With 255 as the largest value, maps are the stored bytes.
     highs = np.full(len(row["layer_highs"]), 255, np.float32)
     values = maps.layer_maps(row["layer_maps"], highs, sizes)
     return [np.rint(m).astype(np.uint8) for m in values.values()]
 
 
 def _fitting(maps: list[Map], side: int, corners: bool) -> list[Map]:
-    """Maps [K,h,w] as large as the budget and ``side`` allow."""
+    """Scale maps [K,h,w] down to the budget and ``side``."""
     small = [_shrunk(m, side, corners) for m in maps]
     while side > _SMALLEST_SIDE and sum(m.size for m in small) > _BUDGET:
         side //= 2
@@ -72,14 +72,14 @@ def _fitting(maps: list[Map], side: int, corners: bool) -> list[Map]:
 
 
 def _shrunk(maps: Map, side: int, corners: bool) -> Map:
-    """[K,h,w] with its longer side at most ``side``; by the convention of its grid."""
+    """Scale [K,h,w] down to a longer side of at most ``side``, by its grid's convention."""
     _, height, width = maps.shape
     scale = side / max(height, width)
     if scale >= 1:
         return maps
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     values = torch.from_numpy(maps.copy()).float()[None]
-    # Nodes stay nodes; pixels are averaged.
+    # Aligned corners are sampled at nodes; otherwise pixels are averaged.
     small = (
         interpolate(values, size, mode="bilinear", align_corners=True)
         if corners

@@ -1,4 +1,4 @@
-"""Assemble the page: one HTML file with its data, styles and scripts inside."""
+"""Assemble the page: one HTML file with data, styles and scripts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SCRIPTS = (
 
 
 def page(title: str, data: Mapping[str, Any]) -> str:
-    """HTML of a report; opens from disk and asks nothing of a network.
+    """HTML of a report; opens from disk without network access.
 
-    Names, labels and errors come from users. They travel as JSON, in which no tag can begin, and
-    scripts put them into the page as text. The policy allows the page's own style and script by
-    their hashes, and pictures inside of it: nothing else runs or is loaded.
+    Names, labels and errors come from users. They are passed as JSON in which tags are escaped,
+    and scripts insert them into the page as text. The content security policy allows the page's
+    own style and script by their hashes, and inline images: nothing else runs or is loaded.
 
     Args:
         title: of the page, any text.
-        data: JSON-ready, see ``writing.py``.
+        data: JSON-ready, see ``facts.py`` and ``report.py``.
     """
     style = _file("report.css")
     script = "\n".join(["'use strict';", "(() => {", *map(_file, _SCRIPTS), "})();"])
@@ -62,7 +62,7 @@ def page(title: str, data: Mapping[str, Any]) -> str:
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """For a script element: neither ``</script`` nor ``<!--`` can be in it."""
+    """JSON for a script element, without ``</script`` and ``<!--``."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -1,4 +1,4 @@
-"""Evaluate ``--where`` and ``--sort``, a user's SQL, in a DuckDB that reaches one table alone."""
+"""Evaluate ``--where`` and ``--sort``, a user's SQL, in a DuckDB that can read only one table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-# No files, no network, no variables of Python's, and no way to change that.
+# No files, no network, no Python variables, and no way to change these settings.
 _SEALED: dict[str, Any] = {
     "enable_external_access": False,
     "autoload_known_extensions": False,
@@ -19,12 +19,12 @@ _SEALED: dict[str, Any] = {
     "temp_directory": "",
     "lock_configuration": True,
 }
-# The text does not tell which columns these read.
+# Refused because their columns cannot be determined.
 _REFUSED = {"SUBQUERY": "a subquery", "STAR": "a star"}
 
 
 class Clause:
-    """A condition or an order over some columns, checked to be that and nothing more.
+    """A condition or an order over some columns, checked to be nothing more.
 
     Args:
         kind: ``where`` or ``sort``.
@@ -35,7 +35,7 @@ class Clause:
         columns: those of ``known`` that it names.
 
     Raises:
-        ValueError: no such clause; the message names the columns there are.
+        ValueError: not a valid clause; the message lists the columns.
     """
 
     def __init__(self, kind: str, text: str, known: Sequence[str]) -> None:
@@ -43,9 +43,9 @@ class Clause:
         self._text = text
         self._known = known
         tree, nodes = self._parsed(text)
-        # What is more than a clause changes the statement around it, or adds another one.
+        # Anything more than a clause changes the surrounding statement, or adds another one.
         if tree != self._parsed("row")[0]:
-            raise self._mistake("it holds more than that")
+            raise self._mistake("it contains more than that")
         for node in nodes:
             if what := _REFUSED.get(node.get("class", "")):
                 raise self._mistake(f"it has {what}")
@@ -53,31 +53,31 @@ class Clause:
         self.columns = frozenset(name for name in known if name.lower() in named)
 
     def rows(self, table: Any) -> NDArray[np.int64]:
-        """Values of ``row``: of the rows that pass, ascending; or of all rows, in this order.
+        """Values of ``row``: of the matching rows, ascending; or of all rows, in this order.
 
         Args:
             table: ``pyarrow.Table`` with :attr:`columns` and the int64 column ``row``.
 
         Raises:
-            ValueError: no such column, or an operation that its type does not have.
+            ValueError: an unknown column, or an operation that its type does not support.
         """
         view = table.select(["row", *self.columns])
         with duckdb.connect(config=_SEALED) as connection:
             connection.register("rows", view)
             try:
-                found = connection.execute(self._sql(self._text)).fetchnumpy()["row"]
+                result = connection.execute(self._sql(self._text)).fetchnumpy()["row"]
             except duckdb.Error as error:
                 raise self._mistake(str(error)) from None
-        rows = np.asarray(found, np.int64)
+        rows = np.asarray(result, np.int64)
         return np.sort(rows) if self._kind == "where" else rows
 
     def _sql(self, text: str) -> str:
-        # The line's end ends a comment; the last key decides between equals.
+        # The newline ends a comment; the last key breaks ties.
         clause = f"WHERE {text}\n" if self._kind == "where" else f"ORDER BY {text}\n, row"
         return f"SELECT row FROM rows {clause}"
 
     def _parsed(self, text: str) -> tuple[Any, list[dict[str, Any]]]:
-        """The statements as DuckDB reads them, without the clause, and all objects in them."""
+        """The statements as parsed by DuckDB, without the clause, and all their nodes."""
         nodes: list[dict[str, Any]] = []
 
         def keep(node: dict[str, Any]) -> dict[str, Any]:

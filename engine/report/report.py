@@ -1,4 +1,4 @@
-"""Write the report of a run as one page."""
+"""Write the report of a run as one HTML page."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def write_report(
     live_s: float | None = None,
     cards: Cards | None = None,
 ) -> Path:
-    """Write a run's report: one HTML file that opens from disk, of about 50 KB an image.
+    """Write a run's report: one HTML file that opens from disk, about 50 KB per image.
 
     Args:
-        run: run directory; it may still go on.
+        run: run directory, finished or not.
         output: the file, ``….html``; default: ``report.html`` in the run directory.
-        sample: how many images are shown at most.
-        where: which, a condition in SQL: ``status = 'ok' and score > 0.5``.
-        sort: which come first, in SQL: ``score desc, id``; default: drawn at random.
-        colormap: of the heatmaps at first: ``viridis``, ``cividis``, ``inferno``, ``jet``.
-        live_s: seconds after which the page loads itself again; None for never.
+        sample: largest number of images to show.
+        where: which images to show, an SQL condition: ``status = 'ok' and score > 0.5``.
+        sort: their SQL order: ``score desc, id``; default: a random sample.
+        colormap: initial colormap of the heatmaps: ``viridis``, ``cividis``, ``inferno``, ``jet``.
+        live_s: seconds after which the page reloads itself; None for never.
         cards: of an earlier report of the run, to save work.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: a filter, order, colormap or sample that is none, or an output of another kind.
-        RunError: no run directory, or one without a committed shard.
+        ValueError: an invalid filter, order, colormap, sample or output.
+        RunError: not a run directory, or one without a committed shard.
     """
     _check(sample, colormap)
     opened, status = open_run(run), run_status(run)
@@ -85,13 +85,13 @@ def write_report(
 
 
 def _name(run: Path) -> str:
-    """Of the folder; with the one above it where it is called run, as many are."""
+    """Name of the folder, preceded by its parent's if it is just ``run``."""
     path = run.absolute() if isinstance(run, Path) else run
     return path.name if path.name != "run" else f"{path.parent.name}/run"
 
 
 def _hex(name: str) -> str:
-    """A colormap as colours at equal steps, RRGGBB one after another."""
+    """A colormap as concatenated RRGGBB colours at equal steps."""
     return np.rint(colours_of(name, _COLOUR_STEPS)).astype(np.uint8).tobytes().hex()
 
 

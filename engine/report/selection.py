@@ -18,7 +18,7 @@ from combicam.engine.shards.status import OK
 _FAILED_SHARE = 1 / 8
 # What every report tells of; other columns are read only where they are asked for.
 _TOLD = ("status", "score", "class_name", "lat", "lon", "error_km")
-# Paths of this machine are nobody else's business.
+# Paths of this machine are private.
 _LEFT_OUT = "uri"
 
 
@@ -27,11 +27,11 @@ class Chosen:
     """Rows of a run.
 
     Attributes:
-        matching: ``pyarrow.Table`` of all that the filter lets through: ``status``, ``score`` (of
-            the first target explained), ``row``, the most probable class as ``answer`` with its
-            ``probability``, and ``class_name``, ``lat``, ``lon``, ``error_km`` where there are.
-        rows: int64, places in the run's committed rows of those to show, in order.
-        committed: how many rows there are.
+        matching: ``pyarrow.Table`` of all rows that match the filter: ``status``, ``score`` (of
+            the first target), ``row``, the most probable class as ``answer`` with its
+            ``probability``, and ``class_name``, ``lat``, ``lon``, ``error_km`` if available.
+        rows: int64, indices among the run's committed rows of those to show, in order.
+        committed: number of committed rows.
         filtered: whether there was a filter.
     """
 
@@ -42,20 +42,20 @@ class Chosen:
 
 
 def choose_rows(run: OpenRun, sample: int, where: str | None, sort: str | None) -> Chosen:
-    """Choose what to show: the first rows of an order, or, without one, rows drawn at random.
+    """Choose the rows to show: the first ones of an order, or else a random sample.
 
-    The draw depends on a row's place alone: as a run goes on, most of the rows stay. Without a
-    filter, an eighth of the sample is kept for rows that failed.
+    The sample depends only on row indices, so most rows stay while a run continues. Without a
+    filter, an eighth of the sample is reserved for failed rows.
 
     Args:
         run: to choose from.
-        sample: how many rows at most.
-        where: condition in SQL, such as ``status = 'ok' and score > 0.5``; None for all.
-        sort: order in SQL, such as ``score desc, id``; None for a random draw, shown in the order
+        sample: largest number of rows.
+        where: SQL condition, such as ``status = 'ok' and score > 0.5``; None for all.
+        sort: SQL order, such as ``score desc, id``; None for a random sample, shown in the order
             of the inputs.
 
     Raises:
-        ValueError: of a filter or order that is none.
+        ValueError: an invalid filter or order.
     """
     known = _known(run)
     keep = None if where is None else Clause("where", where, known)
@@ -80,7 +80,7 @@ def choose_rows(run: OpenRun, sample: int, where: str | None, sort: str | None) 
 
 
 def _known(run: OpenRun) -> list[str]:
-    """What filters and orders are about; ``score`` and ``target`` are of the first target."""
+    """Columns for filters and orders; ``score`` and ``target`` are of the first target."""
     single = [
         field.name
         for field in run.dataset.schema
@@ -98,7 +98,7 @@ def _table(run: OpenRun, names: list[str]) -> Any:
     columns["answer"] = pc.list_element(pc.field("targets"), 0)
     columns["probability"] = pc.list_element(pc.field("scores"), 0)
     if "places" in run.dataset.schema.names:
-        # What is explained may be another class than the most probable one.
+        # The explained class need not be the most probable one.
         best = pc.list_element(pc.field("places"), 0)
         columns["answer"] = pc.struct_field(best, "class")
         columns["probability"] = pc.struct_field(best, "probability")
@@ -107,7 +107,7 @@ def _table(run: OpenRun, names: list[str]) -> Any:
 
 
 def _drawn(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most ``count`` rows, those of the smallest hash (splitmix64) of their place; in order."""
+    """At most ``count`` rows, in order: those whose index has the smallest splitmix64 hash."""
     with np.errstate(over="ignore"):
         x = (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

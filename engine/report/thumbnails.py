@@ -1,4 +1,4 @@
-"""Make small pictures of photos, with the part that the model saw."""
+"""Make thumbnails of images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FAST = DecodeConfig(fast_scale=True)
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What ``run.json`` tells of a run.
+    """The contents of a run's ``run.json``.
 
     Attributes:
-        values: all of it.
-        preprocess: None where it does not say.
-        max_pixels: photos with more were refused.
+        values: all of them.
+        preprocess: None if it is not recorded.
+        max_pixels: images with more pixels were refused.
     """
 
     values: dict[str, Any]
@@ -43,15 +43,15 @@ def run_facts(run: OpenRun) -> RunFacts:
 
 
 def picture(entry: Entry, photo: tuple[int, int], max_pixels: int) -> dict[str, Any]:
-    """A photo as a WebP of at most 384 pixels.
+    """An image as a WebP of at most 384 pixels.
 
     Args:
-        entry: of the photo.
-        photo: (width, height) that it had when it was explained, pixels.
+        entry: of the image.
+        photo: (width, height) of the image when it was explained, pixels.
         max_pixels: see :class:`~combicam.engine.run.config.RunConfig`.
 
     Returns:
-        ``photo``: data URI; or ``gone``: why there is none; or both, of a photo that has changed.
+        ``photo``: data URI; or ``gone``: why there is none; or both, if the image has changed.
     """
     width, height = photo
     scale = min(1.0, _SIDE / max(photo))
@@ -59,12 +59,12 @@ def picture(entry: Entry, photo: tuple[int, int], max_pixels: int) -> dict[str, 
     loaded = load(entry, Preprocess(size, resize="squash"), replace(_FAST, max_pixels=max_pixels))
     if loaded.pixels is None:
         if loaded.record.status == MISSING:
-            return {"gone": "the photo is not where it was when the run read it"}
-        return {"gone": f"the photo has changed since the run: {loaded.record.error}"}
+            return {"gone": "the image is no longer where the run read it"}
+        return {"gone": f"the image has changed since the run: {loaded.record.error}"}
     with io.BytesIO() as file:
         Image.fromarray(loaded.pixels).save(file, "WEBP", quality=_QUALITY, method=3)
         data = base64.b64encode(file.getvalue()).decode("ascii")
-    found = {"photo": f"data:image/webp;base64,{data}"}
+    result = {"photo": f"data:image/webp;base64,{data}"}
     if (loaded.record.width, loaded.record.height) != photo:
-        found["gone"] = "another photo lies there now: its size is not that of the run's"
-    return found
+        result["gone"] = "the image was replaced since the run: its size differs"
+    return result

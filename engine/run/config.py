@@ -1,4 +1,4 @@
-"""Configure a run over many photos."""
+"""Configure a run over many images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from combicam.export.spec import CamSpec
 
 STORES = ("full", "grid", "layers")
 CROPS = ("one", "five")
-# `--ray` alone is a cluster of this machine.
+# `--ray` without an address starts a cluster on this machine.
 _RAY_FLAG = PrimitiveConstructorSpec(
     nargs="*",
     metavar="[ADDRESS]",
@@ -34,17 +34,17 @@ _RAY_FLAG = PrimitiveConstructorSpec(
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """What is kept of an image, and how.
+    """Which results of an image are stored, and how.
 
     Args:
-        store: ``full``, its heatmap at the model's input size; ``grid``, on the grid of the finest
-            layer; ``layers``, that and every layer's map on its own grid.
-        heatmap_size: with ``full``, (H, W) that heatmaps are scaled to, pixels.
-        top_places: where classes have places, how many of them a row keeps.
+        store: ``full``: the heatmap at the model's input size; ``grid``: on the grid of the finest
+            layer; ``layers``: that, and every layer's map on its own grid.
+        heatmap_size: with ``full``, (H, W) to which heatmaps are scaled, pixels.
+        top_places: number of locations stored per row, if the classes have locations.
         shard_size: images per committed file.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an invalid value.
     """
 
     store: str = "full"
@@ -75,19 +75,19 @@ class StorageConfig:
 
 @dataclass(frozen=True)
 class DistributionConfig:
-    """Which processes do the work; this one where nothing is said.
+    """Which processes do the work; default: this one.
 
     Args:
         devices: one process for each of these devices of this machine: ``cuda:0 cuda:1``, ``all``
-            GPUs, or ``cpu cpu``, which share its cores; ``workers`` are shared among them. Empty
+            GPUs, or ``cpu cpu``, which share the cores; ``workers`` are divided among them. Empty
             for one process on ``device``.
-        ray: address of a Ray cluster that does the work, one actor for each of its GPUs, or each
-            ``ray_cpus`` CPUs if it has none; ``local`` starts one on this machine. None for none.
-        ray_cpus: CPUs of an actor, and its threads that read and decode; None for the CPUs of a
-            machine shared among its GPUs, and for at most 4 on machines without.
+        ray: address of a Ray cluster: one actor for each of its GPUs, or for each ``ray_cpus``
+            CPUs if it has no GPU; ``local`` starts a cluster on this machine. None for no cluster.
+        ray_cpus: CPUs of an actor, and its threads that read and decode; None for a machine's CPUs
+            divided among its GPUs, and for at most 4 on machines without a GPU.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an invalid value.
     """
 
     devices: tuple[str, ...] = ()
@@ -119,40 +119,40 @@ class DistributionConfig:
 @accepts_flat_keywords
 @dataclass(frozen=True)
 class RunConfig:
-    """One streaming run over many photos.
+    """Explain any number of images into a run directory.
 
-    The fields of ``storage``, ``distribution``, ``decode`` and the others may be given as keywords,
-    too: ``RunConfig("photos/", "run/", "model.onnx", shard_size=100)``.
+    The fields of ``storage``, ``distribution``, ``decode`` and the others may also be given as
+    keywords: ``RunConfig("photos/", "run/", "model.onnx", shard_size=100)``.
 
     Args:
         input: folder, glob, list (text, CSV, Parquet) or WebDataset tars; ``s3://…`` too.
-        output: run directory; an existing one is continued; ``s3://bucket/run`` too.
-        model: which network, a name is enough.
-        cam: what is computed; an artifact brings its own.
+        output: run directory; an existing run is continued; ``s3://bucket/run`` too.
+        model: which model; a name is enough.
+        cam: what to compute; an artifact has its own.
         compute: device, precision and backend.
-        decode: how photos are decoded.
-        storage: what is kept of an image.
+        decode: how images are decoded.
+        storage: which results are stored.
         distribution: which processes do the work.
-        explain: what is explained of every photo instead of its best classes, one or several:
-            ``top``; ``truth``, the class where it was taken, by the list's latitude and longitude;
-            a class number; ``LAT,LON``, the class whose cell holds that place; an S2 token of a
-            class, ``s2:8744`` where it has digits alone; the regions ``within:500km@LAT,LON`` and
-            ``under:TOKEN``, an S2 cell; or ``ONE-not-OTHER``, why one of these and not another.
-        crops: ``five`` explains the corners and the centre of every photo as one, as GeoEstimation
-            does; ``one`` the image that the network's resizing makes of it.
-        batch_size: most images explained at once; a photo of five crops counts as five.
+        explain: what to explain instead of the best classes, one or several of: ``top``;
+            ``truth``, the class of the location where the photo was taken; a class number;
+            ``LAT,LON``, the class whose cell contains this location; the S2 token of a class
+            (``s2:8744`` if it has digits only); the regions ``within:500km@LAT,LON`` and
+            ``under:TOKEN`` (an S2 cell); or ``ONE-not-OTHER``, why one of these and not another.
+        crops: ``five`` explains the corners and the centre of every image together, as
+            GeoEstimation does; ``one`` explains the image as the model's preprocessing resizes it.
+        batch_size: largest number of images explained at once; five crops count as five images.
         workers: threads that read and decode.
-        overlays: how many of the first explained photos are also drawn as PNG.
-        truth: CSV or Parquet file with the columns id, latitude and longitude: where the photos
-            were taken. Lists may have these columns themselves. Rows tell how far off they are.
-        retry_failed: try the failed images of committed shards again (their files may have been
-            mended since); the other rows stay as they are.
-        max_failures: end the run when more images than that fail, those of earlier invocations
-            included: a number, or a share of all inputs such as ``5%``; None for no limit.
+        overlays: number of images, the first explained ones, to draw as PNG too.
+        truth: ground truth, CSV or Parquet with the columns id, latitude and longitude: where the
+            photos were taken. Input lists may have these columns, too. Rows then have the error.
+        retry_failed: retry the failed images of committed shards (their files may have been fixed
+            since); other rows stay unchanged.
+        max_failures: stop the run when more images fail, counting earlier invocations: a number,
+            or a share of all inputs such as ``5%``; None for no limit.
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an invalid value.
     """
 
     input: tyro.conf.Positional[str]
@@ -178,7 +178,7 @@ class RunConfig:
             raise ValueError("RunConfig: expected input as a folder, glob, list or tars, got ''")
         if isinstance(self.model, str):
             object.__setattr__(self, "model", ModelConfig(self.model))
-        location(self.input)  # refuses what cannot be
+        location(self.input)  # raises for unsupported URLs
         object.__setattr__(self, "input", str(self.input))
         object.__setattr__(self, "output", location(self.output))
         if self.truth is not None:
@@ -199,7 +199,7 @@ class RunConfig:
             )
 
     def _check_explain(self) -> None:
-        """What is explained."""
+        """Check ``explain`` against the options that it excludes."""
         if isinstance(self.explain, str):
             object.__setattr__(self, "explain", (self.explain,))
         object.__setattr__(self, "explain", tuple(str(word) for word in self.explain))
@@ -220,7 +220,7 @@ class RunConfig:
         if self.crops == "five" and self.storage.store == "layers":
             raise ValueError(
                 "RunConfig: expected store='full' or 'grid' with crops='five', got 'layers': the "
-                "layers' grids of five crops do not meet on a photo; choose another store"
+                "layers' grids of five crops do not align on an image; choose another store"
             )
         if self.crops == "five" and self.compute.cuda_graphs:
             raise ValueError(
@@ -230,11 +230,11 @@ class RunConfig:
 
     @property
     def photos_at_once(self) -> int:
-        """Photos of a batch at most."""
+        """Largest number of images in a batch, before cropping."""
         return self.batch_size if self.crops == "one" else max(1, self.batch_size // 5)
 
     def failure_limit(self, images: int) -> int | None:
-        """How many of so many images may fail; None for all.
+        """How many of this many images may fail; None for no limit.
 
         Raises:
             ValueError: neither a number nor a share.

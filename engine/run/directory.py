@@ -1,4 +1,4 @@
-"""Lock a run directory, start or continue the run in it, and find what is committed."""
+"""Lock a run directory, start or continue its run, and list its committed shards."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class RunDirectory:
         path: created when missing; in a file system or an object store.
 
     Attributes:
-        path: the same.
-        layout: where its files lie.
+        path: of the directory.
+        layout: paths of its files.
 
     Raises:
         RunError: not a run directory, or another run is writing to it.
@@ -38,7 +38,7 @@ class RunDirectory:
         self.layout = RunLayout(path)
         if printable(str(path)) != str(path):
             raise RunError(
-                f"run: expected an output whose name is UTF-8, got {printable(str(path))}; use "
+                f"run: expected an output with a UTF-8 name, got {printable(str(path))}; use "
                 "another output"
             )
         if path.exists() and not path.is_dir():
@@ -46,7 +46,7 @@ class RunDirectory:
                 f"run: expected {path} to be a directory, got a file; use another output"
             )
         names = [p.name for p in path.iterdir()] if path.exists() else []
-        # A run that was killed early leaves hidden files, its lock among them, and these.
+        # A run that was killed early leaves hidden files, such as its lock, and these.
         early = {self.layout.manifest.name, self.layout.classes.name}
         ours = early if any(name.startswith(self.layout.lock.name) for name in names) else set()
         foreign = [name for name in names if name[0] != "." and name not in ours]
@@ -71,10 +71,10 @@ class RunDirectory:
         self._lock.release()
 
     def check_lock(self) -> None:
-        """Whether the run is still ours; costs nothing.
+        """Make sure that the lock is still held; costs nothing.
 
         Raises:
-            RunError: another run took it, which can happen in an object store.
+            RunError: another run took the lock, which can happen in an object store.
         """
         self._lock.check()
 
@@ -84,18 +84,18 @@ class RunDirectory:
         write_manifest: Callable[[Path], None],
         classes: ClassTable | None = None,
     ) -> bool:
-        """Start the run, or make sure that it is this one that is continued.
+        """Start a new run, or check that the existing one has the same fingerprint.
 
         Args:
-            fingerprint: JSON-ready; everything that decides what rows hold.
-            write_manifest: called for a new run only; from then on the manifest is final.
-            classes: written into a new run, so that who reads it has all names.
+            fingerprint: JSON-ready; everything that determines the rows.
+            write_manifest: called for a new run only; the manifest never changes afterwards.
+            classes: written into a new run, so that its readers have the names.
 
         Returns:
-            Whether it is a new one.
+            Whether the run is new.
 
         Raises:
-            RunError: started with another fingerprint; the message names what differs.
+            RunError: the run was started with another fingerprint; the message names what differs.
         """
         is_new = not self.layout.fingerprint.exists()
         if is_new:
@@ -125,12 +125,12 @@ class RunDirectory:
 
 
 def committed_shards(run: RunLayout) -> frozenset[int]:
-    """The shards that are there, and so complete; not what a broken disk has cut off."""
+    """The committed shards, without files that a broken disk truncated."""
     return frozenset(shard for shard, path in run.shard_files().items() if _is_whole(path))
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a Parquet file has its end; objects appear whole."""
+    """Whether a Parquet file has its footer; objects are never truncated."""
     if is_remote(path):
         return True
     with path.open("rb") as file:
@@ -139,7 +139,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
+    """Flatten a dictionary; nested keys are joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

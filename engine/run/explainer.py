@@ -22,7 +22,7 @@ def make_run_explainer(config: RunConfig) -> Explainer | FiveCropExplainer:
     """
     compute = config.compute
     if not config.distribution.is_local:
-        # Others explain; a compiled package cannot be loaded for another device than its own.
+        # Workers explain; a compiled package can only be loaded for its own device.
         if not config.model.model.endswith(".pt2"):
             compute = replace(compute, device="cpu")
     cam = config.cam
@@ -33,7 +33,7 @@ def make_run_explainer(config: RunConfig) -> Explainer | FiveCropExplainer:
     )
     five = FiveCropExplainer(explainer) if config.crops == "five" else None
     if (target := read_location_target(config.explain, explainer)) is not None:
-        # Traced now, or refused now by an artifact that takes other targets.
+        # Traces now, and fails now if an artifact takes other targets.
         explainer.session.execute(Request(target.kind, len(target.words)))
     elif five is not None:
         explainer.session.execute(Request("classes", explainer.spec.targets))

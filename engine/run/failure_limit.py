@@ -1,4 +1,4 @@
-"""End a run in which too many images fail."""
+"""Stop a run in which too many images fail."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class FailureLimit:
     """Counts the images of a run that failed.
 
     Args:
-        most: how many may; None for all.
-        failures: how many of the committed rows have.
+        most: how many may fail; None for no limit.
+        failures: failed rows that are committed already.
     """
 
     def __init__(self, most: int | None = None, failures: int = 0) -> None:
@@ -18,10 +18,10 @@ class FailureLimit:
         self._failures = failures
 
     def count(self, failures: int, last: str | None) -> None:
-        """Count failures, before their shard is committed where that can be.
+        """Count failures, if possible before their shard is committed.
 
         Args:
-            failures: how many more.
+            failures: how many to add.
             last: id and error of the last of them.
 
         Raises:
@@ -32,5 +32,5 @@ class FailureLimit:
             raise RunError(
                 f"run: expected at most {self._most} failed images (max_failures), got "
                 f"{self._failures} (the last: {last}); see the errors of the committed shards, or "
-                "raise the limit and run again: what is committed is kept"
+                "raise the limit and run again: committed shards are kept"
             )

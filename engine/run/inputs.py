@@ -1,4 +1,4 @@
-"""List a run's inputs, and compare them with those that it was started with."""
+"""List a run's inputs, and compare them with those it was started with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from combicam.engine.run.log import log
 from combicam.engine.storage.paths import names_store
 from combicam.errors import RunError, first_line
 
-_LISTED_AGAIN = 200_000  # images at most: more take long to list
+_LISTED_AGAIN = 200_000  # images at most: listing more takes long
 
 
 def run_inputs(config: RunConfig) -> Iterator[Entry]:
-    """Every input of a run in a fixed order, with where it was taken if that is known.
+    """Every input of a run in a fixed order, with its ground truth if known.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`~combicam.engine.inputs.listing.list_inputs`.
@@ -38,16 +38,20 @@ def run_inputs(config: RunConfig) -> Iterator[Entry]:
 
 
 def warn_of_other_inputs(config: RunConfig, manifest: Manifest) -> None:
-    """Photos that came or went since the run began, where they are listed fast: files, not tars."""
+    """Warn of images added or removed since the start, if listing is fast: files, not tars."""
     is_slow = names_store(config.input) or manifest.shard(0)[0].offset is not None
     if is_slow or manifest.images > _LISTED_AGAIN:
         return
     try:
         difference = manifest.difference(run_inputs(config))
-    except (ValueError, OSError, RunError) as error:  # they may be gone: what is done is kept
+    except (
+        ValueError,
+        OSError,
+        RunError,
+    ) as error:  # inputs may be gone
         difference = first_line(error)
     if difference is not None:
         log.warning(
             f"run: expected the inputs that {config.output} was started with, got others "
-            f"({difference}); photos that are new are not in this run, use another output for them"
+            f"({difference}); new images are not in this run, use another output for them"
         )

@@ -10,7 +10,7 @@ from combicam.engine.storage.locks import LOCK
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Where the files of a run lie.
+    """Paths of the files of a run.
 
     Attributes:
         path: the run directory, on this machine or in an object store.
@@ -20,12 +20,12 @@ class RunLayout:
 
     @property
     def lock(self) -> Path:
-        """Held by the run that writes; in an object store the start of a name."""
+        """Held by the run that writes; in an object store, the prefix of the lock's name."""
         return self.path / LOCK
 
     @property
     def fingerprint(self) -> Path:
-        """Everything that decides what rows hold."""
+        """Everything that determines the rows."""
         return self.path / "run.json"
 
     @property
@@ -45,7 +45,7 @@ class RunLayout:
 
     @property
     def progress(self) -> Path:
-        """The heartbeat of the run that goes on."""
+        """The heartbeat of the current invocation."""
         return self.path / "progress.json"
 
     @property
@@ -60,7 +60,7 @@ class RunLayout:
 
     @property
     def overlays(self) -> Path:
-        """The folder of pictures."""
+        """The folder of overlays."""
         return self.path / "overlays"
 
     def shard(self, index: int) -> Path:
@@ -72,7 +72,7 @@ class RunLayout:
         return self.shards / f"{index:05d}.json"
 
     def shard_files(self) -> dict[int, Path]:
-        """Index -> file of every shard that is there, in order."""
-        # By number: of more than 100,000 names, 100000 comes before 10001.
+        """Index -> file of every committed shard, in order."""
+        # Sorted by number: as a name, 100000 comes before 10001.
         files = self.shards.glob("[0-9]*.parquet")
         return dict(sorted((int(file.stem), file) for file in files))

@@ -24,7 +24,7 @@ class JsonLines(logging.Formatter):
     """A record as one line of JSON: time (UTC, ISO 8601), level, event, and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line, without a newline."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         values = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
@@ -35,7 +35,7 @@ class JsonLines(logging.Formatter):
 
 
 class _AboveBar(logging.Handler):
-    """Warnings for people; errors are raised, and told by who catches them."""
+    """Prints warnings above the progress bar; errors are raised, not logged here."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno != logging.WARNING:
@@ -49,17 +49,17 @@ class _AboveBar(logging.Handler):
 
 @contextmanager
 def run_log(run: RunLayout, show: bool) -> Iterator[Callable[[], None]]:
-    """Append this process's events to a run's ``log.jsonl``, each when it happens.
+    """Append this process's events to a run's ``log.jsonl`` as they happen.
 
-    Nothing can be appended to an object: there the log grows on this machine, and is uploaded when
-    it is saved.
+    Objects cannot be appended to: for an object store the log is written on this machine and
+    uploaded when it is saved.
 
     Args:
-        run: where.
-        show: print warnings on stderr, too.
+        run: paths of the run.
+        show: also print warnings on stderr.
 
     Returns:
-        What saves it.
+        A function that saves the log.
     """
     path = run.log
     if is_remote(path):
@@ -88,7 +88,7 @@ def run_log(run: RunLayout, show: bool) -> Iterator[Callable[[], None]]:
 
 
 def _end_last_line(path: Path) -> None:
-    """A death in the middle of a line must not spoil the next one."""
+    """End a line that a killed process left incomplete."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:
@@ -98,12 +98,12 @@ def _end_last_line(path: Path) -> None:
 
 
 def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
-    """A line of the run's log; users see it through ``logging.getLogger("combicam.run")``."""
+    """Log an event of the run; also available from ``logging.getLogger("combicam.run")``."""
     log.log(level, name, extra={"fields": fields})
 
 
 def read_log(run: RunLayout) -> list[dict[str, Any]]:
-    """All events, oldest first; without the lines that a death cut off, and those without a log."""
+    """All events, oldest first, without truncated lines; none if there is no log."""
     if not run.log.exists():
         return []
     events = []
@@ -111,5 +111,5 @@ def read_log(run: RunLayout) -> list[dict[str, Any]]:
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:
-            continue  # cut off
+            continue  # truncated
     return events

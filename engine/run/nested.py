@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 def accepts_flat_keywords(config: type[T]) -> type[T]:
-    """Let a dataclass take the fields of the dataclasses inside of it as keywords of its own.
+    """Let a dataclass accept the fields of its nested dataclasses as keywords.
 
     ``RunConfig(..., shard_size=100)`` is ``RunConfig(..., storage=StorageConfig(shard_size=100))``.
-    Type checkers know the second form only.
+    Type checkers know only the second form.
 
     Args:
-        config: a dataclass; what is nested in it has its class as ``default_factory``, and no two
-            fields have the same name.
+        config: a dataclass; nested ones have their class as ``default_factory``, and no two fields
+            have the same name.
     """
     factories: dict[str, Any] = {field.name: field.default_factory for field in fields(config)}  # type: ignore[arg-type]
     outer = {

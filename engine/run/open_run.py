@@ -22,16 +22,16 @@ from combicam.export.spec import CamSpec
 
 
 class OpenRun:
-    """The committed shards of a run, in the order of its inputs; also while the run goes on.
+    """The committed shards of a run, finished or not, in the order of its inputs.
 
-    What is committed later is seen by another ``open_run``.
+    Shards that are committed later need another ``open_run``.
 
     Attributes:
         path: of the run directory.
-        layout: where its files lie.
+        layout: paths of its files.
         shards: indices of the committed shards.
         spec: what was computed.
-        maps: what is stored of the maps.
+        maps: how maps are stored.
         dataset: ``pyarrow.dataset.Dataset`` of all rows: for DuckDB, Polars, pandas, Arrow.
     """
 
@@ -42,7 +42,7 @@ class OpenRun:
         if not self._files:
             raise RunError(
                 f"open_run: expected a run directory with committed shards, got {self.path} "
-                "without; see combicam status"
+                "without any; see combicam status"
             )
         self.shards = tuple(self._files)
         files = list(self._files.values())
@@ -56,24 +56,24 @@ class OpenRun:
 
     @cached_property
     def classes(self) -> ClassTable | None:
-        """Names and places of all classes; None where the network has none."""
+        """Names and locations of all classes; None if the model has none."""
         if not self.layout.classes.exists():
             return None
         return ClassTable.from_dict(_json(self.layout.classes))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides what rows hold, as ``run.json`` has it."""
+        """Everything that determines the rows, as in ``run.json``."""
         return _json(self.layout.fingerprint)
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """How photos became the model's input; None where the run does not say."""
+        """How images became the model's input; None if the run does not record it."""
         values = self.fingerprint.get("explainer", {}).get("preprocess")
         return None if values is None else Preprocess.from_dict(values)
 
     def __len__(self) -> int:
-        """How many rows are committed."""
+        """Number of committed rows."""
         return int(self.dataset.count_rows())
 
     def table(self, columns: Sequence[str] | None = None, where: Any = None) -> Any:
@@ -86,12 +86,12 @@ class OpenRun:
         Raises:
             ValueError: columns that the run does not have.
         """
-        there = self.dataset.schema.names
+        known = self.dataset.schema.names
         if columns is None:
-            columns = [name for name in there if name not in MAP_COLUMNS]
-        if isinstance(columns, str) or not set(columns) <= set(there):
+            columns = [name for name in known if name not in MAP_COLUMNS]
+        if isinstance(columns, str) or not set(columns) <= set(known):
             raise ValueError(
-                f"open_run: expected a list of columns, of {there}, got {columns!r}; take some of "
+                f"open_run: expected a list of columns, of {known}, got {columns!r}; take some of "
                 "these"
             )
         return self.dataset.to_table(columns=list(columns), filter=where)
@@ -110,10 +110,10 @@ class OpenRun:
         return read_shard_file(self._files[index])
 
     def find(self, identity: str) -> tuple[ShardData, int]:
-        """The shard of an input, and its row there; reads ids alone until it is found.
+        """The shard and row of an input; reads only ids until it is found.
 
         Raises:
-            KeyError: no committed row of that id.
+            KeyError: no committed row has this id.
         """
         for index, file in self._files.items():
             ids = read_parquet(file, ["id"]).column("id")
@@ -131,7 +131,7 @@ def read_shard(path: str | Path, index: int | None = None) -> ShardData:
         index: of the shard in the run directory.
 
     Raises:
-        ValueError: a run directory without ``index``, or an index with a file.
+        ValueError: a run directory without ``index``, or a shard file with one.
         RunError: no such shard, or a Parquet file that combicam did not write.
     """
     path = location(path)

@@ -1,4 +1,4 @@
-"""Decide what a run explains and stores, and what makes it the same run when it is continued."""
+"""Plan what a run explains and stores, and fingerprint it so that it can be continued."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RunPlan:
     """What a run computes; the same in every process of the run.
 
     Attributes:
-        explainer: called with batches.
+        explainer: explains the batches.
         rows: columns of the rows.
-        target: what is explained; None for the best classes.
+        target: what to explain; None for the best classes.
     """
 
     explainer: BatchExplainer
@@ -32,12 +32,12 @@ class RunPlan:
 
 
 def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
-    """Check that an explainer can do what a configuration asks for.
+    """Check that an explainer can do what a configuration requests.
 
     Raises:
         ValueError: heatmaps that cannot be stored as bytes in [0, 1], a target that the
-            explainer cannot answer, ground truth for classes without locations, or an explainer
-            of other crops.
+            explainer cannot explain, ground truth for classes without locations, or an explainer
+            for other crops.
     """
     spec = explainer.spec
     if spec.fuse == "none" or not spec.unit_range:
@@ -53,7 +53,7 @@ def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
         )
     if config.truth is not None and not has_places(explainer):
         raise ValueError(
-            f"run: expected classes with places for truth={str(config.truth)!r}, got none; give "
+            f"run: expected classes with locations for truth={str(config.truth)!r}, got none; give "
             "them with --classes, or leave out --truth"
         )
     maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
@@ -62,7 +62,7 @@ def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
 
 
 def fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
-    """Everything that decides what rows hold; JSON-ready."""
+    """Everything that determines the rows; JSON-ready."""
     storage, decode = config.storage, config.decode
     return {
         "explainer": explainer.fingerprint(),
@@ -74,7 +74,7 @@ def fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
         "top_places": storage.top_places if has_places(explainer) else None,
         "truth": truth_digest(config.truth),
         "max_pixels": decode.max_pixels,
-        # Not which of the others: they give the same pixels, up to rounding.
+        # CPU decoders give the same pixels up to rounding, and need not be told apart.
         "fast_scale": decode.fast_scale,
         **({"decoder": "gpu"} if decode.decoder == "gpu" else {}),
     }

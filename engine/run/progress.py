@@ -1,4 +1,4 @@
-"""Tell how far a run is while it goes on: a bar, ``progress.json``, its log."""
+"""Report a run's progress: a progress bar, ``progress.json`` and the log."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _RECENT_S = 60.0
 
 
 class Progress:
-    """Tells of one invocation; use it as a context manager.
+    """Reports the progress of one invocation; use it as a context manager.
 
-    ``progress.json`` is written anew every two seconds, in an object store every ten (atomically,
+    ``progress.json`` is rewritten every two seconds, in an object store every ten (atomically but
     without fsync: it is a heartbeat, not a result); ``log.jsonl`` gets a line for every event.
 
     Args:
-        run: where.
+        run: paths of the run.
         images: of the whole run.
         done: how many were committed before.
-        show: whether to draw a bar on stderr, and to print warnings above it.
+        show: draw a progress bar on stderr, and print warnings above it.
         fields: of the ``started`` event.
     """
 
@@ -47,7 +47,7 @@ class Progress:
         self._new = 0
         self._bottleneck: str | None = None
         self._started = time.time()
-        # Durations by a clock that nobody sets.
+        # A monotonic clock for durations.
         self._began = self._written = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self._began, 0)])
         self._bar = tqdm(total=images, initial=done, unit="image", disable=not show)
@@ -67,7 +67,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Without an error, Exception for what went wrong, the rest for who stopped it.
+        # None: finished; Exception: failed; any other: stopped by the user or a signal.
         state = "finished" if error is None else "stopped"
         fields: dict[str, Any] = {
             "images": self._new,
@@ -83,7 +83,7 @@ class Progress:
         self._write(state)
 
     def update(self, new: int, bottleneck: str | None) -> None:
-        """Some times a second.
+        """Update the progress; call it several times a second.
 
         Args:
             new: images of this invocation so far.
@@ -119,7 +119,7 @@ class Progress:
 
 
 def heartbeat_s(run: Path) -> float:
-    """Seconds between two signs of life."""
+    """Seconds between two heartbeats."""
     return _STORE_HEARTBEAT_S if is_remote(run) else _HEARTBEAT_S
 
 

@@ -10,14 +10,14 @@ from combicam.requirements import require
 
 
 def write_metrics(status: RunStatus, path: str | Path) -> None:
-    """Write a file in the text exposition format; it is replaced, so nobody reads half of it.
+    """Write a file in the text exposition format, atomically.
 
-    Every metric has the label ``run``; ``combicam_failures`` also ``status``, and
-    ``combicam_running`` is 1 or 0. Speeds are left out where nothing ran yet.
+    Every metric has the label ``run``; ``combicam_failures`` also has ``status``;
+    ``combicam_running`` is 1 or 0. Speeds are left out if nothing ran yet.
 
     Args:
         status: of :func:`~combicam.engine.run.status.run_status`.
-        path: in the collector's folder, with the suffix ``.prom`` that it looks for.
+        path: in the collector's folder, with the suffix ``.prom``.
 
     Raises:
         MissingExtra: prometheus_client is not installed.
@@ -30,17 +30,17 @@ def write_metrics(status: RunStatus, path: str | Path) -> None:
     if path.suffix != ".prom" or not path.parent.is_dir():
         raise ValueError(
             f"status: expected metrics as NAME.prom in an existing folder, got {path}; the "
-            "collector reads no other"
+            "collector reads only such files"
         )
     now = time.time()
     values = {
-        "running": ("Whether the run goes on.", float(status.state == "running")),
+        "running": ("Whether the run is running.", float(status.state == "running")),
         "images": ("Inputs of the run.", status.images),
         "shards": ("Shards of the run.", status.shards),
         "committed_images": ("Inputs in committed shards.", status.committed_images),
         "committed_shards": ("Shards that are committed.", status.committed_shards),
-        "images_per_second": ("Of the last invocation.", status.images_per_s),
-        "recent_images_per_second": ("Of its last minute.", status.recent_images_per_s),
+        "images_per_second": ("Speed of the last invocation.", status.images_per_s),
+        "recent_images_per_second": ("Speed in its last minute.", status.recent_images_per_s),
         "last_commit_timestamp_seconds": (
             "When the last shard was committed.",
             None if status.last_commit is None else now - status.last_commit,

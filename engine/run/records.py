@@ -18,13 +18,13 @@ def write_record(
     """Write ``shards/00042.json``.
 
     Args:
-        run: where.
+        run: paths of the run.
         shard: index of a committed shard.
-        statuses: status -> its rows.
+        statuses: status -> number of rows.
         seconds: stage -> busy seconds.
 
     Returns:
-        What was written.
+        The record.
     """
     record = {
         "shard": shard,
@@ -37,12 +37,12 @@ def write_record(
 
 
 def count_statuses(run: RunLayout, shards: Iterable[int], *, repair: bool = False) -> Counter[str]:
-    """Rows by status of committed shards.
+    """Count the rows of committed shards by status.
 
     Args:
-        run: where.
-        shards: their indices.
-        repair: write the records that a death between a shard and its record left out.
+        run: paths of the run.
+        shards: indices of the shards.
+        repair: write records that are missing because a process died after writing the shard.
     """
     return sum(statuses_by_shard(run, shards, repair=repair).values(), Counter())
 
@@ -50,20 +50,20 @@ def count_statuses(run: RunLayout, shards: Iterable[int], *, repair: bool = Fals
 def statuses_by_shard(
     run: RunLayout, shards: Iterable[int], *, repair: bool = False
 ) -> dict[int, Counter[str]]:
-    """Shard -> its rows by status; arguments as for :func:`count_statuses`."""
+    """Count the rows of each shard by status; arguments as for :func:`count_statuses`."""
     shards = sorted(shards)
-    there = {path.name for path in run.shards.glob("[0-9]*.json")}
-    recorded = [shard for shard in shards if run.record(shard).name in there]
-    found = {
+    records = {path.name for path in run.shards.glob("[0-9]*.json")}
+    recorded = [shard for shard in shards if run.record(shard).name in records]
+    counts = {
         shard: Counter(json.loads(text)["statuses"])
         for shard, text in zip(
             recorded, read_texts([run.record(shard) for shard in recorded]), strict=True
         )
     }
     for shard in shards:
-        if shard not in found:
+        if shard not in counts:
             rows = read_parquet(run.shard(shard), ["status"]).column("status").to_pylist()
-            found[shard] = Counter(rows)
+            counts[shard] = Counter(rows)
             if repair:
-                write_record(run, shard, found[shard], {})
-    return {shard: found[shard] for shard in shards}
+                write_record(run, shard, counts[shard], {})
+    return {shard: counts[shard] for shard in shards}

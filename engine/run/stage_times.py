@@ -1,4 +1,4 @@
-"""Measure where a run's time goes, and which stage is the bottleneck."""
+"""Measure the time of a run's stages, and find the bottleneck."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ STAGES = ("read", "decode", "batch", "explain", "encode", "commit")
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Seconds that a stage's threads worked, and that they waited for others.
+    """Seconds that a stage's threads worked, and waited for other stages.
 
-    Stages that share threads (read and decode; encode and commit) share their waiting.
+    Stages that share threads (read and decode; encode and commit) share the waiting time.
     """
 
     busy: float
@@ -20,11 +20,11 @@ class StageSeconds:
 
 
 class StageTimes:
-    """Collects busy seconds; waiting is what is left of the threads' time.
+    """Adds up busy seconds; the rest of the threads' time is waiting.
 
     Args:
         workers: threads that read and decode, in each process.
-        processes: how many there are.
+        processes: how many.
     """
 
     def __init__(self, workers: int = 1, processes: int = 1) -> None:
@@ -38,7 +38,7 @@ class StageTimes:
         self._start = perf_counter()
 
     def add(self, seconds: dict[str, float]) -> None:
-        """Count a batch's seconds per stage; for one thread."""
+        """Add a batch's seconds per stage; call it from one thread only."""
         for stage, value in seconds.items():
             self._busy[stage] += value
 

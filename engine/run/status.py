@@ -1,4 +1,4 @@
-"""Read how far a run is, from its files alone, also while it goes on."""
+"""Read the progress of a run from its files, finished or not."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ENDS = ("finished", "failed", "stopped")
 
 @dataclass(frozen=True)
 class Invocation:
-    """One call of ``combicam run``, as the log tells of it.
+    """One call of ``combicam run``, from the log.
 
     Attributes:
         started: UTC, ISO 8601.
         process: its host and pid.
-        shards: that it committed.
-        end: ``finished``, ``failed`` or ``stopped``; None for one that goes on or was killed.
+        shards: how many it committed.
+        end: ``finished``, ``failed`` or ``stopped``; None if it is running or was killed.
         error: why it failed.
     """
 
@@ -43,21 +43,20 @@ class Invocation:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         run: the directory.
-        state: ``running``, ``finished``, ``failed``, ``stopped`` (by a signal), ``dead`` (it says
-            that it runs and has not been heard of for 15 heartbeats), or ``not begun`` (it has said
-            nothing).
+        state: ``running``, ``finished``, ``failed``, ``stopped`` (by a signal), ``dead``
+            (``running``, but silent for 15 heartbeats), or ``not begun`` (no heartbeat yet).
         images, shards: of the whole run.
-        committed_images, committed_shards: what is there.
+        committed_images, committed_shards: how many are committed.
         failures: status -> committed rows, all but ``ok``.
         images_per_s: of the last invocation so far; recent_images_per_s: of its last minute.
         bottleneck: its busiest stage.
-        remaining_s: at the recent speed; None where nothing runs.
-        updated: seconds since the last sign of life; None where there was none.
-        last_commit: seconds since the last commit; None where there was none.
+        remaining_s: at the recent speed; None if the run is not running.
+        updated: seconds since the last heartbeat; None if there was none.
+        last_commit: seconds since the last commit; None if there was none.
         process: host and pid of the last invocation.
         invocations: all of them, oldest first.
     """
@@ -84,19 +83,19 @@ class RunStatus:
 
 
 def run_status(path: str | Path) -> RunStatus:
-    """How far a run is, from its manifest's footer, its shards' statistics, heartbeat and log.
+    """Read the progress of a run from its manifest, shard records, heartbeat and log.
 
     Args:
         path: the run directory.
 
     Raises:
-        RunError: no run directory.
+        RunError: not a run directory.
     """
     run = RunLayout(location(path))
     if not run.manifest.is_file():
         raise RunError(
             f"status: expected a run directory, got {run.path} without a {run.manifest.name}; a "
-            "run writes it when it has listed its inputs"
+            "run writes it once it has listed its inputs"
         )
     with open_parquet(run.manifest) as file:
         footer = file.metadata
@@ -133,7 +132,7 @@ def _heartbeat(run: RunLayout) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(run.progress.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return None  # it is written without fsync: a power failure may leave an empty file
+        return None  # written without fsync: a power failure may leave an empty file
     return values
 
 
@@ -142,19 +141,20 @@ def _process(values: Mapping[str, Any]) -> str:
 
 
 def _invocations(events: list[dict[str, Any]]) -> list[Invocation]:
-    found: list[Invocation] = []
+    invocations: list[Invocation] = []
     for event in events:
         if event["event"] == "started":
-            found.append(Invocation(event["time"], _process(event), 0))
-        elif found and event["event"] == "committed":
-            found[-1] = replace(found[-1], shards=found[-1].shards + 1)
-        elif found and event["event"] in _ENDS:
-            found[-1] = replace(found[-1], end=event["event"], error=event.get("error"))
-    return found
+            invocations.append(Invocation(event["time"], _process(event), 0))
+        elif invocations and event["event"] == "committed":
+            invocations[-1] = replace(invocations[-1], shards=invocations[-1].shards + 1)
+        elif invocations and event["event"] in _ENDS:
+            end = replace(invocations[-1], end=event["event"], error=event.get("error"))
+            invocations[-1] = end
+    return invocations
 
 
 def status_lines(status: RunStatus) -> list[tuple[str, str]]:
-    """For people."""
+    """The status as rows to print: names and values."""
 
     def rate(value: float | None) -> str:
         return "" if value is None else f"{value:.1f}"
@@ -179,9 +179,9 @@ def status_lines(status: RunStatus) -> list[tuple[str, str]]:
     if len(status.invocations) > 1:
         ends = Counter(i.end or "killed" for i in status.invocations[:-1])
         before = ", ".join(f"{n} {end}" for end, n in ends.items())
-        rows.append(("before this one", before))
+        rows.append(("earlier invocations", before))
     if status.process is not None:
-        rows.append(("process", f"{status.process}, heard of {status.updated:.0f} s ago"))
+        rows.append(("process", f"{status.process}, last heartbeat {status.updated:.0f} s ago"))
     return rows
 
 

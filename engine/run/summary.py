@@ -1,4 +1,4 @@
-"""Summarise what a run did, also as ``summary.json``."""
+"""Summarise a run, also as ``summary.json``."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from combicam.engine.storage.atomic import write_json
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The whole run, and the speed of the invocation that last did something.
+    """The whole run, and the speed of the last invocation that did any work.
 
     Attributes:
         run: the run directory.
         images: rows in all shards.
-        shards: how many there are.
+        shards: number of shards.
         failures: status -> rows, all but ``ok``.
-        new_images: rows of this invocation; wall_s, images_per_s and stages are about them.
+        new_images: rows of this invocation, to which wall_s, images_per_s and stages refer.
         wall_s: seconds from the first read to the last commit.
         images_per_s: new_images / wall_s, decoding and writing included.
         stages: stage -> busy and waiting seconds.
-        bottleneck: the busiest stage; None when nothing was to do.
-        batch_limit: images that fit into memory, where that is less than asked for.
-        halvings: how often memory was not enough.
+        bottleneck: the busiest stage; None if there was nothing to do.
+        batch_limit: images that fit into memory, if fewer than requested.
+        halvings: how often the batch was halved because memory was short.
         overlays: PNG files that were drawn.
-        accuracy: how far off the predicted places are; None where no true place is known.
+        accuracy: of the predicted locations; None without ground truth.
     """
 
     run: Path
@@ -48,7 +48,7 @@ class RunSummary:
     accuracy: Accuracy | None = None
 
     def write(self, path: Path) -> None:
-        """Write JSON, atomically; files are named relative to the run."""
+        """Write JSON atomically; paths are relative to the run."""
         values = asdict(replace(self, overlays=()))
         del values["run"]
         values["overlays"] = [str(p.relative_to(self.run)) for p in self.overlays]
@@ -61,6 +61,6 @@ class RunSummary:
         values = json.loads(path.read_text(encoding="utf-8"))
         values["stages"] = {k: StageSeconds(**v) for k, v in values["stages"].items()}
         values["overlays"] = tuple(path.parent / name for name in values["overlays"])
-        if (found := values.get("accuracy")) is not None:
-            values["accuracy"] = Accuracy.from_dict(found)
+        if (accuracy := values.get("accuracy")) is not None:
+            values["accuracy"] = Accuracy.from_dict(accuracy)
         return cls(run=path.parent, **values)

@@ -1,4 +1,4 @@
-"""Describe the shards that are left to do, who does them, and what is reported of them."""
+"""Define the remaining work of a run, its executor, and its reports."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from combicam.engine.storage.paths import read_parquet
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard that is not there yet, or rows of a committed one that are tried again.
+    """A missing shard, or rows of a committed one to be retried.
 
     Attributes:
         index: of the shard.
-        rows: places in the shard, in order; None for all.
+        rows: row numbers in the shard, in order; None for all.
     """
 
     index: int
     rows: tuple[int, ...] | None = None
 
     def places(self, images: int) -> Sequence[int]:
-        """The rows to do, of a shard with so many images."""
+        """The row numbers to process, of a shard with ``images`` rows."""
         return range(images) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What was done since the last report; empty where nothing was finished.
+    """Work done since the last report; empty if nothing was finished.
 
     Attributes:
-        images: rows that were done.
+        images: rows that were processed.
         failures: how many of them are not ok.
-        last_failure: id and error of the last of them.
+        last_failure: id and error of the last failure.
         seconds: stage -> busy seconds.
-        shard: index of the shard that was committed with these rows; None while it goes on.
-        batch_limit: images that fit into memory, where that is less than asked for.
-        halvings: how often memory was not enough.
+        shard: index of the shard that was committed with these rows; None if none was.
+        batch_limit: images that fit into memory, if fewer than requested.
+        halvings: how often the batch was halved because memory was short.
     """
 
     images: int = 0
@@ -58,7 +58,7 @@ class ShardReport:
     halvings: int = 0
 
     def __add__(self, later: ShardReport) -> ShardReport:
-        """Both as one report."""
+        """Merge two reports."""
         limits = [n for n in (self.batch_limit, later.batch_limit) if n is not None]
         return ShardReport(
             images=self.images + later.images,
@@ -75,37 +75,37 @@ class ShardReport:
 
 
 class ShardExecutor(Protocol):
-    """Explains and commits shards: in this process, or by others."""
+    """Explains and commits shards, in this process or in workers."""
 
     @property
     def times(self) -> StageTimes:
-        """Seconds per stage since the first photo could be read."""
+        """Seconds per stage since the first image was read."""
 
     def process(self, work: Iterable[ShardWork]) -> Generator[ShardReport, None, None]:
-        """Explain and commit shards; closing the generator stops what is under way.
+        """Explain and commit shards; closing the generator stops the work.
 
         Args:
             work: every shard once.
 
         Yields:
-            A report some times a second, an empty one where nothing was finished meanwhile.
+            A report several times a second, an empty one if nothing was finished meanwhile.
 
         Raises:
-            RunError: the explainer failed, too many images failed, or workers were lost again
-                and again; whatever else a stage raises.
+            RunError: the explainer failed, too many images failed, or workers were lost
+                repeatedly; also any other error of a stage.
         """
 
 
 @dataclass(frozen=True)
 class CommittedRows:
-    """Rows of a committed shard that stay as they are, and their places in it."""
+    """Rows of a committed shard that stay unchanged, and their row numbers."""
 
     table: Any
     rows: Sequence[int]
 
 
 def committed_rows(run: RunLayout, work: ShardWork) -> CommittedRows | None:
-    """What of a shard's old file goes into the new one; None for a new shard."""
+    """Rows to copy from a shard's old file into the new one; None for a new shard."""
     if work.rows is None:
         return None
     table = read_parquet(run.shard(work.index))
@@ -114,12 +114,12 @@ def committed_rows(run: RunLayout, work: ShardWork) -> CommittedRows | None:
 
 
 def work_left(run: RunLayout, manifest: Manifest, retry_failed: bool) -> list[ShardWork]:
-    """The shards that are missing and, if asked for, the failed rows of the others.
+    """The missing shards and, if requested, the failed rows of the others.
 
     Args:
-        run: its directory.
+        run: paths of the run.
         manifest: of the run.
-        retry_failed: whether rows whose status is not ok are tried again.
+        retry_failed: retry rows whose status is not ok.
     """
     committed = committed_shards(run)
     work = [ShardWork(index) for index in range(manifest.shards) if index not in committed]

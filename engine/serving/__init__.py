@@ -1,1 +1,1 @@
-"""What is written beside a model for NVIDIA Triton Inference Server."""
+"""Write a model repository for NVIDIA Triton Inference Server."""

@@ -1,10 +1,10 @@
-"""Explain photos with a model that combicam wrote for NVIDIA Triton Inference Server.
+"""Explain images with a model that combicam exported for NVIDIA Triton Inference Server.
 
     python client.py photo.jpg --url localhost:8000    # top classes, and photo.heatmap.png
-    python client.py --golden --url localhost:8000     # does the server give the right numbers?
+    python client.py --golden --url localhost:8000     # check the server's numbers
 
-Stands alone: ``pip install 'tritonclient[http]' pillow numpy``. It reads the files beside it
-(preprocessing.json, labels.txt, golden/) and nothing else of combicam.
+Needs only ``pip install 'tritonclient[http]' pillow numpy`` and the files beside it
+(preprocessing.json, labels.txt, golden/), not combicam.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 Arrays = dict[str, NDArray[Any]]
 Settings = dict[str, Any]  # preprocessing.json
 
-# Dark to bright in even steps of lightness (anchors of the inferno colormap, CC0).
+# From dark to bright in equal steps of lightness (anchors of the inferno colormap, CC0).
 _COLOURS = (
     (48, 12, 92),
     (85, 15, 109),
@@ -36,7 +36,7 @@ _COLOURS = (
 
 
 def decode(photo: Path, settings: Settings) -> NDArray[np.uint8]:
-    """Upright RGB, resized as the model expects it: uint8 [H,W,3]."""
+    """Decode to upright RGB at the model's input size: uint8 [H,W,3]."""
     with Image.open(photo) as file:
         file.load()
         image = ImageOps.exif_transpose(file)
@@ -58,7 +58,7 @@ def decode(photo: Path, settings: Settings) -> NDArray[np.uint8]:
 def centre_box(
     photo: tuple[int, int], crop: tuple[int, int], crop_pct: float
 ) -> tuple[float, float, float, float]:
-    """What resizing until the photo covers crop / crop_pct, then cutting its centre, would keep.
+    """The box kept by scaling the image to cover crop / crop_pct and cropping the centre.
 
     Args:
         photo, crop: (width, height), pixels.
@@ -92,18 +92,18 @@ def make_feed(
     Args:
         settings: of the model.
         images: float32 [B,3,H,W], normalised.
-        classes: which to explain (-1: the best, -2: the second best, …), or the classes of one
-            region; default: the best ones.
+        classes: to explain (-1: the best, -2: the second best, …), or the classes of one region;
+            default: the best ones.
 
     Raises:
-        ValueError: classes that the model cannot be asked for.
+        ValueError: classes that the model cannot explain.
     """
     kind, count, number = (settings[key] for key in ("target_input", "targets", "classes"))
     if kind == "none":
         if classes:
-            raise ValueError("this model explains its best classes only; drop --targets")
+            raise ValueError("this model explains only its best classes; drop --targets")
         return {"images": images}
-    least = -min(number, 1024)  # the graph ranks no further
+    least = -min(number, 1024)  # the graph ranks only so many classes
     if classes is not None and not all(least <= c < number for c in classes):
         raise ValueError(f"expected --targets from {least} to {number - 1}, got {classes}")
     if kind == "classes":
@@ -119,7 +119,7 @@ def make_feed(
 
 
 def make_inputs(feed: Arrays) -> list[Any]:
-    """The request's tensors, in the binary form."""
+    """The request's tensors, in binary form."""
     import tritonclient.http as http
     from tritonclient.utils import np_to_triton_dtype
 
@@ -132,7 +132,7 @@ def make_inputs(feed: Arrays) -> list[Any]:
 
 
 def ask(client: Any, model: str, feed: Arrays, outputs: list[str]) -> Arrays:
-    """One request; arrays by name of output."""
+    """Send a request; arrays by name of output."""
     import tritonclient.http as http
 
     wanted = [http.InferRequestedOutput(name, binary_data=True) for name in outputs]
@@ -140,19 +140,19 @@ def ask(client: Any, model: str, feed: Arrays, outputs: list[str]) -> Arrays:
     return {name: result.as_numpy(name) for name in outputs}
 
 
-def golden_errors(expected: Arrays, found: Arrays) -> dict[str, float]:
+def golden_errors(expected: Arrays, actual: Arrays) -> dict[str, float]:
     """Largest difference of each output, relative to its largest value.
 
-    Of ``classes``: how far the logit of a class that was taken is below that of the right one.
-    Where it is another, which rounding may cause among equals, only the logits are compared.
+    For ``classes``: how far the logit of the chosen class is below that of the right one. Where
+    they differ, which rounding may cause among ties, only the logits are compared.
     """
-    if any(values.shape != found[name].shape for name, values in expected.items()):
+    if any(values.shape != actual[name].shape for name, values in expected.items()):
         return dict.fromkeys(expected, math.inf)
     logits, classes = expected["logits"], expected["classes"]
-    same = classes == found["classes"]
+    same = classes == actual["classes"]
     errors = {}
     for name, values in expected.items():
-        other, scale = found[name], values
+        other, scale = actual[name], values
         if name == "classes":
             values, other = (np.take_along_axis(logits, c, 1) for c in (values, other))
             scale = logits
@@ -165,7 +165,7 @@ def golden_errors(expected: Arrays, found: Arrays) -> dict[str, float]:
 
 
 def check_golden(client: Any, folder: Path, settings: Settings) -> bool:
-    """Send golden/input.npz, compare with golden/output.npz, print a line per output."""
+    """Send golden/input.npz, compare with golden/output.npz, and print a line per output."""
     feed = dict(np.load(folder / "golden" / "input.npz"))
     expected = dict(np.load(folder / "golden" / "output.npz"))
     tolerance = json.loads((folder / "golden" / "golden.json").read_text())["tolerance"]
@@ -173,15 +173,15 @@ def check_golden(client: Any, folder: Path, settings: Settings) -> bool:
     for start in range(0, len(feed["images"]), settings["max_batch_size"]):
         part = {n: a[start : start + settings["max_batch_size"]] for n, a in feed.items()}
         parts.append(ask(client, settings["model"], part, list(expected)))
-    found = {name: np.concatenate([part[name] for part in parts]) for name in expected}
-    errors = golden_errors(expected, found)
+    actual = {name: np.concatenate([part[name] for part in parts]) for name in expected}
+    errors = golden_errors(expected, actual)
     for name, error in errors.items():
         print(f"{'ok  ' if error <= tolerance else 'FAIL'}  {name:<20}  {error:.2e}")
     return max(errors.values()) <= tolerance
 
 
 def overlay(pixels: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """uint8 [H,W,3] under a heatmap [H,W]: cold places stay a dimmed photo, hot ones glow."""
+    """Draw a heatmap [H,W] over uint8 [H,W,3]: low values dim the image, high values glow."""
     low, high = float(heatmap.min()), float(heatmap.max())
     heat = (heatmap - low) / (high - low) if high > low else np.zeros_like(heatmap)
     at = heat[..., None] * (len(_COLOURS) - 1)
@@ -197,43 +197,43 @@ def overlay(pixels: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> NDArray[
 def explain(
     client: Any, folder: Path, photo: Path, classes: list[int] | None, top: int, output: Path
 ) -> None:
-    """Print the photo's top classes and what was explained; save the overlay."""
+    """Print the image's top classes and the explained ones; save the overlay."""
     settings = read_settings(folder)
     labels = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")
     pixels = decode(photo, settings)
     feed = make_feed(settings, normalize(pixels, settings), classes)
-    found = ask(client, settings["model"], feed, ["logits", "classes", "scores", "heatmaps"])
-    logits = found["logits"][0].astype(np.float64)
+    results = ask(client, settings["model"], feed, ["logits", "classes", "scores", "heatmaps"])
+    logits = results["logits"][0].astype(np.float64)
     probability = np.exp(logits - logits.max())
     probability /= probability.sum()
     for index in np.argsort(-probability)[:top]:
         print(f"{probability[index]:8.3%}  {index:>5}  {labels[index]}")
-    for index, score in zip(found["classes"][0], found["scores"][0], strict=True):
+    for index, score in zip(results["classes"][0], results["scores"][0], strict=True):
         name = labels[index] if index >= 0 else "region"
         print(f"explained: {name} ({score:.3%})")
-    tiles = [pixels, *(overlay(pixels, heatmap) for heatmap in found["heatmaps"][0])]
+    tiles = [pixels, *(overlay(pixels, heatmap) for heatmap in results["heatmaps"][0])]
     Image.fromarray(np.concatenate(tiles, 1)).save(output)
     print(f"overlay: {output}")
 
 
 def read_settings(folder: Path) -> Settings:
-    """preprocessing.json."""
+    """Read preprocessing.json."""
     settings: Settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     return settings
 
 
 def main(arguments: list[str] | None = None, folder: Path | None = None) -> None:
-    """The command line; ``folder`` holds the model's files, by default beside this one."""
-    parser = argparse.ArgumentParser(description="Explain a photo, or check the server.")
+    """Run the command line; ``folder`` has the model's files, default: this file's folder."""
+    parser = argparse.ArgumentParser(description="Explain an image, or check the server.")
     parser.add_argument("photo", type=Path, nargs="?")
     parser.add_argument("--url", default="localhost:8000", help="HOST:PORT of the HTTP service")
     parser.add_argument("--targets", type=int, nargs="+", help="classes to explain; -1: the best")
-    parser.add_argument("--top", type=int, default=5, help="how many classes are printed")
+    parser.add_argument("--top", type=int, default=5, help="number of classes to print")
     parser.add_argument("--output", type=Path, help="overlay; default: photo.heatmap.png")
     parser.add_argument("--golden", action="store_true", help="compare with golden/ instead")
     given = parser.parse_args(arguments)
     if (given.photo is None) != given.golden:
-        parser.error("expected a photo, or --golden")
+        parser.error("expected an image, or --golden")
     folder = folder or Path(__file__).resolve().parent
 
     import tritonclient.http as http
@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None, folder: Path | None = None) -> None
         explain(client, folder, given.photo, given.targets, given.top, output)
     except (InferenceServerException, ConnectionError, TimeoutError) as error:
         raise SystemExit(f"client: {given.url}: {error}") from error
-    except (OSError, ValueError) as error:  # of the photo, or of what was asked for
+    except (OSError, ValueError) as error:  # of the image or the arguments
         raise SystemExit(f"client: {error}") from error
 
 

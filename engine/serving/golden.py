@@ -1,4 +1,4 @@
-"""Make golden inputs and outputs: what a server must answer, computed by the model itself."""
+"""Make golden inputs, and the outputs of the original model that a server must reproduce."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Golden:
 
 
 def make_golden(joint: JointGraph, model: nn.Module, device: torch.device) -> Golden:
-    """Explain natural noise in float32: the first image's best classes, named ones of the others.
+    """Explain natural noise in float32: the first image's best classes, given ones of the others.
 
     Args:
-        joint: what is served.
-        model: the network it was traced from.
-        device: where the network is.
+        joint: the served graph.
+        model: the model it was traced from.
+        device: of the model.
     """
     inputs = _inputs(joint)
     reference = eager_reference(model, joint)
@@ -63,25 +63,25 @@ def _inputs(joint: JointGraph) -> Arrays:
 
 
 def check_golden(golden: Golden, runtime: Any, tolerance: float) -> None:
-    """Run the inputs through an ONNX Runtime session.
+    """Run the inputs in an ONNX Runtime session, and check the outputs.
 
     Raises:
         ArtifactError: an output differs by more than ``tolerance`` of its largest value.
     """
     names = list(golden.outputs)
-    found = dict(zip(names, runtime.run(names, golden.inputs), strict=True))
-    errors = golden_errors(golden.outputs, found)
+    actual = dict(zip(names, runtime.run(names, golden.inputs), strict=True))
+    errors = golden_errors(golden.outputs, actual)
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] <= tolerance:
         raise ArtifactError(
-            f"triton repository: expected ONNX Runtime within {tolerance} of the network, got "
-            f"{errors[worst]:.3g} in {worst!r}; nothing was written, a larger tolerance or "
-            "allow_disagreement keeps it"
+            f"triton repository: expected ONNX Runtime within {tolerance} of the model, got "
+            f"{errors[worst]:.3g} in {worst!r}; nothing was written; to keep it, raise the "
+            "tolerance or pass allow_disagreement"
         )
 
 
 def write_golden(golden: Golden, folder: Path, tolerance: float) -> None:
-    """input.npz, output.npz, and in golden.json what they are and how near is near enough."""
+    """Write input.npz, output.npz, and golden.json with their description and the tolerance."""
     folder.mkdir()
     named: dict[str, dict[str, Any]] = {"input": golden.inputs, "output": golden.outputs}
     for name, arrays in named.items():

@@ -1,4 +1,4 @@
-"""Write ``config.pbtxt``: what NVIDIA Triton Inference Server must know of an ONNX file."""
+"""Write ``config.pbtxt``, the configuration of an ONNX file for NVIDIA Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from combicam.errors import ArtifactError
 
-# ONNX Runtime's names of types -> Triton's; the server's backend has no bfloat16.
+# ONNX Runtime's type names -> Triton's; the server's backend has no bfloat16.
 DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(float16)": "FP16",
@@ -24,8 +24,8 @@ QUEUE_DELAY_US = 2000
 LABELLED = "logits"
 
 _HEADER = """\
-# Of NVIDIA Triton Inference Server; inputs and outputs are those of 1/model.onnx. The first
-# dimension, the batch, is not written: max_batch_size stands for it.
+# For NVIDIA Triton Inference Server; inputs and outputs are those of 1/model.onnx. Their first
+# dimension, the batch, is left out: max_batch_size implies it.
 name: {name}
 backend: "onnxruntime"
 platform: "onnxruntime_onnx"
@@ -45,12 +45,12 @@ instance_group [ { count: 1 kind: KIND_AUTO } ]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output as the server counts it.
+    """An input or output as the server describes it.
 
     Attributes:
         name: in the ONNX file.
         datatype: Triton's name, ``FP32``, ``INT64``, …
-        dims: without the batch; -1 where free.
+        dims: without the batch; -1 for dynamic ones.
     """
 
     name: str
@@ -59,22 +59,22 @@ class TensorInfo:
 
 
 def batched_tensors(entries: Sequence[Any]) -> tuple[TensorInfo, ...]:
-    """What an ONNX Runtime session says of its inputs or outputs, checked for batching.
+    """Inputs or outputs of an ONNX Runtime session, checked for batching.
 
     Args:
         entries: of ``session.get_inputs()`` or ``get_outputs()``.
 
     Raises:
-        ArtifactError: a tensor whose first dimension is not a free batch, or whose type the
-            server does not know. It would refuse to load such a model.
+        ArtifactError: a tensor whose first dimension is not a dynamic batch, or whose type the
+            server does not know, so that it would not load the model.
     """
-    found = []
+    tensors = []
     for entry in entries:
         shape = list(entry.shape)
-        # The server wants at least one dimension beside the batch (or a reshape).
+        # The server needs at least one dimension besides the batch (or a reshape).
         if len(shape) < 2 or isinstance(shape[0], int):
             raise ArtifactError(
-                f"triton repository: expected every tensor as [batch, ...] with a free batch, got "
+                f"triton repository: expected tensors as [batch, ...] with a dynamic batch, got "
                 f"{entry.name!r} {shape}; the server cannot batch this model, export it with "
                 "combicam.export and serve it otherwise"
             )
@@ -84,12 +84,12 @@ def batched_tensors(entries: Sequence[Any]) -> tuple[TensorInfo, ...]:
                 f"of {entry.type}; export with another dtype"
             )
         dims = tuple(d if isinstance(d, int) else -1 for d in shape[1:])
-        found.append(TensorInfo(entry.name, DATATYPES[entry.type], dims))
-    return tuple(found)
+        tensors.append(TensorInfo(entry.name, DATATYPES[entry.type], dims))
+    return tuple(tensors)
 
 
 def preferred_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """Half of the largest batch, and the largest: what the server waits for."""
+    """The batch sizes that the server waits for: the largest, and half of it."""
     return tuple(sorted({max(1, max_batch_size // 2), max_batch_size}))
 
 
@@ -106,12 +106,12 @@ def config_text(
         name: of the model, and of its folder.
         inputs, outputs: of the ONNX file.
         max_batch_size: the largest batch that the server forms, >= 1.
-        labels: name of the file with a class's name a line.
+        labels: name of the file with a class name per line.
     """
     parts = [_HEADER.format(name=_quoted(name), max_batch_size=max_batch_size)]
     parts += [_tensor("input", tensor) for tensor in inputs]
     parts += [_tensor("output", t, labels if t.name == LABELLED else None) for t in outputs]
-    if max_batch_size > 1:  # with one image a batch, waiting for others gains nothing
+    if max_batch_size > 1:  # with one image per batch, waiting for more gains nothing
         sizes = ", ".join(map(str, preferred_sizes(max_batch_size)))
         parts.append(_BATCHING.format(sizes=sizes, delay=QUEUE_DELAY_US))
     parts.append(_INSTANCES)
@@ -131,9 +131,9 @@ def _tensor(kind: str, tensor: TensorInfo, labels: str | None = None) -> str:
 
 
 def _warmup(inputs: Sequence[TensorInfo], size: int) -> str:
-    """A request of zeros: each batch size that is met for the first time is slow on a GPU.
+    """A warm-up request, because the first request of each batch size is slow on a GPU.
 
-    Zeros, because random bytes could name a class that does not exist.
+    It has zeros, because random bytes could name a class that does not exist.
     """
     entries = "".join(
         f"  inputs {{ key: {_quoted(tensor.name)} value {{ data_type: TYPE_{tensor.datatype} "

@@ -17,24 +17,24 @@ Server.{note}
 
 ## Start the server
 
-From the folder that holds `{name}/` (the model repository):
+From the folder that contains `{name}/` (the model repository):
 
 ```sh
 docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -p 8002:8002 -v "$PWD":/models:ro \\
     nvcr.io/nvidia/tritonserver:25.08-py3 tritonserver --model-repository=/models
 ```
 
-Without a GPU leave `--gpus all` out: the model then runs on the CPU. A newer image does as well.
+Without a GPU leave out `--gpus all`: the model then runs on the CPU. Newer images work as well.
 
-## Ask it
+## Send a request
 
 ```sh
 pip install 'tritonclient[http]' pillow numpy
 python {name}/client.py photo.jpg --url localhost:8000{ask}
 ```
 
-prints the top classes and saves `photo.heatmap.png`. Your own client must treat photos as
-`preprocessing.json` says, as `client.py` does.
+This prints the top classes and saves `photo.heatmap.png`. Your own client must preprocess images
+as `preprocessing.json` describes; see `client.py`.
 
 | tensor | type | shape | |
 |---|---|---|---|
@@ -42,40 +42,41 @@ prints the top classes and saves `photo.heatmap.png`. Your own client must treat
 
 {targets}
 
-`labels.txt` has the {classes} classes of `logits`, one a line.
+`labels.txt` lists the {classes} classes of `logits`, one per line.
 
-## Check it
+## Check the server
 
 ```sh
 python {name}/client.py --golden --url localhost:8000
 ```
 
-sends `golden/input.npz` and compares the answer with `golden/output.npz`, which the network itself
-gave in eager PyTorch, float32. Differences beyond {tolerance:g} of an output's largest value fail
-(exit status 1). GPUs from Ampere on round float32 convolutions to TF32: if the check fails for
-that, start the server with `-e NVIDIA_TF32_OVERRIDE=0` after `docker run`, and repeat it.
+This sends `golden/input.npz` and compares the response with `golden/output.npz`, which the original
+model computed in eager PyTorch, float32. It fails (exit status 1) if a difference exceeds
+{tolerance:g} of an output's largest value. GPUs from Ampere on round float32 convolutions to TF32:
+if the check fails for this reason, start the server with `-e NVIDIA_TF32_OVERRIDE=0` after
+`docker run`, and repeat it.
 
-The server forms the batches: see `max_batch_size` in `config.pbtxt`, and `dynamic_batching` where
-that is more than 1. The batch sizes under `model_warmup` are warmed up before the model is ready.
-That the log ignores a "version directory 'golden'" is right.
+The server forms the batches: see `max_batch_size` in `config.pbtxt`, and `dynamic_batching` if it
+is more than 1. The batch sizes under `model_warmup` are warmed up before the model is ready.
+The server's log may say that it ignores a "version directory 'golden'"; this is expected.
 """
 
 _MEANINGS = {
-    "images": "photos, normalised",
+    "images": "images, normalised",
     "targets": "what to explain",
     "logits": "of all classes",
-    "classes": "which were explained; -1 for weights",
-    "scores": "their probabilities; of weights, the weighted sum of probabilities",
+    "classes": "explained classes; -1 for weights",
+    "scores": "their probabilities; for weights, the weighted sum of probabilities",
     "heatmaps": "of the image's size",
     "ranges": "smallest and largest value of each map before its normalisation",
 }
 _TARGETS = {
     "none": "The K = {count} best classes of each image are explained.",
-    "classes": "`targets` must be sent: K = {count} class numbers for each image. -1 is the best "
-    "class, -2 the second best, and so on to {last}, which smaller numbers mean, too: {default} "
-    "asks for the best.",
-    "weights": "`targets` must be sent: K = {count} regions or contrasts for each image, a weight "
-    "for each class. Classes with a weight > 0 count for, those with one < 0 against; not all may "
+    "classes": "`targets` is required: K = {count} class numbers for each image. -1 is the best "
+    "class, -2 the second best, and so on down to {last}; lower numbers mean the same as {last}. "
+    "{default} selects the best.",
+    "weights": "`targets` is required: K = {count} regions or contrasts for each image, with a "
+    "weight for each class. Classes with a weight > 0 count for, those < 0 against; not all may "
     "be 0. The client's `--targets` are the classes of one region.",
 }
 
@@ -87,10 +88,10 @@ def readme_text(
     tensors: Sequence[TensorInfo],
     tolerance: float,
 ) -> str:
-    """The text.
+    """The text of README.md.
 
     Args:
-        description, joint: what is served.
+        description, joint: of the served model.
         name: of the model on the server.
         tensors: inputs and outputs.
         tolerance: of the golden outputs.

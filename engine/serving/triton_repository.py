@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STEPS = (
     "decode; turn upright by EXIF orientation; RGB, transparency on white, 16 bits scaled to 8",
     "resize to input_size (H, W) with the antialiased filter 'interpolation': 'squash' scales the "
-    "whole photo; 'crop' scales until it covers input_size / crop_pct and cuts the centre",
+    "whole image; 'crop' scales it to cover input_size / crop_pct and crops the centre",
     "x / 255, minus mean, divided by std, per channel R, G, B",
     "float32 [B,3,H,W], C order",
 )
@@ -40,9 +40,9 @@ class ServedModel:
 
     Attributes:
         path: its folder.
-        name: what clients call it.
+        name: of the model for clients.
         max_batch_size: the largest batch that the server forms.
-        verification: how far the ONNX file is from the network, None without ``verify``.
+        verification: of the ONNX file against the model; None without ``verify``.
     """
 
     path: Path
@@ -64,27 +64,27 @@ def export_triton_repository(
 ) -> ServedModel:
     """Write a model repository: ONNX file, server configuration, labels, client, golden outputs.
 
-    ``REPOSITORY/NAME`` appears complete or not at all. Its README.md says how to start the server
-    and how to check it.
+    ``REPOSITORY/NAME`` is written atomically. Its README.md explains how to start and check the
+    server.
 
     Args:
-        explainer: over a network; one that was loaded from a file has no network to export.
-        repository: folder of models; made if only it is missing.
-        name: of the model; default: the network's.
+        explainer: of a model; one that was loaded from a file has no model to export.
+        repository: folder of models; created if its parent exists.
+        name: on the server; default: the model's name.
         max_batch_size: the largest batch that the server forms, >= 1.
         target_input, verify, tolerance, allow_disagreement: as for
             :func:`~combicam.engine.explain.artifact_export.export`; the golden inputs are
             verified, too.
 
     Returns:
-        Where it is, and how far the file is from the network.
+        The model's folder, name and verification.
 
     Raises:
-        ValueError: a name or batch size that the server would not take, another target_input, or a
-            folder that is there.
-        FileNotFoundError: no folder to make the repository in.
-        ArtifactError: an explainer without a network, or a file that disagrees with it.
-        TraceError: the graph has no ONNX form.
+        ValueError: a name or batch size that the server does not accept, an unknown target_input,
+            or an existing model.
+        FileNotFoundError: the repository's parent does not exist.
+        ArtifactError: an explainer without a model, or a file that disagrees with it.
+        TraceError: the graph cannot be written as ONNX.
 
     Source: Triton Inference Server, model repository and model configuration.
     """
@@ -93,10 +93,10 @@ def export_triton_repository(
     name = model_name(explainer.description.model) if name is None else name
     check_served(name, max_batch_size)
     check_repository(repository, name)
-    # Not inside the repository: the server takes every folder there for a model.
+    # Outside the repository: the server takes every folder in it for a model.
     workshop = repository if os.path.ismount(repository) else repository.parent
     with tempfile.TemporaryDirectory(prefix=".combicam-", dir=workshop) as folder:
-        draft = Path(folder) / name  # of ordinary permissions, other than its parent
+        draft = Path(folder) / name  # with ordinary permissions, unlike its parent
         (draft / "1").mkdir(parents=True)
         graph = draft / "1" / "model.onnx"
         verification = export(
@@ -119,23 +119,23 @@ def export_triton_repository(
         _write_texts(draft, explainer.description, joint, served, runtime, limit)
         repository.mkdir(exist_ok=True)
         try:
-            draft.rename(served.path)  # takes the place of an empty folder
+            draft.rename(served.path)  # replaces an empty folder
         except OSError as error:
-            check_repository(repository, name)  # somebody else was faster
+            check_repository(repository, name)  # another process was faster
             raise ArtifactError(f"triton repository: {served.path}: {error}") from error
     return served
 
 
 def model_name(model: str) -> str:
-    """A network's name as a server's: ``timm:resnet50`` -> ``resnet50``."""
+    """A model's name on the server: ``timm:resnet50`` -> ``resnet50``."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", model.rpartition(":")[2]).lstrip("._-") or "model"
 
 
 def check_served(name: str, max_batch_size: int) -> None:
-    """Refuse what the server would refuse.
+    """Check that the server accepts the name and batch size.
 
     Raises:
-        ValueError: see above.
+        ValueError: it does not.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -155,11 +155,11 @@ def check_served(name: str, max_batch_size: int) -> None:
 
 
 def check_repository(repository: Path, name: str | None = None) -> None:
-    """Refuse a folder that cannot be written, before any work is done.
+    """Check that the repository can be written, before any work is done.
 
     Raises:
-        FileNotFoundError: no folder to make the repository in.
-        ValueError: the repository is a file, or the model is there.
+        FileNotFoundError: the repository's parent does not exist.
+        ValueError: the repository is a file, or has the model already.
     """
     repository = repository.resolve()
     if not repository.parent.is_dir():
@@ -177,7 +177,7 @@ def check_repository(repository: Path, name: str | None = None) -> None:
 
 
 def _runtime(graph: Path) -> Any:
-    """An ONNX Runtime session of the file, which says what its inputs and outputs are."""
+    """An ONNX Runtime session of the file, to read its inputs and outputs."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -193,14 +193,14 @@ def _write_texts(
     runtime: Any,
     limit: float,
 ) -> None:
-    """Everything but graph and golden/."""
+    """Write everything but the graph and golden/."""
     inputs = batched_tensors(runtime.get_inputs())
     outputs = batched_tensors(runtime.get_outputs())
     text = config_text(served.name, inputs, outputs, served.max_batch_size, LABELS)
     (draft / "config.pbtxt").write_text(text, encoding="utf-8")
     _write_labels(draft / LABELS, description)
     _write_preprocessing(draft / "preprocessing.json", description, joint, served)
-    # The client needs nothing of combicam.
+    # The client does not need combicam.
     client = resources.files("combicam.engine.serving").joinpath("client.py").read_text("utf-8")
     (draft / "client.py").write_text(client, encoding="utf-8")
     text = readme_text(description, joint, served.name, (*inputs, *outputs), limit)
@@ -208,7 +208,7 @@ def _write_texts(
 
 
 def _write_labels(path: Path, description: Description) -> None:
-    """A name a line; the number of a class without one."""
+    """Write a class name per line; the class number if it has no name."""
     table = description.classes
     names = [
         (" ".join(table.name(i).split()) if table else "") or str(i)

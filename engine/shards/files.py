@@ -26,7 +26,7 @@ from combicam.export.spec import CamSpec
 
 _GROUP_BYTES = 16 * 2**20
 _DICTIONARY = ["status", "error", "decoder", "class_name", "s2_token"]
-# What tables of rows leave out: bytes of maps, and what it takes to make arrays of them.
+# Columns that tables leave out: bytes of maps, and what is needed to decode them.
 MAP_COLUMNS = (
     "heatmap",
     "heatmap_height",
@@ -35,17 +35,17 @@ MAP_COLUMNS = (
     "layer_highs",
     "layer_sizes",
 )
-# Smallest and largest heatmap say nothing, and cost a comparison of every byte.
+# Statistics of heatmaps are useless, and cost a comparison of every byte.
 _STATISTICS = ["id", "uri", "status", "width", "height", "class_name", "lat", "lon", "error_km"]
 
 
 class ShardWriter:
-    """Writes one shard, batch by batch; it appears on :meth:`commit`.
+    """Writes one shard, batch by batch; the file appears on :meth:`commit`.
 
-    Row groups have a fixed number of rows, so the bytes do not depend on how rows arrive.
+    Row groups have a fixed number of rows, so the bytes do not depend on batch sizes and order.
 
     Args:
-        path: of the shard; its folder exists.
+        path: of the shard, in an existing folder.
         shard_format: columns and metadata.
     """
 
@@ -68,11 +68,11 @@ class ShardWriter:
         )
 
     def add(self, table: Any, rows: Sequence[int] | None = None) -> None:
-        """Append rows; those that come before their turn wait until the shard is complete.
+        """Append rows; those that arrive early are kept until the shard is complete.
 
         Args:
             table: of :class:`ShardFormat`.
-            rows: their places in the shard; default: the next ones.
+            rows: their indices in the shard; default: the next ones.
         """
         if self._early or (rows is not None and [*rows] != [*self._turn(len(rows))]):
             self._early.append((table, rows or self._turn(table.num_rows)))
@@ -90,7 +90,7 @@ class ShardWriter:
             self._waiting = self._waiting.slice(self._group_rows)
 
     def commit(self) -> None:
-        """Write what is left and make the shard appear, complete and durable."""
+        """Write the remaining rows, and commit the file durably."""
         if self._early:
             tables, rows = zip(*self._early, strict=True)
             early = pa.concat_tables(tables)
@@ -103,36 +103,36 @@ class ShardWriter:
         commit(self._path)
 
     def _write(self, group: Any) -> None:
-        # Pages end where chunks do, and chunks are batches: one chunk makes bytes independent.
+        # Pages end with chunks, which are batches: one chunk makes the bytes independent of them.
         self._writer.write_table(group.combine_chunks())
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Delete the temporary file."""
         self._writer.close()
         temporary_path(self._path).unlink(missing_ok=True)
 
 
 def _row_bytes(maps: MapFormat) -> int:
-    """Of a row's maps; a guess where they differ."""
+    """Bytes of a row's maps; an estimate if they vary."""
     sizes = [maps.size or (256, 256), *maps.layer_sizes]
     return maps.targets * sum(h * w for h, w in sizes)
 
 
 @dataclass(frozen=True)
 class ShardData:
-    """A shard's N rows as arrays; rows that failed have zeros, -1 targets and NaN scores.
+    """A shard's N rows as arrays; failed rows have zeros, targets of -1 and scores of NaN.
 
     Attributes:
-        table: all columns but those of maps, :data:`MAP_COLUMNS` (pyarrow.Table).
+        table: all columns except :data:`MAP_COLUMNS` (pyarrow.Table).
         ok: bool [N].
-        heatmaps: uint8 [N,K,h,w] as they are stored; times ``scale`` for [0, 1]. Where photos
-            differ in size, an object array [N] of uint8 [K,h,w].
+        heatmaps: uint8 [N,K,h,w] as stored; multiply by ``scale`` for [0, 1]. If images differ
+            in size, an object array [N] of uint8 [K,h,w].
         targets: int64 [N,K].
         scores: float32 [N,K].
         ranges: float32 [N,K,2], min and max of the fused map before normalisation.
         flat: bool [N,K].
-        spec: what was computed.
-        maps: what is stored, and on which grids.
+        spec: of the run.
+        maps: which maps are stored, and on which grids.
     """
 
     table: Any
@@ -148,15 +148,15 @@ class ShardData:
 
     @property
     def scale(self) -> float:
-        """Of a heatmap's unit."""
+        """The value of a unit of the stored heatmaps."""
         return SCALE
 
     def heatmap(self, index: int, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """A row's heatmaps, upsampled as the explainer did: float32 [K,H,W] in [0, 1].
+        """A row's heatmaps, upsampled like the explainer's: float32 [K,H,W] in [0, 1].
 
         Args:
             index: of the row.
-            size: (H, W), pixels; default: the model's input size, or as it is stored where photos
+            size: (H, W), pixels; default: the model's input size, or the stored size if images
                 differ in size.
         """
         stored = torch.from_numpy(self.heatmaps[index].copy()).float()[None] * SCALE
@@ -170,7 +170,7 @@ class ShardData:
         return values
 
     def layer_maps(self, index: int) -> dict[str, NDArray[np.float32]]:
-        """A row's maps of every layer: name -> float32 [K,h,w]; empty for a row that failed.
+        """A row's maps of every layer: name -> float32 [K,h,w]; empty for a failed row.
 
         Raises:
             RunError: the run did not store them.
@@ -197,10 +197,10 @@ def read_shard_file(path: Path) -> ShardData:
         path: of the file.
 
     Raises:
-        RunError: no such shard, or a Parquet file that combicam did not write.
+        RunError: no shard there, or a Parquet file that combicam did not write.
     """
     if not path.is_file():
-        raise RunError(f"read_shard: expected a committed shard, got nothing at {path}")
+        raise RunError(f"read_shard: expected a committed shard, got no file at {path}")
     table = read_parquet(path)
     metadata = table.schema.metadata or {}
     if b"combicam.heatmap" not in metadata:
@@ -244,7 +244,7 @@ def _heatmaps(stored: Any, ok: NDArray[np.bool_], maps: MapFormat) -> NDArray[An
 def _dense(
     table: Any, name: str, ok: NDArray[np.bool_], shape: tuple[int, ...], fill: Any, dtype: Any
 ) -> NDArray[Any]:
-    """A list column as an array, failed rows filled."""
+    """A list column as an array, with failed rows filled."""
     values = np.full((len(ok), *shape), fill, dtype)
     if ok.any():
         flat = pc.list_flatten(table.column(name)).to_numpy()

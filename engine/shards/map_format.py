@@ -19,16 +19,16 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class MapFormat:
-    """What the bytes of a row's maps mean.
+    """The format of the bytes of a row's maps.
 
     Attributes:
-        targets: K, maps of each kind.
+        targets: K, maps per image.
         size: (h, w) of a stored heatmap; None where images, and so heatmaps, differ in size.
-        input_size: (H, W) of the heatmap before it was stored; None as above.
-        align_corners: None for a heatmap that was scaled; otherwise it was sampled at the nodes
-            of a layer's grid, and bilinear upsampling by this convention brings it back.
-        layers: whose maps are stored too, in this order.
-        layer_sizes: (h, w) of their grids; empty where images differ in size.
+        input_size: (H, W) of the heatmap before it was stored; None as for ``size``.
+        align_corners: None if the heatmap was scaled; otherwise it was sampled at the nodes of a
+            layer's grid, and bilinear upsampling by this convention restores it.
+        layers: with stored maps, in this order.
+        layer_sizes: (h, w) of their grids; empty if images differ in size.
     """
 
     targets: int
@@ -40,7 +40,7 @@ class MapFormat:
 
     @property
     def varies(self) -> bool:
-        """Whether every row says how large its maps are."""
+        """Whether the size of maps is stored in every row."""
         return self.size is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class MapFormat:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`; shards of version 0.1 know the shape alone."""
+        """The inverse of :meth:`to_dict`; shards of version 0.1 have only the shape."""
         shape = values["shape"]
         return cls(
             targets=shape[0],
@@ -62,18 +62,18 @@ class MapFormat:
         )
 
     def heatmap(self, data: Any, size: Size | None) -> NDArray[np.uint8]:
-        """A row's bytes as uint8 [K,h,w]; ``size`` is the row's where it varies."""
+        """A row's bytes as uint8 [K,h,w]; ``size`` is the row's if sizes vary."""
         return np.frombuffer(data, np.uint8).reshape(self.targets, *(self.size or size or ()))
 
     def layer_maps(
         self, data: Any, highs: NDArray[np.float32], sizes: tuple[Size, ...]
     ) -> dict[str, NDArray[np.float32]]:
-        """A row's bytes as layer -> float32 [K,h,w], as they were before they became bytes.
+        """A row's bytes as layer -> float32 [K,h,w], in the explainer's scale.
 
         Args:
-            data: of all layers, one after another.
+            data: of all layers, concatenated.
             highs: float32 [L*K], the largest value of each map.
-            sizes: of the grids, where they vary.
+            sizes: of the grids, if they vary.
         """
         values = np.frombuffer(data, np.uint8).astype(np.float32)
         maps, start = {}, 0
@@ -88,15 +88,15 @@ class MapFormat:
 
 
 def map_format(explainer: BatchExplainer, store: str, heatmap_size: Size | None) -> MapFormat:
-    """What a run stores.
+    """The format in which a run stores maps.
 
     Args:
-        explainer: whose maps.
+        explainer: that makes the maps.
         store: ``full``, ``grid`` or ``layers``.
         heatmap_size: (h, w) of every heatmap, pixels; only with ``full``.
 
     Raises:
-        ValueError: layer maps of an explainer that gives none.
+        ValueError: ``layers`` with an explainer that does not return layer maps.
     """
     one_size = explainer.preprocess.has_one_size
     input_size = explainer.preprocess.input_size if one_size else None

@@ -1,4 +1,4 @@
-"""Quantise heatmaps to one byte a pixel, on the device."""
+"""Quantise heatmaps to one byte per pixel, on the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class QuantisedExplanation:
-    """What of an :class:`Explanation` is stored, for B images.
+    """The stored part of an :class:`Explanation`, for B images.
 
     Attributes:
         heatmaps: uint8 [B,K,h,w], 255 for 1.0.
@@ -28,11 +28,11 @@ class QuantisedExplanation:
         scores: float32 [B,K].
         ranges: float32 [B,K,2].
         flat: bool [B,K].
-        finite: bool [B], no score, range or heatmap of the image is NaN or infinite.
+        finite: bool [B], all scores, ranges and heatmaps of the image are finite.
         layer_maps: layer -> uint8 [B,K,h,w], 255 for the largest value of the map.
-        layer_highs: float32 [B,L*K], these values, layer by layer.
-        places: int64 [B,k], the most likely classes; this and the rest where classes have places.
-        probabilities: float32 [B,k], theirs.
+        layer_highs: float32 [B,L*K], these largest values, layer by layer.
+        places: int64 [B,k], the most likely classes; like the rest, only if classes have locations.
+        probabilities: float32 [B,k], of these classes.
         densities: float32 [B,R], the probability around the most likely one.
     """
 
@@ -49,11 +49,11 @@ class QuantisedExplanation:
     densities: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with every tensor changed."""
+        """Apply ``change`` to every tensor."""
         return self.gather([self], lambda tensors: change(tensors[0]))
 
     def to_host(self, images: int) -> Self:
-        """The first ``images``, on the CPU; not there before the stream is synchronised."""
+        """Copy the first ``images`` to the CPU; valid once the stream is synchronised."""
         return self.map(lambda t: t[:images].to("cpu", non_blocking=True))
 
     @classmethod
@@ -63,7 +63,7 @@ class QuantisedExplanation:
 
     @classmethod
     def gather(cls, parts: Sequence[Self], join: Callable[[list[Tensor]], Tensor]) -> Self:
-        """One of several, field by field."""
+        """Join several, field by field."""
         joined: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in parts]
@@ -80,16 +80,16 @@ def quantise(
     size: Size | None = None,
     placer: LocationEstimator | None = None,
 ) -> QuantisedExplanation:
-    """Bring heatmaps to the grid that is stored and round them to bytes, on their device.
+    """Resize heatmaps to the stored grid and round them to bytes, on their device.
 
     Args:
         explanation: of B images.
-        maps: what is stored.
-        size: (h, w) of the stored heatmaps where ``maps`` leaves it open.
-        placer: where classes have places.
+        maps: format of the stored maps.
+        size: (h, w) of the stored heatmaps if ``maps`` does not fix it.
+        placer: for classes with locations.
 
     Raises:
-        RunError: heatmaps that are not [B,K,...], or layer maps that are not there.
+        RunError: heatmaps that are not [B,K,...], or missing layer maps.
     """
     heatmaps = explanation.heatmaps
     if heatmaps.ndim != 4 or heatmaps.shape[1] != maps.targets:
@@ -128,12 +128,12 @@ def _resized(heatmaps: Tensor, maps: MapFormat, size: Size | None) -> Tensor:
         return heatmaps
     if maps.align_corners is None:
         return interpolate(heatmaps, size, mode="bilinear", antialias=True)
-    # A value at each node of the grid: what upsampling started from, not a mean around it.
+    # Sample at the nodes of the grid, where upsampling started, instead of averaging around them.
     return interpolate(heatmaps, size, mode="bilinear", align_corners=maps.align_corners)
 
 
 def _layers(maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Bytes of the layers' maps, which are never negative, and the value of their 255."""
+    """Bytes of the (non-negative) layer maps, and the values that 255 stands for."""
     if not maps:
         return (), None
     highs = [m.float().amax((2, 3)) for m in maps]  # [B,K]

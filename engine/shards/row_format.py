@@ -38,7 +38,7 @@ _PLACED = ("places", "probabilities", "densities")
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of an input before it is explained; ``status`` ok means that it can be."""
+    """The facts about an input before it is explained; ``status`` ok means that it can be."""
 
     entry: Entry
     status: str = OK
@@ -54,13 +54,13 @@ class ShardFormat:
 
     Args:
         spec: written into the metadata.
-        maps: what a row's maps are.
-        classes: adds ``class_name`` where it has names: of the first target, or, where it has
-            places, of the most likely class; where it has places, also the columns of
+        maps: format of a row's maps.
+        classes: with names, they add ``class_name``: of the first target, or, with locations, of
+            the most likely class; with locations, also the columns of
             :func:`~combicam.engine.geo.location_estimate.place_fields`.
-        has_truth: whether it is known of some inputs where they were taken.
-        explain: what the targets are where they need not be the best classes: one word each,
-            written into the metadata.
+        has_truth: whether the location of some inputs is known.
+        explain: the targets if they are not simply the best classes, one word each; written into
+            the metadata.
     """
 
     spec: CamSpec
@@ -93,7 +93,7 @@ class ShardFormat:
 
         Args:
             records: one per row, in order.
-            results: of the records whose status is ok, in order; None when there are none.
+            results: of the records with status ok, in order; None if there are none.
         """
         values = [] if results is None else _values(results, self.maps)
         explained = iter(values)
@@ -117,7 +117,7 @@ class ShardFormat:
         return row | (found or {}) | place
 
     def _place(self, entry: Entry, found: dict[str, Any] | None) -> dict[str, Any]:
-        """What the class is called and where it lies; of failed rows, where they were taken."""
+        """Name and location of the class; for failed rows, only the true location."""
         classes = self.classes
         row: dict[str, Any] = {}
         if classes is None:
@@ -132,7 +132,7 @@ class ShardFormat:
 
 
 def _values(results: QuantisedExplanation, maps: MapFormat) -> list[dict[str, Any] | None]:
-    """Per image, the columns that come from explaining; None when they are not finite."""
+    """Per image, the columns of its explanation; None if they are not finite."""
     heatmaps = results.heatmaps.contiguous().numpy()
     columns: dict[str, Any] = {
         "targets": results.targets.tolist(),

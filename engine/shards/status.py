@@ -1,4 +1,4 @@
-"""Name what a row's ``status`` can be."""
+"""Define the values of a row's ``status``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write files that appear complete or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from combicam.engine.storage.paths import is_remote
 
 
 def temporary_path(path: Path) -> Path:
-    """Where ``path`` is written before it appears: hidden, in the same folder.
+    """The path at which ``path`` is written before it appears: a hidden file in the same folder.
 
-    What will lie in an object store is written on this machine first: its folder for temporary
-    files needs room for a few shards.
+    Objects of a store are written on this machine first, so its temporary folder needs room for a
+    few shards.
     """
     if is_remote(path):
-        # A key may be longer than the name of a file can be.
+        # A key may be longer than a file name can be.
         return Path(_scratch().name, f"{sha256(str(path).encode()).hexdigest()}-{path.name}")
     return path.with_name(f".{path.name}.tmp")
 
@@ -28,7 +28,7 @@ def temporary_path(path: Path) -> Path:
 def commit(path: Path) -> None:
     """Make the file written at ``temporary_path(path)`` appear at ``path``, durably.
 
-    A file is renamed after fsync; an object is uploaded, and exists when its upload is complete.
+    A file is renamed after fsync; an object appears when its upload is complete.
     """
     temporary = temporary_path(path)
     if is_remote(path):
@@ -62,7 +62,7 @@ def write_json(path: Path, values: dict[str, Any], durable: bool = True) -> None
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Of this process; removed at its end."""
+    """The temporary folder of this process, removed when it exits."""
     return tempfile.TemporaryDirectory(prefix="combicam-")
 
 

@@ -1,4 +1,4 @@
-"""Lock a run directory for one writer: the kernel's lock on files, a lease in an object store."""
+"""Lock a run directory for one writer, by ``flock`` on disk or a lease in an object store."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _LEASE_S = 60.0
 
 
 class Lock(Protocol):
-    """Held from its making until it is released."""
+    """A lock, held from its creation until it is released."""
 
     def check(self) -> None:
-        """Whether it is still ours.
+        """Check that the lock is still held.
 
         Raises:
             RunError: it is not.
         """
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
 
 
 def lock(folder: Path) -> Lock:
@@ -43,7 +43,7 @@ def lock(folder: Path) -> Lock:
 
 
 class FileLock:
-    """``flock`` on a file; the kernel releases it when its owner dies, however it does."""
+    """``flock`` on a file; the kernel releases it when its owner dies in any way."""
 
     def __init__(self, folder: Path) -> None:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -57,7 +57,7 @@ class FileLock:
         self._descriptor = descriptor
 
     def check(self) -> None:
-        """The kernel takes it from nobody."""
+        """Do nothing: the kernel never takes the lock away."""
 
     def release(self) -> None:
         """Close the file."""
@@ -65,19 +65,20 @@ class FileLock:
 
 
 class StoreLock:
-    """A lease: numbered objects ``.lock-000007``, of which the highest number holds.
+    """A lease: numbered objects such as ``.lock-000007``; the highest number holds the lock.
 
-    A number is created on condition that it does not exist, so of two runs that want the next one
-    the store gives it to one. The holder writes its object anew again and again. One that has
-    stopped doing so is dead: this is told by watching it, not by comparing clocks, and at once
-    where it is or was a process of this machine. A holder that was taken for dead (its machine was
-    suspended) finds a higher number and ends; what it had written by then is what the other
-    writes, too.
+    An object is created only if its number does not exist, so if two runs want the next number,
+    the store gives it to one of them. The holder keeps rewriting its object; if it stops, it is
+    dead. That is found by watching the object, not by comparing clocks, or at once if the holder
+    is or was a process of this machine. A holder that was wrongly taken for dead (its machine was
+    suspended) finds a higher number and stops; what it wrote by then, the other run writes
+    identically.
 
     Args:
         folder: in an object store.
         renew_s: seconds between two writes.
-        lease_s: silence after which a holder is dead; it gives up by itself after half of it.
+        lease_s: seconds without a write after which a holder counts as dead; the holder itself
+            gives up after half of that.
 
     Raises:
         RunError: another run holds it.
@@ -97,7 +98,7 @@ class StoreLock:
         except FileExistsError as error:
             raise _taken(folder) from error
         numbers = self._numbers()
-        if max(numbers) != self._number:  # created while others came and went
+        if max(numbers) != self._number:  # created after others took and released it
             raise _taken(folder)
         for number in numbers[:-1]:
             self._object(number).unlink(missing_ok=True)
@@ -107,25 +108,25 @@ class StoreLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Whether it is still ours.
+        """Check that the lock is still held.
 
         Raises:
             RunError: another run took it, or the store could not be reached for too long.
         """
         if self._is_lost:
             raise RunError(
-                f"run: expected to stay the only one that writes to {self._folder}, got another "
-                "that took it for dead; what is committed is kept"
+                f"run: expected to remain the only writer of {self._folder}, got another run that "
+                "took over; committed shards are kept"
             )
         silence = time.monotonic() - self._renewed
         if silence > self._lease_s / 2:
             raise RunError(
-                f"run: expected {self._folder} to be within reach, got no answer for "
-                f"{silence:.0f} s; run it again: what is committed is kept"
+                f"run: expected {self._folder} to be reachable, got no response for "
+                f"{silence:.0f} s; run again: committed shards are kept"
             )
 
     def release(self) -> None:
-        """Say that it is free; the object stays, so that its number is not given again."""
+        """Mark the lock as free; the object stays, so that its number is not used again."""
         self._ended.set()
         self._thread.join()
         if self._is_lost:
@@ -133,7 +134,7 @@ class StoreLock:
         try:
             self._object(self._number).write_bytes(json.dumps({"released": True}).encode())
         except Exception as error:
-            # Where it cannot be said, those who come later wait a little.
+            # If it cannot be marked, later runs only wait a little.
             if not isinstance(error, OSError) and not is_client_error(error):
                 raise
 
@@ -151,7 +152,7 @@ class StoreLock:
                     raise
 
     def _check_dead(self, number: int) -> None:
-        """Whether nobody holds a lock any more; else RunError."""
+        """Check that the lock's holder is dead; else raise RunError."""
         first = content = self._read(number)
         owner = json.loads(content)
         who = f"{owner.get('host')}, pid {owner.get('pid')}"
@@ -172,7 +173,7 @@ class StoreLock:
     def _read(self, number: int) -> bytes:
         try:
             return self._object(number).read_bytes()
-        except FileNotFoundError as error:  # a higher one has come
+        except FileNotFoundError as error:  # superseded by a higher number
             raise _taken(self._folder) from error
 
     def _numbers(self) -> list[int]:
@@ -188,7 +189,7 @@ class StoreLock:
 
 def _taken(folder: Path, who: str = "") -> RunError:
     return RunError(
-        f"run: expected {folder} to be free, got one that another run is writing to"
+        f"run: expected {folder} to be free, got a folder that another run is writing to"
         f"{f' ({who})' if who else ''}; wait for it, or use another output"
     )
 
@@ -199,7 +200,7 @@ def _process() -> dict[str, Any]:
 
 
 def _lives_here(owner: dict[str, Any]) -> bool | None:
-    """Whether a process of this machine is alive; None for one of another."""
+    """Whether the owner is alive; None if it is not a process of this machine."""
     here = _process()
     if here["boot"] is None or any(owner.get(key) != here[key] for key in ("host", "boot")):
         return None
@@ -214,7 +215,7 @@ def _boot() -> str | None:
 
 
 def _born(pid: int) -> str | None:
-    """When a process began, in the kernel's count; a pid alone may have been given again."""
+    """The start time of a process in kernel ticks, because pids are reused."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

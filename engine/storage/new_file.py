@@ -1,4 +1,4 @@
-"""Open a new file that appears complete or not at all."""
+"""Create a new file atomically."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from combicam.engine.storage.paths import is_remote
 
 @contextmanager
 def new_file(path: Path, what: str) -> Iterator[Path]:
-    """Where to write what appears at ``path`` when the block ends without an error.
+    """The path to write to; the file appears at ``path`` when the block ends without an error.
 
     Args:
-        path: of the file, here or in an object store; its folders are made.
-        what: what errors begin with.
+        path: of the file, local or in an object store; its folders are created.
+        what: prefix of error messages.
 
     Raises:
-        ValueError: a folder is there.
+        ValueError: ``path`` is a folder.
     """
     if path.is_dir():
-        raise ValueError(f"{what}: expected the name of a file, got the folder {path}; add a name")
+        raise ValueError(f"{what}: expected a file name, got the folder {path}; add a name")
     if not is_remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:

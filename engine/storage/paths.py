@@ -1,4 +1,4 @@
-"""Resolve paths of this machine's file systems, and of object stores."""
+"""Resolve local paths and paths in object stores."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from tyro.constructors import PrimitiveConstructorSpec
 from combicam.errors import RunError, first_line
 from combicam.requirements import require
 
-# Of a store's paths -> the module of its client.
+# Scheme of a store's paths -> the module of its client.
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
-# What the stores' clients raise beside OSError, when a store is away or refuses.
+# Errors of the stores' clients, besides OSError, when a store is unreachable or refuses.
 _CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests"})
 
 
 def location(name: str | os.PathLike[str]) -> Path:
-    """A path for its name; ``s3://bucket/key`` and ``gs://bucket/key`` are paths of a store.
+    """The path of a name; ``s3://bucket/key`` and ``gs://bucket/key`` are paths in a store.
 
-    What a store's path has in common with :class:`pathlib.Path` is what may be used of it:
-    ``/``, ``name``, ``parent``, ``exists``, ``open``, ``read_bytes``, ``glob``, ``unlink``, …
-    It is a ``universal_pathlib.UPath``, which finds credentials and endpoints where its client
-    does (``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, …).
+    Use only what a store's path has in common with :class:`pathlib.Path`: ``/``, ``name``,
+    ``parent``, ``exists``, ``open``, ``read_bytes``, ``glob``, ``unlink``, … It is a
+    ``universal_pathlib.UPath``, which finds credentials and endpoints like its client does
+    (``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, …).
 
     Args:
-        name: of a file or folder; paths come back as they are.
+        name: of a file or folder; a path is returned unchanged.
 
     Raises:
-        ValueError: a store that is not supported.
+        ValueError: an unsupported store.
         MissingExtra: its client is not installed.
     """
     match = _SCHEME.match(str(name))
     if match is not None and isinstance(name, Path):
         raise ValueError(
-            f"location: expected the name of a store as text, got Path({str(name)!r}), of which "
-            "pathlib has made another; leave out Path()"
+            f"location: expected a store's path as text, got Path({str(name)!r}), which pathlib "
+            "has altered; leave out Path()"
         )
     if match is None or not isinstance(name, str):
         return Path(name) if isinstance(name, str) else cast(Path, name)
@@ -56,11 +56,11 @@ def location(name: str | os.PathLike[str]) -> Path:
         require(module, extra=scheme, operation=f"location {name}")
     from upath import UPath
 
-    # A listing that is remembered does not show what other machines have committed since.
+    # Cached listings would not show what other machines commit later.
     return cast(Path, UPath(name.rstrip("/"), use_listings_cache=False))
 
 
-# For arguments of commands: the text that names a store does not survive Path().
+# For command-line arguments: Path() would alter a store's URL.
 LOCATION = PrimitiveConstructorSpec(
     nargs=1,
     metavar="PATH",
@@ -71,26 +71,26 @@ LOCATION = PrimitiveConstructorSpec(
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is one of an object store."""
+    """Whether a path is in an object store."""
     return not isinstance(path, Path)
 
 
 def names_store(name: object) -> bool:
-    """Whether a text names a place in an object store."""
+    """Whether a text is a path in an object store."""
     return isinstance(name, str) and _SCHEME.match(name) is not None
 
 
 def is_client_error(error: BaseException) -> bool:
-    """Whether an error comes from a store's client and not from us."""
+    """Whether an error was raised by a store's client."""
     return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 def open_parquet(path: Path) -> Any:
-    """A ``pyarrow.parquet.ParquetFile``; of an object, what is asked for is fetched.
+    """A ``pyarrow.parquet.ParquetFile``; of an object, only the parts that are read are fetched.
 
     Raises:
-        FileNotFoundError: there is none.
-        RunError: it is damaged, or something else.
+        FileNotFoundError: no such file.
+        RunError: it is damaged, or not a Parquet file.
     """
     name, system = arrow_file(path)
     try:
@@ -100,36 +100,36 @@ def open_parquet(path: Path) -> Any:
 
 
 def arrow_file(path: Path) -> tuple[str, Any]:
-    """Name and file system for pyarrow, which takes a relative ``run-10:00/x`` for a URL."""
+    """Name and file system for pyarrow, which would parse a relative ``run-10:00/x`` as a URL."""
     store: Any = path
     return (store.path, store.fs) if is_remote(path) else (str(path.absolute()), LocalFileSystem())
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
-    """A Parquet file's ``pyarrow.Table``, or some columns of it.
+    """Read a Parquet file, or some of its columns, as a ``pyarrow.Table``.
 
     Raises:
-        FileNotFoundError: there is none.
-        RunError: it is damaged, or something else.
+        FileNotFoundError: no such file.
+        RunError: it is damaged, or not a Parquet file.
     """
     with open_parquet(path) as file:
         try:
             return file.read(columns=None if columns is None else list(columns))
         except OSError as error:
-            if error.errno is not None:  # of the disk; pyarrow's own for damaged pages has none
+            if error.errno is not None:  # of the disk; pyarrow's errors for damaged pages have none
                 raise
             raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"read: expected {path} to be a whole Parquet file, got {first_line(error)}; write it "
-        "again: of a run, delete the shard and run again"
+        f"read: expected {path} to be an intact Parquet file, got {first_line(error)}; write it "
+        "again; if it is a run's shard, delete it and run again"
     )
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
-    """Small files, of a store many at once; all lie in the same.
+    """Read small files of the same file system or store; those of a store concurrently.
 
     Raises:
         FileNotFoundError: one of them does not exist.
@@ -139,16 +139,16 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     stores: Sequence[Any] = paths
     names = [store.path for store in stores]
     found = stores[0].fs.cat(names)
-    # `cat` of one name is its bytes, of several a dictionary.
+    # `cat` of one name returns bytes, of several a dictionary.
     contents = found if isinstance(found, dict) else {names[0]: found}
     return [contents[name].decode() for name in names]
 
 
 def read_range(path: Path, start: int | None = None, stop: int | None = None) -> bytes:
-    """Bytes of an object in a store, or some of them.
+    """Read an object of a store, or a range of its bytes.
 
     Raises:
-        FileNotFoundError, PermissionError: there is none, or it is not ours to read.
+        FileNotFoundError, PermissionError: it does not exist, or may not be read.
     """
     store: Any = path
     data: bytes = store.fs.cat_file(store.path, start=start, end=stop)

@@ -20,7 +20,7 @@ from combicam.export.classes.tables import readable
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PICKLE_SUFFIXES = (".pkl", ".pickle")
-# What GeoEstimation and the rows of a run call a column, and our name of it.
+# Column names of GeoEstimation and of a run's rows -> ours.
 _OTHER_NAMES = {
     "class_label": "class",
     "hex_id": "s2_token",
@@ -34,19 +34,19 @@ _GREATEST_PREAMBLE = 100  # lines before the header
 
 
 def read_classes(path: str | Path) -> ClassTable:
-    """Read what ``--classes`` names.
+    """Read the file of ``--classes``.
 
     Args:
-        path: CSV or Parquet with the columns ``class,name,latitude,longitude,s2_token`` (all but
-            the first optional); the CSV of GeoEstimation's cells
+        path: CSV or Parquet with the columns ``class,name,latitude,longitude,s2_token`` (``class``
+            and at least one more); the CSV of GeoEstimation's cells
             (``class_label,hex_id,imgs_per_cell,latitude_mean,longitude_mean``), with or without
             lines before its header; or a pickled list of (latitude, longitude), class by class.
-            Cells without latitude and longitude lie where the centres of their S2 cells are.
+            Without latitude and longitude, the centres of the S2 cells are used.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing or a value is damaged; its row is named.
-        ModelError: a pickle that holds anything but numbers.
+        ValueError: a missing column or an invalid value; the message names its row.
+        ModelError: a pickle with anything but numbers.
     """
     path = Path(path)
     if path.suffix.lower() in PICKLE_SUFFIXES:
@@ -70,7 +70,7 @@ def read_cells(path: str | Path) -> CellTable:
     """Read the cells of a model's classes; see :func:`read_classes`.
 
     Raises:
-        ValueError: also, a file without places.
+        ValueError: also if the file has no locations.
     """
     return CellTable.from_classes(read_classes(path))
 
@@ -98,7 +98,7 @@ def write_cells(cells: CellTable, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Row:
-    """A class as its file tells it; ``where`` is the row for people."""
+    """A class as read from a file; ``where`` describes its row in messages."""
 
     index: int
     where: str
@@ -127,7 +127,7 @@ class _Row:
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
-    # utf-8-sig: spreadsheets begin with a mark; the csv module takes it for a part of the name.
+    # utf-8-sig: spreadsheets write a byte order mark, which csv would read as part of a name.
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         header = next(
@@ -156,7 +156,7 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
 
 
 def _columns(header: Sequence[str], path: Path) -> list[str]:
-    """Our names of a file's columns."""
+    """A file's columns, by our names."""
     names = [_OTHER_NAMES.get(name.strip(), name.strip()) for name in header]
     known = [name for name in names if name in COLUMNS]
     if "class" not in known or len(known) == 1 or len(set(known)) < len(known):
@@ -181,7 +181,7 @@ def _names(rows: Sequence[_Row]) -> tuple[str, ...]:
 
 
 def _cells(rows: Sequence[_Row]) -> CellTable:
-    """Rows in the order of their classes as cells."""
+    """Cells from rows in the order of their classes."""
     ids = np.empty(0, np.uint64)
     has_places = bool(rows[0].values.keys() & {"latitude", "longitude"})
     if not has_places or any(row.values.get("s2_token") for row in rows):
@@ -193,17 +193,18 @@ def _cells(rows: Sequence[_Row]) -> CellTable:
     for row, y, x in zip(rows, lat, lon, strict=True):
         places.check_places([y], [x], f"classes: {row.where}")
     if len(ids):
-        lon = _meridian_mended(rows, ids, lat, lon)
+        lon = _fixed_at_meridian(rows, ids, lat, lon)
     return CellTable(lat, lon, ids, _names(rows))
 
 
-def _meridian_mended(rows: Sequence[_Row], ids: s2.Ids, lat: Any, lon: Any) -> Any:
-    """Longitudes of the classes whose location is near their cell.
+def _fixed_at_meridian(rows: Sequence[_Row], ids: s2.Ids, lat: Any, lon: Any) -> Any:
+    """Longitudes of the classes, fixed at the 180th meridian.
 
-    A mean of longitudes on both sides of the 180th meridian is on neither; the centre's is taken.
+    A mean of longitudes on both sides of the meridian lies far from the cell; it is replaced by
+    the longitude of the cell's centre.
 
     Raises:
-        ValueError: a location elsewhere.
+        ValueError: another location is not near its cell.
     """
     center_lat, center_lon = s2.centers(ids)
     reach = s2.DIAGONAL * 0.5 ** s2.levels(ids)
@@ -213,19 +214,19 @@ def _meridian_mended(rows: Sequence[_Row], ids: s2.Ids, lat: Any, lon: Any) -> A
         return angles <= reach
 
     near = is_near(lon)
-    # Wherever the cell may reach over the meridian, or around a pole.
+    # Cells that may cross the meridian, or contain a pole.
     width = np.degrees(reach) / np.maximum(np.cos(np.radians(center_lat)), 1e-9)
-    mended = np.where(~near & (np.abs(center_lon) + width >= 180), center_lon, lon)
-    lost = np.flatnonzero(~is_near(mended))
+    fixed = np.where(~near & (np.abs(center_lon) + width >= 180), center_lon, lon)
+    lost = np.flatnonzero(~is_near(fixed))
     if len(lost):
         i = int(lost[0])
         raise ValueError(
             f"classes: {rows[i].where}: expected a location in its S2 cell, got {lat[i]:.4f},"
             f"{lon[i]:.4f} for {rows[i].values['s2_token']}, whose centre is at "
-            f"{center_lat[i]:.4f},{center_lon[i]:.4f}: a spreadsheet that takes a token for a "
-            "number drops the zeros at its start; take the original file"
+            f"{center_lat[i]:.4f},{center_lon[i]:.4f}: a spreadsheet that reads a token as a "
+            "number drops its leading zeros; use the original file"
         )
-    return mended
+    return fixed
 
 
 def _from_pickle(path: Path) -> CellTable:

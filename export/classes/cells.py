@@ -1,4 +1,4 @@
-"""Hold the classes of a geolocation model as cells of the Earth: ``CellTable``."""
+"""Define ``CellTable``, the classes of a geolocation model as cells of the Earth."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from combicam.export.classes.classes import ClassTable
 
 @dataclass(frozen=True, eq=False)
 class CellTable:
-    """Class number -> location, S2 cell. What is asked of a region of the Earth is asked here.
+    """Class number -> location and S2 cell, with queries for classes by region.
 
     Args:
-        latitudes, longitudes: float64 [n], degrees; where the class's photos are on average, or
+        latitudes, longitudes: float64 [n], degrees; the mean location of the class's images, or
             the centre of its cell.
-        ids: uint64 [n], numbers of the S2 cells; empty where classes are locations alone.
-        names: what to print; empty or n.
+        ids: uint64 [n], ids of the S2 cells; empty if classes are only locations.
+        names: for messages and tables; empty or n.
 
     Raises:
-        ValueError: columns of different lengths, a location that is not on Earth, a number of no S2
-            cell, or a cell twice.
+        ValueError: columns of different lengths, a location that is not on Earth, an invalid S2
+            cell, or a duplicate cell.
     """
 
     latitudes: NDArray[np.float64]
@@ -65,7 +65,7 @@ class CellTable:
         wrong = np.flatnonzero(~s2.are_cells(self.ids))
         if len(wrong):
             raise ValueError(
-                f"CellTable: expected numbers of S2 cells, got {int(self.ids[wrong[0]]):#x} for "
+                f"CellTable: expected ids of S2 cells, got {int(self.ids[wrong[0]]):#x} for "
                 f"class {wrong[0]}"
             )
 
@@ -77,7 +77,7 @@ class CellTable:
         """The cells of a class table, such as ``explainer.classes``.
 
         Raises:
-            ValueError: its classes have no locations, or a token of no S2 cell.
+            ValueError: classes without locations, or an invalid S2 token.
         """
         if not classes.has_places:
             raise ValueError(
@@ -98,7 +98,7 @@ class CellTable:
         )
 
     def to_classes(self) -> ClassTable:
-        """The table that rides in artifacts and gives the rows of a run their places."""
+        """The table that is stored in artifacts, and gives a run's rows their locations."""
         return ClassTable(
             names=self.names,
             latitudes=tuple(self.latitudes.tolist()),
@@ -108,22 +108,22 @@ class CellTable:
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Of the S2 cells; empty where classes are locations alone."""
+        """Tokens of the S2 cells; empty if classes are only locations."""
         return s2.tokens(self.ids)
 
     @property
     def levels(self) -> NDArray[np.int64]:
-        """Of the S2 cells, [n]; empty where classes are locations alone."""
+        """Levels of the S2 cells, [n]; empty if classes are only locations."""
         return s2.levels(self.ids)
 
     def ancestors_in(self, coarser: CellTable) -> NDArray[np.int64]:
-        """For every class, the class of another table whose cell holds its cell.
+        """For every class, the class of a coarser table whose cell contains its cell.
 
         Args:
-            coarser: such as the middle one of a coarse, a middle and a fine partition.
+            coarser: a table of larger cells.
 
         Returns:
-            int64 [n]; -1 where no cell of the other table does.
+            int64 [n]; -1 if no cell of the coarser table contains it.
 
         Raises:
             ValueError: a table without S2 cells.
@@ -133,10 +133,10 @@ class CellTable:
         return coarser._smallest_over(self.ids)
 
     def holding(self, latitude: float, longitude: float) -> int:
-        """The class whose cell holds a location; of locations alone, the nearest one.
+        """The class whose cell contains a location; without cells, the nearest class.
 
         Returns:
-            What ``explainer(images, targets=...)`` takes.
+            A target for ``explainer(images, targets=...)``.
 
         Raises:
             ValueError: not on Earth, or in no cell of the table.
@@ -148,8 +148,8 @@ class CellTable:
                 near = self.describe(int(self._nearest([latitude], [longitude])[0]))
                 raise ValueError(
                     f"holding: expected a location in one of {len(self)} cells, got {latitude:g},"
-                    f"{longitude:g}, which is in none; the nearest is {near}: name it, or the "
-                    "region within some km"
+                    f"{longitude:g}, which is in none; the nearest is {near}: use it, or a region "
+                    "within some km"
                 )
             return found
         return int(self._nearest([latitude], [longitude])[0])
@@ -157,13 +157,13 @@ class CellTable:
     def classes_at(
         self, latitudes: Sequence[float], longitudes: Sequence[float]
     ) -> NDArray[np.int64]:
-        """The classes of many locations: whose cell holds it, else the nearest one.
+        """The classes of many locations: the cell that contains each, else the nearest class.
 
         Args:
             latitudes, longitudes: [m], degrees.
 
         Returns:
-            int64 [m]; what ``explainer(images, targets=...)`` takes for m images.
+            int64 [m], targets for ``explainer(images, targets=...)`` with m images.
 
         Raises:
             ValueError: not on Earth.
@@ -177,18 +177,18 @@ class CellTable:
         return found
 
     def within(self, km: float, latitude: float, longitude: float) -> NDArray[np.float32]:
-        """The region of all classes whose location is at most so far from another.
+        """The region of all classes within a distance of a location.
 
         Args:
             km: great-circle distance on a sphere of 6371.0088 km.
-            latitude, longitude: of the other location, degrees.
+            latitude, longitude: of the location, degrees.
 
         Returns:
             float32 [n], 1 for the classes of the region: ``explainer(images, targets=...)``
             explains the logarithm of their summed probability.
 
         Raises:
-            ValueError: not on Earth, or no class so near.
+            ValueError: not on Earth, or no class within the distance.
         """
         places.check_places([latitude], [longitude], "within")
         if not km > 0:
@@ -204,7 +204,7 @@ class CellTable:
         return inside.astype(np.float32)
 
     def under(self, token: str) -> NDArray[np.float32]:
-        """The region of all classes whose cell lies inside of an S2 cell, or is it.
+        """The region of all classes whose cell is an S2 cell, or lies inside it.
 
         Args:
             token: of the S2 cell.
@@ -213,7 +213,7 @@ class CellTable:
             float32 [n], 1 for the classes of the region, see :meth:`within`.
 
         Raises:
-            ValueError: no token, a table without S2 cells, or no class inside.
+            ValueError: an invalid token, a table without S2 cells, or no class inside.
         """
         self._need_cells("under")
         first, last = s2.descendants(self._id(token, "under"))
@@ -221,7 +221,7 @@ class CellTable:
         if not inside.any():
             raise ValueError(
                 f"under: expected an S2 cell with classes inside, got {token}, which has none; "
-                "name a larger one, or the cell of a class"
+                "use a larger cell, or the cell of a class"
             )
         return inside.astype(np.float32)
 
@@ -229,19 +229,19 @@ class CellTable:
         """The class of an S2 cell.
 
         Raises:
-            ValueError: no token, a table without S2 cells, or no class of that cell.
+            ValueError: an invalid token, a table without S2 cells, or no class with that cell.
         """
         self._need_cells("of_token")
         found = np.flatnonzero(self.ids == np.uint64(self._id(token, "of_token")))
         if not len(found):
             raise ValueError(
                 f"of_token: expected the S2 token of a class, got {token}; for all classes inside "
-                f"of that cell ask for the region under:{token}"
+                f"that cell, use the region under:{token}"
             )
         return int(found[0])
 
     def describe(self, index: int) -> str:
-        """A class for people: number, token or name, location."""
+        """A class as text: number, token or name, location."""
         label = self.tokens[index] if len(self.ids) else ""
         label = self.names[index] if self.names else label
         at = f"at {self.latitudes[index]:.4f},{self.longitudes[index]:.4f}"
@@ -250,8 +250,8 @@ class CellTable:
     def _need_cells(self, operation: str) -> None:
         if not len(self.ids):
             raise ValueError(
-                f"{operation}: expected a table with S2 tokens, got locations alone; name a "
-                "location, or the locations within some km of it"
+                f"{operation}: expected a table with S2 tokens, got only locations; use a "
+                "location, or the classes within some km of it"
             )
 
     @staticmethod
@@ -262,7 +262,7 @@ class CellTable:
             raise ValueError(f"{operation}: {error}") from error
 
     def _smallest_over(self, ids: s2.Ids) -> NDArray[np.int64]:
-        """For every given cell, the class of the smallest cell that holds it; -1 for none."""
+        """For every given cell, the class of the smallest cell that contains it, or -1."""
         found = np.full(len(ids), -1, np.int64)
         order = np.argsort(self.ids)
         known = self.ids[order]

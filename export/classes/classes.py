@@ -1,4 +1,4 @@
-"""Hold what the classes of a model are called and where on Earth they lie: ``ClassTable``."""
+"""Define ``ClassTable``, names and locations of a model's classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ClassTable:
     """Class number -> name, location. Every column is empty or has one entry per class.
 
     Args:
-        names: what to print.
+        names: of the classes.
         latitudes, longitudes: of the class's cell, degrees, WGS 84; both or none.
         s2_tokens: of the class's S2 cell.
 
@@ -37,7 +37,7 @@ class ClassTable:
         }
         lengths = {name: len(column) for name, column in columns.items() if len(column)}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"ClassTable: expected columns of one length, got {lengths}")
+            raise ValueError(f"ClassTable: expected columns of equal length, got {lengths}")
         if len(self.latitudes) != len(self.longitudes):
             raise ValueError("ClassTable: expected both latitudes and longitudes, got one of them")
         for i, (lat, lon) in enumerate(zip(self.latitudes, self.longitudes, strict=True)):
@@ -62,7 +62,7 @@ class ClassTable:
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:
         """Read a file of classes; see :func:`~combicam.export.classes.cell_files.read_classes`."""
-        from combicam.export.classes.cell_files import read_classes  # which makes class tables
+        from combicam.export.classes.cell_files import read_classes  # avoids a circular import
 
         return cls(**read_classes(path).__dict__)
 

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius of WGS 84
-_CHUNK = 256  # locations whose cosines to all others are held at once
+_CHUNK = 256  # locations to compare with all others at a time
 
 
 def check_places(latitudes: Any, longitudes: Any, operation: str) -> None:
-    """Make sure that locations, [n] in degrees, are on Earth.
+    """Check that locations, [n] in degrees, are on Earth.
 
     Raises:
-        ValueError: one is not; of several, its number is named.
+        ValueError: one is not; the message gives its number if there are several.
     """
     lat, lon = np.asarray(latitudes, np.float64), np.asarray(longitudes, np.float64)
     if lat.shape != lon.shape:
@@ -41,7 +41,7 @@ def unit_vectors(latitudes: Any, longitudes: Any) -> NDArray[np.float64]:
 def square_chords(
     latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
 ) -> NDArray[np.float64]:
-    """Squares of straight distances through a unit sphere, [m,n]; precise for small ones, too.
+    """Squared straight distances through a unit sphere, [m,n]; also precise if small.
 
     Args:
         latitudes, longitudes: [m], degrees.
@@ -55,7 +55,7 @@ def square_chords(
 
 
 def square_chord(km: float) -> float:
-    """What :func:`square_chords` gives for a great-circle distance."""
+    """Convert a great-circle distance to the squared chord of :func:`square_chords`."""
     angle = km / EARTH_RADIUS_KM
     return float("inf") if angle >= np.pi else float((2 * np.sin(angle / 2)) ** 2)
 
@@ -72,9 +72,9 @@ def angles(
 def nearest(
     latitudes: Any, longitudes: Any, to_latitudes: Any, to_longitudes: Any
 ) -> NDArray[np.int64]:
-    """For each of m locations, which of n others is the nearest: int64 [m].
+    """For each of m locations, the nearest of n others: int64 [m].
 
-    Of two whose distances differ by less than some centimetres it may be either.
+    If two distances differ by only some centimetres, it may be either.
     """
     here, there = unit_vectors(latitudes, longitudes), unit_vectors(to_latitudes, to_longitudes).T
     parts = [(here[i : i + _CHUNK] @ there).argmax(1) for i in range(0, len(here), _CHUNK)]

@@ -1,8 +1,8 @@
-"""Compute levels, ancestors and cells of locations from the numbers of S2 cells.
+"""Compute levels, ancestors and locations of S2 cells from their ids.
 
-A cell's number is its face (3 bits), its position on the Hilbert curve of the face (2 bits per
-level), a 1, and zeros. So its level is where the last 1 stands, and its descendants are a range of
-numbers.
+A cell's id consists of its face (3 bits), its position on the Hilbert curve of the face (2 bits per
+level), a 1, and zeros. So the position of the last 1 gives its level, and its descendants are a
+range of ids.
 
 Source: https://s2geometry.io/devguide/s2cell_hierarchy
 """
@@ -24,29 +24,29 @@ _ONE = np.uint64(1)
 
 
 def cell_id(token: str) -> int:
-    """The number of the cell with a token such as ``89c25``.
+    """The id of the cell with a token such as ``89c25``.
 
     Raises:
-        ValueError: the token of no cell.
+        ValueError: an invalid token.
     """
     text = token.strip()
     if "." in text or "+" in text:
         raise ValueError(
-            f"expected an S2 token, got {text!r}: a spreadsheet took it for a number; take the "
+            f"expected an S2 token, got {text!r}: a spreadsheet read it as a number; use the "
             "original file, or import that column as text"
         )
     if not s2cell.token_is_valid(text):
-        raise ValueError(f"expected an S2 token, got {text!r}: no cell of S2 has it")
+        raise ValueError(f"expected an S2 token, got {text!r}, which no S2 cell has")
     return s2cell.token_to_cell_id(text)
 
 
 def are_cells(ids: Ids) -> NDArray[np.bool_]:
-    """Which numbers are those of cells, [n]."""
+    """Which ids are valid, [n]."""
     return np.array([s2cell.cell_id_is_valid(int(i)) for i in ids], np.bool_)
 
 
 def tokens(ids: Ids) -> tuple[str, ...]:
-    """The cells' tokens: hexadecimal numbers without the zeros at their end."""
+    """The cells' tokens: hexadecimal ids without trailing zeros."""
     return tuple(s2cell.cell_id_to_token(int(i)) for i in ids)
 
 
@@ -57,7 +57,7 @@ def centers(ids: Ids) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def leaves(latitudes: Sequence[float], longitudes: Sequence[float]) -> Ids:
-    """The smallest cell (level 30) of each location, however its longitude is written."""
+    """The leaf cell (level 30) of each location; longitudes may be beyond ±180."""
     lat, lon = np.asarray(latitudes, np.float64), np.asarray(longitudes, np.float64)
     lon = np.where(np.abs(lat) == 90, 0.0, np.where(lon == -180, 180.0, lon))
     pairs = zip(lat.tolist(), lon.tolist(), strict=True)
@@ -65,23 +65,23 @@ def leaves(latitudes: Sequence[float], longitudes: Sequence[float]) -> Ids:
 
 
 def last_bits(ids: Ids) -> Ids:
-    """The cells' last 1."""
+    """The lowest set bit of each id."""
     return ids & (~ids + _ONE)
 
 
 def levels(ids: Ids) -> NDArray[np.int64]:
-    """Of the cells, 0 (a face) to 30 (about a square centimetre)."""
+    """Levels of the cells, from 0 (a face) to 30 (about a square centimetre)."""
     # A power of two is exact as a float.
     return LEVELS - (np.log2(last_bits(ids).astype(np.float64)) / 2).astype(np.int64)
 
 
 def ancestors(ids: Ids, level: int) -> Ids:
-    """The cells of a level that hold the given ones, which are of that level or below."""
+    """The ancestors of cells at a level, which is theirs or a coarser one."""
     bit = _ONE << np.uint64(2 * (LEVELS - level))
     return (ids & (~bit + _ONE)) | bit
 
 
 def descendants(cell: int) -> tuple[int, int]:
-    """First and last number of the cells inside of a cell, itself included."""
+    """First and last id of the cells inside a cell, including itself."""
     rest = (cell & -cell) - 1
     return cell - rest, cell + rest

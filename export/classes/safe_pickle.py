@@ -1,4 +1,4 @@
-"""Read pickles of numbers alone, without running any code that others hold."""
+"""Read pickles of numbers without running any code that they contain."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _CORES = ("numpy.core.", "numpy._core.")
 
 
 def load_numbers(path: Path) -> Any:
-    """What a pickle of numbers, lists, tuples, dicts and NumPy arrays of numbers holds.
+    """Read a pickle of numbers, lists, tuples, dicts and NumPy arrays of numbers.
 
     Args:
         path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ModelError: the pickle names anything else, which is not called, or is damaged.
+        ModelError: it names anything else, which is not called, or it is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"pickle: expected a file, got {path}")
@@ -44,17 +44,17 @@ class _Numbers(pickle.Unpickler):
         allowed = _ALLOWED.get((f"core.{module[len(core) :]}" if core else module, name))
         if allowed is None:
             raise ModelError(
-                f"expected numbers and NumPy arrays alone, got {module}.{name}, which was not "
-                "called; write the values as CSV where you trust the file"
+                f"expected only numbers and NumPy arrays, got {module}.{name}, which was not "
+                "called; if you trust the file, convert it to CSV"
             )
         return allowed
 
     def persistent_load(self, pid: Any) -> Any:
-        raise ModelError(f"expected numbers alone, got a reference to elsewhere ({pid!r})")
+        raise ModelError(f"expected only numbers, got a persistent reference ({pid!r})")
 
 
 class _Type:
-    """Stands for ``numpy.dtype``: of numbers alone, for objects would be addresses of memory."""
+    """Replaces ``numpy.dtype``, for numbers only: arrays of objects would be memory addresses."""
 
     def __init__(self, name: Any, *_flags: Any) -> None:
         self.numbers = np.dtype(name) if isinstance(name, str) else np.dtype("O")
@@ -89,13 +89,13 @@ def _frombuffer(data: Any, kind: _Type, shape: tuple[int, ...], order: Any, *_: 
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """By which protocol 2 writes bytes; other codecs are code."""
+    """Decode bytes as protocol 2 writes them; other codecs may run code."""
     if encoding != "latin1":
         raise ModelError(f"expected bytes as latin1, got {encoding!r}")
     return text.encode("latin1")
 
 
-# What the pickles name, and what is called instead.
+# Names in pickles -> what is called instead.
 _ALLOWED = {
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): "ndarray",  # named as an argument, never called

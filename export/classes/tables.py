@@ -1,4 +1,4 @@
-"""Turn errors of reading a CSV or Parquet file into ones that name it."""
+"""Add the file name to errors of reading CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pyarrow as pa
 
 @contextmanager
 def readable(path: Path, what: str) -> Iterator[None]:
-    """Errors of reading a CSV or Parquet file become ones that name it.
+    """Re-raise errors of reading a CSV or Parquet file with its name.
 
     Args:
         path: of the file.
-        what: what errors begin with.
+        what: prefix of error messages.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is neither.
+        ValueError: neither CSV nor Parquet.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{what}: expected a file, got {path}; check the path")

@@ -1,8 +1,8 @@
 """Compile a joint graph into an AOTInductor package: a zip archive with code for one device.
 
-Its description is user metadata of the package (``aot_inductor.metadata``), which the loaders of
-Python (``get_metadata()``) and of C++ (``AOTIModelPackageLoader::get_metadata``) hand out, and
-which any zip reader finds in ``data/aotinductor/model/*_metadata.json``.
+Its description is user metadata of the package (``aot_inductor.metadata``), available from the
+loaders of Python (``get_metadata()``) and C++ (``AOTIModelPackageLoader::get_metadata``), and to
+any zip reader in ``data/aotinductor/model/*_metadata.json``.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from combicam.export.trace.trace import JointGraph, example_inputs
 
 METADATA_KEY = "combicam"
 TORCH_KEY = "torch"
-DEVICE_KEY = "AOTI_DEVICE_KEY"  # torch writes it
+DEVICE_KEY = "AOTI_DEVICE_KEY"  # written by torch
 OF_TORCH = frozenset({"aten", "prims", "inductor", "mkldnn", "mkl", "onednn", "quantized"})
 
 
 def write_aoti(joint: JointGraph, path: Path, metadata: str) -> None:
-    """Compile a joint graph for the device of its weights, and for any batch size from 1 on.
+    """Compile a joint graph for the device of its weights and any batch size >= 1.
 
-    On CUDA the CAM head stays one operator, whose Triton kernels Inductor takes into the package;
-    elsewhere the package holds the head's standard operators. It runs without combicam, on the
-    kind of processor that compiled it.
+    On CUDA the CAM head stays one operator, and Inductor embeds its Triton kernels in the package;
+    elsewhere the package contains the head's standard operators. It runs without combicam, on the
+    kind of processor that it was compiled on.
 
     Args:
         joint: the graph, lowered or not.
         path: ends with ``.pt2``.
-        metadata: rides in the package, under the key ``combicam``.
+        metadata: stored in the package under the key ``combicam``.
 
     Raises:
         TraceError: Inductor cannot compile the graph, there is no C++ compiler, or an operator
@@ -47,10 +47,10 @@ def write_aoti(joint: JointGraph, path: Path, metadata: str) -> None:
     is_cuda = inputs[0].device.type == "cuda"
     module = joint.module if is_cuda else joint.portable().module
     batch = torch.export.Dim("batch", min=1)
-    # Not frozen: 1.2 times faster for ResNet-18 on a CPU, but 2.7 times slower for MobileNetV3.
+    # Freezing is 1.2 times faster for ResNet-18 on a CPU, but 2.7 times slower for MobileNetV3.
     configs: dict[str, Any] = {
         "aot_inductor.metadata": {METADATA_KEY: metadata, TORCH_KEY: torch.__version__},
-        # Shapes below 2 are never assumed, but torch would refuse them at run time.
+        # No size is assumed to be at least 2, but torch would refuse smaller ones at run time.
         "aot_inductor.check_lowerbound": False,
     }
     try:
@@ -63,22 +63,22 @@ def write_aoti(joint: JointGraph, path: Path, metadata: str) -> None:
     except Exception as error:
         raise TraceError(
             f"export: AOTInductor could not compile the graph ({first_line(error)}); it needs a "
-            "C++ compiler such as g++, and on CUDA the CUDA toolkit, too"
+            "C++ compiler such as g++, and on CUDA also the CUDA toolkit"
         ) from error
     foreign = _foreign_operators(path)
     if foreign:
         path.unlink()
         raise TraceError(
-            f"export: expected operators that torch brings, got {', '.join(foreign)}, which only "
+            f"export: expected only operators of torch, got {', '.join(foreign)}, which only "
             "a process with combicam could run; export to .onnx or .ts"
         )
 
 
 def read_aoti(path: Path) -> str | None:
-    """The metadata of a package, None if combicam has not written it; nothing is compiled or run.
+    """Read a package's metadata without running it; None if combicam did not write it.
 
     Raises:
-        zipfile.BadZipFile: no archive at all.
+        zipfile.BadZipFile: not an archive.
     """
     return _metadata(path).get(METADATA_KEY)
 
@@ -87,13 +87,13 @@ def aoti_device(path: Path) -> torch.device:
     """The kind of device that a package was compiled for.
 
     Raises:
-        zipfile.BadZipFile: no archive at all.
+        zipfile.BadZipFile: not an archive.
     """
     return torch.device(_metadata(path).get(DEVICE_KEY, "cpu"))
 
 
 def aoti_origin(path: Path) -> str:
-    """With what a package was compiled, for error messages."""
+    """The torch version and device that a package was compiled with, for error messages."""
     found = _metadata(path)
     machine = " ".join(found.get(f"AOTI_{key}", "") for key in ("MACHINE", "CPU_ISA"))
     device = found.get(DEVICE_KEY, "an unknown device")
@@ -110,7 +110,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _foreign_operators(path: Path) -> list[str]:
-    """Operators that the compiled code looks up by name in the process that runs it."""
+    """Operators that the compiled code looks up by name at run time."""
     found: set[str] = set()
     with zipfile.ZipFile(path) as file:
         for name in file.namelist():

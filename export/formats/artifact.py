@@ -1,4 +1,4 @@
-"""Write and read artifacts: a joint graph in a file, with all that is needed to use it."""
+"""Write and read artifacts: a joint graph in a file, with everything needed to use it."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from combicam.export.trace.probe import LayerInfo
 from combicam.export.trace.trace import JointGraph, Signature
 from combicam.version import __version__
 
-# Of 1, any negative target in column k means the k-th best class; of 2, -k does in any column.
+# In format 1, any negative target in column k means the k-th best class; in 2, -k does.
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a joint graph is, in a form that travels inside the file.
+    """The description of a joint graph that is stored in its file.
 
     Attributes:
-        model: where the model came from, for people.
+        model: name of the model.
         spec, layers, signature: see :class:`~combicam.export.trace.trace.JointGraph`.
         outputs: names of the outputs, in order.
-        preprocess: how photos become inputs.
-        classes: what the classes are, where known.
+        preprocess: how images become inputs.
+        classes: names and locations of the classes, if known.
         weights: SHA-256 of the model's weights.
-        note: what a user should know before trusting it.
+        note: a caveat about the model.
         format: of the file, ``FORMAT`` or older.
     """
 
@@ -77,7 +77,7 @@ class Description:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ArtifactError: not such a text, or of a newer format.
+            ArtifactError: invalid text, or a newer format.
         """
         try:
             values: dict[str, Any] = json.loads(text)
@@ -121,12 +121,12 @@ class Format:
     """A kind of artifact.
 
     Attributes:
-        name: for people.
-        runtime: the backend that executes it.
-        write: a joint graph and its description to a file.
-        read: the description inside a file, None where there is none.
-        is_compiled: for one device, whose own operators it may keep; else it is portable.
-        refuses: dtypes that it cannot hold, and why.
+        name: of the format, for messages.
+        runtime: the backend that runs it.
+        write: writes a joint graph and its description to a file.
+        read: reads the description of a file, or returns None.
+        is_compiled: for one device, so it may keep our operators; otherwise it is portable.
+        refuses: unsupported dtypes -> the reason.
     """
 
     name: str
@@ -154,10 +154,10 @@ SUFFIXES = tuple(FORMATS)
 
 
 def artifact_suffix(path: Path) -> str:
-    """``.onnx``, ``.ts`` or ``.pt2``.
+    """The suffix of a file: ``.onnx``, ``.ts`` or ``.pt2``.
 
     Raises:
-        ValueError: any other.
+        ValueError: another suffix.
     """
     if path.suffix not in FORMATS:
         known = ", ".join(f"{suffix} ({form.name})" for suffix, form in FORMATS.items())
@@ -169,39 +169,39 @@ def artifact_suffix(path: Path) -> str:
 
 
 def artifact_format(path: Path) -> Format:
-    """The format that the suffix of a file names.
+    """The format of a file, by its suffix.
 
     Raises:
-        ValueError: none.
+        ValueError: an unknown suffix.
     """
     return FORMATS[artifact_suffix(path)]
 
 
 def check_dtype(suffix: str, dtype: str) -> None:
-    """Refuse a precision that a format cannot hold.
+    """Check that a format supports a precision.
 
     Args:
         suffix: a key of ``FORMATS``.
         dtype: of the computation, as in :class:`~combicam.export.trace.trace.Signature`.
 
     Raises:
-        ValueError: says why, and what does hold it.
+        ValueError: it does not; the message gives the reason and alternatives.
     """
     reason = dict(FORMATS[suffix].refuses).get(dtype)
     if reason:
         others = [s for s, form in FORMATS.items() if dtype not in dict(form.refuses)]
         raise ValueError(
-            f"export: expected another dtype than {dtype} for {suffix}, {reason}; take float16 "
+            f"export: expected another dtype than {dtype} for {suffix}, {reason}; use float16 "
             f"or float32, or write {' or '.join(others)}"
         )
 
 
 def write_artifact(joint: JointGraph, description: Description, path: Path) -> None:
-    """Write a joint graph, lowered or not, in the format that the suffix of ``path`` names.
+    """Write a joint graph, lowered or not, in the format given by the suffix of ``path``.
 
     Raises:
-        ValueError: another suffix, or a dtype that the format cannot hold.
-        TraceError: the graph has no such form.
+        ValueError: an unknown suffix, or a dtype that the format does not support.
+        TraceError: the graph cannot be written in this format.
     """
     form = artifact_format(path)
     check_dtype(path.suffix, joint.signature.dtype)
@@ -209,12 +209,12 @@ def write_artifact(joint: JointGraph, description: Description, path: Path) -> N
 
 
 def read_description(path: Path) -> Description:
-    """The description inside an artifact; its graph is not loaded.
+    """Read the description of an artifact without loading its graph.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: an unknown suffix.
         FileNotFoundError: no such file.
-        ArtifactError: a file that combicam has not written.
+        ArtifactError: a file that combicam did not write.
     """
     form = artifact_format(path)
     if not path.is_file():
@@ -223,7 +223,7 @@ def read_description(path: Path) -> Description:
         text = form.read(path)
     except Exception as error:
         raise ArtifactError(
-            f"artifact: {path} is no {path.suffix} file ({first_line(error)})"
+            f"artifact: {path} is not a {path.suffix} file ({first_line(error)})"
         ) from error
     if text is None:
         raise ArtifactError(

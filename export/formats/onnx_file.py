@@ -29,7 +29,7 @@ def _onnx_resize(
     scale_w: float | None = None,
 ) -> Any:
     mode = "align_corners" if align_corners else "pytorch_half_pixel"
-    if scale_h is not None and scale_w is not None:  # where samples lie depends on the factor
+    if scale_h is not None and scale_w is not None:  # the factor determines the sampling positions
         scales: Any = opset18.Constant(value_floats=[1.0, 1.0, scale_h, scale_w])
         return opset18.Resize(x, None, scales, mode="linear", coordinate_transformation_mode=mode)
     batch: Any = opset18.Shape(x, start=0, end=2)
@@ -78,7 +78,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
-    """Upsampling as one node of ours: the exporter takes aten's apart into gathers."""
+    """Replace upsampling by an operator of ours; the exporter would split aten's into gathers."""
     for node in list(module.graph.nodes):
         if node.target is aten.upsample_bilinear2d.default:
             x, (height, width), align_corners, *scales = node.args
@@ -95,17 +95,17 @@ def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-# A protobuf holds 2 GB; the graph itself needs some of them.
+# A protobuf is limited to 2 GB, including the graph itself.
 EMBEDDED_BYTES = 1_900_000_000
 
 
 def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
     """Write an ONNX file: opset 18, dynamic batch, ``metadata`` under the key ``combicam``.
 
-    Weights beyond the 2 GB of a protobuf go to ``<name>.data`` beside it.
+    If weights exceed the 2 GB limit of a protobuf, they are written to ``<name>.data`` beside it.
 
     Raises:
-        TraceError: an operator has no ONNX form.
+        TraceError: an operator cannot be exported to ONNX.
     """
     inputs = example_inputs(joint)
     batch = torch.export.Dim("batch")
@@ -130,7 +130,7 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
             )
     except Exception as error:
         raise TraceError(
-            f"export: no ONNX form was found ({first_line(error.__cause__ or error)})"
+            f"export: the graph cannot be written as ONNX ({first_line(error.__cause__ or error)})"
         ) from error
     assert exported is not None
     exported.model.metadata_props[METADATA_KEY] = metadata

@@ -1,7 +1,7 @@
 """Write a joint graph as a TorchScript file.
 
-The graph's own source is scripted, not traced, so that sizes stay what they are in the graph:
-expressions of the batch, never numbers.
+The graph's generated source is scripted, not traced, so that sizes remain expressions of the batch
+size instead of becoming numbers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ aten = torch.ops.aten
 
 
 def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
-    """Write a TorchScript file; ``metadata`` rides in its extra file ``combicam.json``.
+    """Write a TorchScript file; ``metadata`` is stored in its extra file ``combicam.json``.
 
     Raises:
-        TraceError: an operator has no TorchScript form.
+        TraceError: an operator cannot be written as TorchScript.
     """
     graph = copy.deepcopy(joint.module.graph)
     module = fx.GraphModule(joint.module, graph)
@@ -39,16 +39,16 @@ def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
             scripted = torch.jit.script(module.eval())
             scripted.save(str(path), _extra_files={METADATA_FILE: metadata})
     except Exception as error:
-        raise TraceError(f"export: no TorchScript form was found ({first_line(error)})") from error
+        raise TraceError(f"export: TorchScript refuses the graph ({first_line(error)})") from error
 
 
 def read_torchscript(path: Path) -> str | None:
-    """The metadata of a TorchScript file, None if combicam has not written it.
+    """Read the metadata of a TorchScript file; None if combicam did not write it.
 
     Raises:
-        zipfile.BadZipFile: no TorchScript file at all.
+        zipfile.BadZipFile: not a TorchScript file.
     """
-    with zipfile.ZipFile(path) as file:  # a TorchScript file is one
+    with zipfile.ZipFile(path) as file:  # TorchScript files are zip archives
         for name in file.namelist():
             if name.endswith(f"/extra/{METADATA_FILE}"):
                 return file.read(name).decode()
@@ -56,11 +56,11 @@ def read_torchscript(path: Path) -> str | None:
 
 
 def _to_script(graph: fx.Graph, node: fx.Node) -> None:
-    """One node in words that the TorchScript compiler knows; cases:
+    """Rewrite a node for the TorchScript compiler; cases:
 
     1. the size of a dimension is a method call;
     2. an operator is called without naming its overload;
-    3. a device is the device of the images, not the one of the machine that exported.
+    3. a device becomes that of the images, instead of the exporting machine's.
     """
     if node.target is aten.sym_size.int:  # case 1
         node.op, node.target = "call_method", "size"

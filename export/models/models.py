@@ -23,7 +23,7 @@ from combicam.export.spec import SCORES, check_choice
 from combicam.requirements import require
 
 ALIASES = {"demo": "combicam.demo.model:load"}
-# Published checkpoints, which the user brings: what --model calls a family -> its adapter's module.
+# Families of published checkpoints, by their --model name -> the adapter's module.
 FAMILIES = {
     "geoestimation": "geoestimation",
     "certh": "certh",
@@ -36,18 +36,18 @@ PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with what belongs to it.
+    """A model with its preprocessing and classes.
 
     Attributes:
         module: in eval mode; [B,3,H,W] normalised -> logits [B,n].
-        preprocess: how photos become its inputs.
-        name: where it came from.
-        classes: what its classes are, where known.
-        note: what a user should know before trusting it.
-        score: the one of ``CamSpec.score`` that its logits allow; None for any.
+        preprocess: how images become its inputs.
+        name: by which it was loaded.
+        classes: names and locations of its classes, if known.
+        note: a caveat about the model.
+        score: the only value of ``CamSpec.score`` that suits its logits; None for any.
 
     Raises:
-        ValueError: no such score.
+        ValueError: an unknown score.
     """
 
     module: nn.Module
@@ -64,28 +64,29 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model.
+    """The model to explain.
 
     Args:
-        model: ``demo`` (knows the embedded planet's postcards only), ``timm:NAME``,
+        model: ``demo`` (for postcards of the embedded planet only), ``timm:NAME``,
             ``torchvision:NAME``, ``package.module:callable``, or an exported artifact; or one of
             the published ``geoestimation[:coarse|middle|fine|hierarchy]``, ``certh``,
             ``eigenplaces``, ``cosplace``, with their ``checkpoint``.
-        checkpoint: weights, a .safetensors or a torch file (nothing pickled in it is run); of
-            ``certh`` also the folder of its files.
-        pretrained: take the weights that timm or torchvision download for that name.
-        random_weights: no weights at all: for listing layers and timing, not for explaining.
-        num_classes: number of logits, where the checkpoint has another than the architecture.
-        img_size: (H, W) of the input; the default is the model's own.
-        resize: ``squash`` (the whole photo), ``crop`` (the centre) or ``short-side`` (the whole
-            photo, its proportions kept to half a ``side_step``); the default is the model's.
-        side_step: of ``short-side``, the longer side becomes a multiple of it, pixels; every size
-            that occurs has a graph of its own.
-        classes: what the classes are: CSV or Parquet with class, name, latitude, longitude,
-            s2_token; GeoEstimation's CSV of cells; or a pickled list of (latitude, longitude). For
-            ``geoestimation:hierarchy`` the folder with the CSVs of its three levels.
-        references: of ``eigenplaces`` and ``cosplace``, the descriptors that photos are compared
-            with: .npy, float [n,D]; their scores are similarities.
+        checkpoint: weights, a .safetensors or a torch file (pickled code in it is not run); for
+            ``certh``, also the folder of its files.
+        pretrained: use the weights that timm or torchvision download for that name.
+        random_weights: use random weights, for listing layers and timing, not for explaining.
+        num_classes: number of logits, if the checkpoint's differs from the architecture's.
+        img_size: (H, W) of the input; the default is the model's.
+        resize: ``squash`` (the whole image), ``crop`` (the centre) or ``short-side`` (the whole
+            image with its aspect ratio, to within half a ``side_step``); the default is the
+            model's.
+        side_step: for ``short-side``, the longer side is rounded to a multiple of it, pixels; every
+            size that occurs has its own graph.
+        classes: file of classes: CSV or Parquet with class, name, latitude, longitude, s2_token;
+            GeoEstimation's CSV of cells; or a pickled list of (latitude, longitude). For
+            ``geoestimation:hierarchy``, the folder with the CSVs of its three levels.
+        references: for ``eigenplaces`` and ``cosplace``, the descriptors to compare images with:
+            .npy, float [n,D]; scores are similarities.
     """
 
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
@@ -114,17 +115,17 @@ class ModelConfig:
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Build the model and give it its weights.
+    """Build the model and load its weights.
 
     Raises:
-        ModelError: an unknown name, no weights, or weights that do not fit.
+        ModelError: an unknown name, no weights, or weights that do not match.
         MissingExtra: timm or torchvision is needed and not installed.
-        FileNotFoundError: no such checkpoint or class table.
+        FileNotFoundError: no such checkpoint or file of classes.
     """
     library, _, name = config.model.partition(":")
     if config.references is not None and FAMILIES.get(library) != "descriptors":
         raise ModelError(
-            f"{config.model}: expected no references: they are for eigenplaces and cosplace"
+            f"{config.model}: expected no references, which are for eigenplaces and cosplace"
         )
     if library in FAMILIES:
         adapter = importlib.import_module(f"combicam.export.models.adapters.{FAMILIES[library]}")
@@ -216,7 +217,7 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
     if ignored:
         raise ModelError(
             f"{config.model}: expected no {', '.join(ignored)}: these are for timm and "
-            "torchvision; a callable decides them by itself"
+            "torchvision; set them in the callable"
         )
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
@@ -225,7 +226,7 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
             f"artifact ({', '.join(SUFFIXES)}), got {config.model!r}"
         )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(os.getcwd())  # noqa: PTH109  a module beside the user, as python -m does
+        sys.path.append(os.getcwd())  # noqa: PTH109  modules in the working directory, like python -m
     try:
         make = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
@@ -246,11 +247,11 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Give a model the weights of a file; wrappers such as ``state_dict`` are opened.
+    """Load the weights of a file, inside wrappers such as ``state_dict`` or not, into a model.
 
     Raises:
         FileNotFoundError: no such file.
-        ModelError: not a state dict, or keys and shapes that do not fit.
+        ModelError: not a state dict, or keys and shapes that do not match.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: expected a file, got {path}")
@@ -271,16 +272,16 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     if problems:
         raise ModelError(
             f"checkpoint {path}: expected the weights of {type(module).__name__}, got a file that "
-            f"does not fit; {'; '.join(problems)}"
+            f"does not match; {'; '.join(problems)}"
         )
     module.load_state_dict(state)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a file; wrappers such as ``state_dict`` are opened.
+    """Read the state dict of a file, inside wrappers such as ``state_dict`` or not.
 
     Raises:
-        ModelError: anything but tensors in it, or no state dict.
+        ModelError: it has anything but tensors, or no state dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -291,14 +292,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(
-            f"checkpoint {path}: expected .safetensors or a torch file of tensors alone, got "
+            f"checkpoint {path}: expected .safetensors or a torch file of only tensors, got "
             f"{first_line(error)}"
         ) from error
     return unwrapped(content, path)
 
 
 def unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file holds.
+    """Find the state dict in the contents of a file.
 
     Raises:
         ModelError: there is none.

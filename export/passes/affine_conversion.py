@@ -1,4 +1,4 @@
-"""Write arithmetic with numbers as a per-channel affine, which ONNX Runtime computes on blocks."""
+"""Replace arithmetic with numbers by per-channel affines, which ONNX Runtime runs on blocks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ aten = torch.ops.aten
 
 
 class AffineConversion(PassBase):
-    """a x + b -> affine(x), written as a batch normalisation; and sums absorb differences.
+    """a x + b -> affine(x), written as a batch normalisation; differences become sums.
 
-    ONNX Runtime makes an affine of blocked x a depthwise convolution, and adds what is added to
-    it in the same pass over memory. Cases, for blocked x and y:
+    ONNX Runtime runs an affine of blocked x as a depthwise convolution, and fuses a following
+    addition into the same pass over memory. Cases, for blocked x and y:
 
     1. x - y + b  ->  x + affine(y, -1, b): the inner part of d SiLU;
     2. x - y      ->  x + affine(y, -1, 0);
@@ -41,7 +41,7 @@ def _rewrite(module: fx.GraphModule, node: fx.Node, blocked: BlockedLayout) -> b
     first, second = arguments[:2]
     if node.target is aten.sub.Tensor and _alike(first, second, blocked):
         if _absorbing(node) is not None:
-            return False  # the addition behind it is case 1
+            return False  # the addition that follows is case 1
         x, y, scale, shift = first, second, -1.0, 0.0  # case 2
     elif node.target is aten.rsub.Scalar and blocked(first) and len(node.args) == 2:
         y, scale, shift = first, -1.0, second  # case 3
@@ -72,7 +72,7 @@ def _alike(x: object, y: object, blocked: BlockedLayout) -> bool:
 
 
 def _absorbing(node: object) -> fx.Node | None:
-    """The addition of a number behind a difference that nothing else reads."""
+    """The addition of a number to a difference that has no other user."""
     if not isinstance(node, fx.Node) or node.target is not aten.sub.Tensor or node.kwargs:
         return None
     user = next(iter(node.users), None)

@@ -22,8 +22,8 @@ class BatchNormFolding(PassBase):
     """g (W*x + b - m) / sqrt(v + e) + t  ->  (s W)*x + (s (b - m) + t), s = g / sqrt(v + e).
 
     In eval mode only. Cases:
-        1. the convolution's output is read by the normalisation alone: folded;
-        2. it is read elsewhere, too (it is a target layer): left as it is;
+        1. the convolution's output has no other user: folded;
+        2. it has other users (it is a target layer): not changed;
         3. no convolution before it: one multiplication and one addition per channel.
     """
 

@@ -1,10 +1,10 @@
-"""Tell which tensors ONNX Runtime's CPU provider keeps in its blocked layout (NCHWc).
+"""Determine which tensors ONNX Runtime's CPU provider keeps in its blocked layout (NCHWc).
 
-Convolutions want channels in blocks of 8 or 16. An operator that cannot read blocks costs a
+Convolutions need channels in blocks of 8 or 16. An operator that cannot read blocks costs a
 reorder of every input and, before the next convolution, of its output: two passes over memory,
 each as slow as an element-wise operator. Blocks survive Conv, Add, Mul, Relu, Sigmoid, Tanh,
-BatchNormalization, pools, nearest Resize and Concat, where all inputs are blocked and of one
-shape; nothing else, no scalar constant and no broadcast. (onnxruntime: nchwc_transformer.cc)
+BatchNormalization, pools, nearest Resize and Concat if all inputs are blocked and have the same
+shape, but no scalar constants or broadcasts. (onnxruntime: nchwc_transformer.cc)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from combicam.export.passes import onnx_ops as onnx_ops  # defines torch.ops.combicam
 
 aten, ours = torch.ops.aten, torch.ops.combicam
-BLOCK = 16  # channels; 8 without AVX-512, which divides it
+BLOCK = 16  # channels; 8 without AVX-512
 ELEMENTWISE = (
     aten.relu.default,
     aten.sigmoid.default,
@@ -29,13 +29,13 @@ CHANNELWISE = (ours.affine.default, ours.global_mean.default, ours.spread.defaul
 
 
 class BlockedLayout:
-    """Asks whether nodes of one graph would be blocked; remembers the answers."""
+    """Decides whether nodes of a graph will be blocked, and caches the answers."""
 
     def __init__(self) -> None:
         self._known: dict[fx.Node, bool] = {}
 
     def __call__(self, node: object) -> bool:
-        """Whether a node's value is float32, [B,C,h,w] and in blocks."""
+        """Whether a node's value is float32 [B,C,h,w] and blocked."""
         if not isinstance(node, fx.Node) or node.op != "call_function":
             return False
         if node not in self._known:
@@ -78,7 +78,7 @@ def _aligned(node: fx.Node) -> bool:
 
 
 def shape_of(node: object) -> torch.Size | None:
-    """The shape that the trace left, or that of a constant."""
+    """The shape recorded by the trace, or a constant's."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "get_attr":
@@ -95,7 +95,7 @@ def is_grid(node: object) -> bool:
 
 
 def broadcasts(x: object, gate: object) -> bool:
-    """Whether the gate is [B,C,1,1] beside a grid x."""
+    """Whether the gate is [B,C,1,1] and x a grid."""
     large, small = shape_of(x), shape_of(gate)
     if large is None or small is None or not is_grid(x):
         return False

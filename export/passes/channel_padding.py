@@ -13,14 +13,14 @@ aten = torch.ops.aten
 
 
 class ChannelPadding(PassBase):
-    """W*x  ->  [W 0]*[x; 0], where x has channels that fill no whole number of blocks.
+    """W*x  ->  [W 0]*[x; 0] if the channels of x do not fill whole blocks.
 
     Cases:
-        1. an ordinary convolution that makes more channels than it reads (the expansion of an
+        1. an ordinary convolution with more output than input channels (the expansion of an
            inverted residual block, or the gradient of its projection): the zeros cost a copy of
-           the small side, and what follows on the large side stays blocked;
-        2. fewer channels than a block: ONNX Runtime reads those as they are;
-        3. grouped or transposed, or channels behind it that fill no blocks either: left.
+           the small input, and the large output stays blocked;
+        2. fewer channels than a block: not changed, ONNX Runtime reads them unblocked;
+        3. grouped or transposed, or output channels that do not fill blocks either: not changed.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -57,7 +57,7 @@ def _pad(module: fx.GraphModule, conv: fx.Node, padded: dict[fx.Node, fx.Node]) 
         if x not in padded:
             edges = [0, 0, 0, 0, 0, zeros]
             padded[x] = module.graph.call_function(aten.constant_pad_nd.default, (x, edges, 0.0))
-            held = x.meta["val"]  # running the operator would fix the symbolic batch
+            held = x.meta["val"]  # running the operator would make the batch constant
             shape = [held.shape[0], held.shape[1] + zeros, *held.shape[2:]]
             padded[x].meta = {"val": held.new_empty(shape)}
     conv.args = (padded[x], constant, *conv.args[2:])

@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 
 class CommonSubexpressionElimination(PassBase):
-    """f(x), f(x) -> one f(x): the sigmoid of a SiLU in the forward and in the backward, say.
+    """f(x), f(x) -> one f(x), such as the sigmoid of a SiLU in the forward and in the backward.
 
     Cases:
         1. the same operator on the same arguments;
@@ -58,4 +58,4 @@ def _frozen(value: Any) -> Hashable:
         return tuple((k, _frozen(v)) for k, v in sorted(value.items()))
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(v) for v in value)
-    return (type(value).__name__, value)  # 1 and True and 1.0 are not the same argument
+    return (type(value).__name__, value)  # 1, True and 1.0 are different arguments

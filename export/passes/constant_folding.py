@@ -1,4 +1,4 @@
-"""Compute at export what depends on weights alone."""
+"""Compute at export everything that depends only on weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from combicam.export.passes.constants import add_constant
 
-# A constant that grows beyond its sources by more is left to the runtime.
+# A constant that is larger than its sources by more is left to the runtime.
 MAX_GROWTH = 1 << 16
 
 
 class ConstantFolding(PassBase):
-    """f(W) -> W' for every operator f all of whose inputs are constants.
+    """f(W) -> W' for every operator f with only constant inputs.
 
     Cases:
-        1. the result has static shape and is read by something that is no constant: it becomes a
-           buffer;
+        1. the result has a static shape and a user that is not constant: it becomes a buffer;
         2. a result much larger than its sources (a broadcast) stays an operator;
         3. a random operator stays.
     """

@@ -1,4 +1,4 @@
-"""Add constants to a graph, each under a name of its own."""
+"""Add constants to a graph under unique names."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, fx
 
 
 def add_constant(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
-    """Register a buffer that replaces none, and read it at the graph's insertion point.
+    """Register a new buffer, and read it at the graph's insertion point.
 
     Args:
         module: the graph.
-        name: of the buffer; where the graph has one, with the first number that makes it new.
+        name: of the buffer; if the graph has one with this name, a number is appended.
         value: of the constant.
     """
     names = chain((name,), (f"{name}_{number}" for number in count(1)))

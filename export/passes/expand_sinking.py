@@ -1,4 +1,4 @@
-"""Move expansions behind what reads them, so that tensors stay small until needed in full."""
+"""Move expansions after their users, so that tensors stay small for longer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ExpandSinking(PassBase):
     """f(expand(x)) -> expand(f(x)): the gradient of a pooled sum is one number per channel.
 
     Only expansions that keep the rank. Cases:
-        1. f scales by a number, or inserts an axis: it does so to the small tensor;
-        2. f is element-wise and another of its inputs has the full shape already: f broadcasts;
+        1. f scales by a number, or inserts an axis: applied to the small tensor;
+        2. f is element-wise and another input has the full shape already: f broadcasts;
         3. f averages the expanded axes: x itself, or x without them.
     """
 

@@ -1,4 +1,4 @@
-"""Spread gates over the grid where ONNX Runtime multiplies blocks."""
+"""Spread gates over the grid so that ONNX Runtime multiplies blocked tensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ spread = torch.ops.combicam.spread.default
 class GateSpreading(PassBase):
     """x * gate  ->  x * spread(gate), gate [B,C,1,1]; and the same for sums.
 
-    Squeeze-and-excitation multiplies by what it computes from the pooled activations, and adds
-    to their gradient what comes back through the pool. ONNX Runtime broadcasts in NCHW only: two
-    reorders of x, where writing the gate out is half of one. Cases:
+    Squeeze-and-excitation multiplies activations by gates computed from their pooled values, and
+    its backward adds a pooled gradient to theirs. ONNX Runtime broadcasts only in NCHW, which
+    costs two reorders of x, while writing the spread gate costs half a reorder. Cases:
 
-    1. the gate is blocked, too: spread;
-    2. it is not: a depthwise convolution with ones makes it so, it is small;
-    3. x is not blocked: nothing would be gained.
+    1. the gate is blocked: spread;
+    2. it is not: blocked first, by a depthwise convolution with ones, which is cheap;
+    3. x is not blocked: not changed.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:

@@ -15,11 +15,11 @@ from combicam.kernels.cam_head import cam_head_reference
 class HeadLowering(PassBase):
     """cam_head(acts, grads, ...)  ->  the operators of ``cam_head_reference``.
 
-    Requires the shapes that the trace left in ``meta["val"]``.
+    Requires the shapes that the trace recorded in ``meta["val"]``.
     """
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
-        """No operator of ours is left."""
+        """Check that none of our operators is left."""
         for node in graph_module.graph.nodes:
             assert getattr(node.target, "namespace", "aten") == "aten", node.format_node()
 

@@ -1,4 +1,4 @@
-"""Drop operators that return what they were given."""
+"""Remove operators that return their input unchanged."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ IDENTITIES = frozenset(
 
 
 class IdentityElimination(PassBase):
-    """x -> x. The graph is functional, so a copy can be told from its source by nobody.
+    """f(x) -> x for identities f; in a functional graph, copies need not be kept.
 
     Cases:
-        1. alias, detach, clone, lift_fresh_copy: always (a clone that changes the memory format
-           of a contiguous tensor stays, a view behind it may need it);
+        1. alias, detach, clone, lift_fresh_copy: always (except a clone that changes the memory
+           format of a contiguous tensor, which a later view may need);
         2. expand and view that keep the shape;
-        3. copy(x, y), which is y in the shape and dtype of x, where y has them already.
+        3. copy(x, y), which is y in the shape and dtype of x, if y has them already.
     """
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        """Only functional operators."""
+        """Check that all operators are functional."""
         for node in graph_module.graph.nodes:
             if isinstance(node.target, torch._ops.OpOverload):
                 assert not node.target._schema.is_mutable, node.format_node()
@@ -60,7 +60,7 @@ def _is_identity(node: fx.Node) -> bool:
 
 
 def _alike(a: object, b: object) -> bool:
-    """Whether two nodes are known to have one shape and dtype."""
+    """Whether two nodes are known to have the same shape and dtype."""
     if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)):
         return False
     x, y = a.meta.get("val"), b.meta.get("val")

@@ -1,4 +1,4 @@
-"""Write the backward of max pooling as MaxUnpool."""
+"""Replace the backward of max pooling by MaxUnpool."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from combicam.export.passes.blocked_layout import aten, ours, shape_of
 class MaxUnpoolFusion(PassBase):
     """scatter_add(zeros, indices, g)  ->  max_unpool(g, indices), indices of a max pool.
 
-    ONNX counts the indices over the whole tensor, torch over a plane: the exporter pools twice to
+    ONNX's indices refer to the whole tensor, torch's to a plane: the exporter pools twice to
     convert them, and ONNX Runtime scatters on one core. Cases:
 
-    1. windows that tile the input (kernel = stride, no padding): no two share a maximum;
-    2. windows that overlap or stick out: gradients add up, the scatter stays.
+    1. windows that tile the input (kernel = stride, no padding) do not share maxima: replaced;
+    2. windows that overlap or exceed the input, whose gradients must be added: not changed.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
@@ -80,7 +80,7 @@ def _tiles(pool: fx.Node) -> bool:
 
 
 def _pool(graph: fx.Graph, pool: fx.Node) -> fx.Node:
-    """The same pool with indices over the whole tensor, which the maxima come from, too."""
+    """The same pool, with indices into the whole tensor; its maxima are used as well."""
     x, kernel = _arguments(pool)[:2]
     with graph.inserting_before(pool):
         replacement = graph.call_function(ours.max_pool.default, (x, list(kernel)))

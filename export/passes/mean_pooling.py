@@ -1,4 +1,4 @@
-"""Write averages over the grid as global pooling, which ONNX Runtime computes on blocks."""
+"""Replace averages over the grid by global pooling, which ONNX Runtime computes on blocks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList)
 class MeanPooling(PassBase):
     """mean(x) over h, w -> global_mean(x) [B,C,1,1], for blocked x. Cases:
 
-    1. the mean, its axes kept or not;
-    2. the sum: h w times the mean;
-    3. of unsqueeze(x, 1), as the CAM head has it: unsqueeze(mean(x), 1).
+    1. the mean, with or without its axes kept;
+    2. the sum, as h w times the mean;
+    3. the mean of unsqueeze(x, 1), as in the CAM head, as unsqueeze(mean(x), 1).
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:

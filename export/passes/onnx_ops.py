@@ -1,6 +1,6 @@
-"""Define operators that ONNX has and aten has not, or that the exporter would take apart.
+"""Define operators of ONNX that aten does not have, or that the exporter would decompose.
 
-They stand in a graph only between the ONNX passes and the file.
+A graph has them only between the ONNX passes and the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def resize(
     scale_h: float | None,
     scale_w: float | None,
 ) -> Tensor:
-    """Bilinear, see ``aten::upsample_bilinear2d``."""
+    """Bilinear upsampling, see ``aten::upsample_bilinear2d``."""
     return aten.upsample_bilinear2d.default(x, [height, width], align_corners, scale_h, scale_w)
 
 
@@ -71,7 +71,7 @@ def _(x: Tensor, scale: Tensor, shift: Tensor, zero: Tensor, one: Tensor) -> Ten
 
 @torch.library.custom_op("combicam::max_pool", mutates_args=())
 def max_pool(x: Tensor, kernel: list[int]) -> tuple[Tensor, Tensor]:
-    """Maxima of windows that do not overlap, and where they are in x as a whole."""
+    """Maxima of windows that do not overlap, and their indices in the whole of x."""
     maxima, inside = aten.max_pool2d_with_indices.default(x, kernel, kernel)
     planes = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(*x.shape[:2], 1, 1)
     return maxima, inside + planes * (x.shape[2] * x.shape[3])
@@ -85,7 +85,7 @@ def _(x: Tensor, kernel: list[int]) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("combicam::max_unpool", mutates_args=())
 def max_unpool(grad: Tensor, indices: Tensor, x: Tensor, kernel: list[int]) -> Tensor:
-    """Zeros in the shape of x, but ``grad`` where the maxima were."""
+    """Zeros in the shape of x, with ``grad`` at the positions of the maxima."""
     zeros = grad.new_zeros(x.numel())
     return zeros.scatter(0, indices.flatten(), grad.flatten()).view(x.shape)
 

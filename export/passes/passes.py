@@ -1,8 +1,8 @@
-"""Apply the passes in the order in which a graph needs them.
+"""Apply the passes in the right order.
 
-A pass rewrites the joint graph; its file has its name. Each is a ``torch.fx`` pass: ``requires``
-and ``ensures`` check the graph, ``call`` returns a ``PassResult`` whose ``modified`` is true only
-when something changed.
+Every pass rewrites the joint graph, in its own file of that name. Each is a ``torch.fx`` pass:
+``requires`` and ``ensures`` check the graph, ``call`` returns a ``PassResult`` that has
+``modified`` set only if something changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PASSES = (
     ScaleFolding,
     CommonSubexpressionElimination,
 )
-# Where ONNX Runtime would leave its blocked layout; each keeps more tensors in it for the next.
+# Keep tensors in ONNX Runtime's blocked layout; each pass leaves more of them blocked.
 ONNX_PASSES = (
     ExpandSinking,
     ScaleFolding,
@@ -60,13 +60,13 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def lower(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy in standard operators alone; weights are shared."""
+    """A copy with only standard operators; weights are shared."""
     copied = fx.GraphModule(module, copy.deepcopy(module.graph))
     return clean(_applied(HeadLowering(), copied))
 
 
 def for_onnx(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a portable graph as ONNX Runtime runs it best; weights are shared."""
+    """A copy of a portable graph, optimised for ONNX Runtime; weights are shared."""
     copied = fx.GraphModule(module, copy.deepcopy(module.graph))
     for make in (*ONNX_PASSES, CommonSubexpressionElimination):
         copied = _applied(make(), copied)
@@ -86,7 +86,7 @@ def _applied(rewrite: PassBase, module: fx.GraphModule) -> fx.GraphModule:
 
 
 def drop_unused_buffers(module: fx.GraphModule) -> None:
-    """Delete the constants that no node reads any more."""
+    """Delete constants that no node reads."""
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
     for name in [*dict(module.named_buffers()), *dict(module.named_parameters())]:
         if name not in used:

@@ -1,4 +1,4 @@
-"""Fold a constant factor into the weights of the convolution beside it."""
+"""Fold a constant factor into the weights of an adjacent convolution."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ FACTORS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
 class ScaleFolding(PassBase):
-    """W*(s x)  ->  (W s)*x, with s one constant per channel.
+    """W*(s x)  ->  (W s)*x, with one constant s per channel.
 
-    This is what batch normalisation leaves in the backward: the gradient is scaled, then meets a
-    data-gradient convolution. Cases:
+    Batch normalisation leaves this in the backward: the gradient is scaled, then convolved. Cases:
         1. an ordinary convolution, whose weight is [out, in/groups, ...];
         2. a transposed one, whose weight is [in, out/groups, ...];
-        3. s (W*x)  ->  (s W)*x for a number s behind a convolution without bias, which pooling
+        3. s (W*x)  ->  (s W)*x for a number s after a convolution without bias, which pooling
            leaves.
-    What is between factor and convolution must be read there alone, and x must have its channels.
+    Values between factor and convolution must have no other users, and x must have its channels.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:

@@ -1,4 +1,4 @@
-"""Write the backward of ReLU as a product with the sign, without a comparison."""
+"""Replace the backward of ReLU by a product with the sign, without a comparison."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from combicam.export.passes.blocked_layout import BlockedLayout, broadcasts, sha
 from combicam.export.passes.gate_spreading import as_blocks, spread_over
 
 aten = torch.ops.aten
-STEEP = 1e30  # an activation below 1e-29 counts as zero, in part
+STEEP = 1e30  # activations below 1e-29 count as zero, in part
 
 
 class SignGating(PassBase):
     """where(y <= 0, 0, g)  ->  g * tanh(STEEP y), for y = relu(x).
 
     y is never negative, so tanh is 0 or 1. ONNX Runtime computes the scaled tanh in one pass over
-    blocks, and the product in another; comparison and selection need three reorders besides.
+    blocks, and the product in another; comparison and selection need three more reorders.
     Cases:
 
     1. y and g are blocked: rewritten;
-    2. g is not: it is made so, because what follows (the gradient of a residual stream) stays
-       blocked then;
+    2. g is not: blocked first, because the following values (the gradient of a residual stream)
+       then stay blocked;
     3. g is one number per channel: spread over the grid;
-    4. y is not blocked: the selection stays.
+    4. y is not blocked: not changed.
     """
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:

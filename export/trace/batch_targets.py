@@ -1,4 +1,4 @@
-"""Batch the backward of K targets: their cotangents become one batch of B K."""
+"""Batch the backward of K targets into one backward of B K cotangents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from combicam.errors import TraceError
 
 
 class BatchElsewhere(TraceError):
-    """The model keeps its batch in another dimension than the first."""
+    """The batch of a tensor in the model is not in its first dimension."""
 
 
 @torch.library.custom_op("combicam::seed", mutates_args=())
@@ -48,8 +48,8 @@ def gradients(
         y: scores [B,K], of ``logits`` alone.
         logits: [B,n], of ``acts``.
         acts: per layer [B,...].
-        batched: trace the backward from the logits on only once, as if for the first target,
-            between the marks that ``batch_targets`` reads; else once per target.
+        batched: trace the backward from the logits only once, as if for the first target, between
+            the marks for ``batch_targets``; otherwise once per target.
     """
     targets = y.shape[1]
     if targets == 1:
@@ -63,16 +63,16 @@ def gradients(
 
 
 def batch_targets(module: fx.GraphModule, inputs: Sequence[Tensor], targets: int) -> fx.GraphModule:
-    """Trace again: between seed and harvest everything has the batch B K, images first.
+    """Trace again with a batch of B K between seed and harvest, images first.
 
-    Without those marks the graph stays as it is.
+    Without these marks the graph is not changed.
 
     1. seed(c [B,K,n])               ->  c as [B K,n]
     2. f(g, x), g from the seed, x not  ->  f(g, x repeated K times per image)
     3. harvest(g [B K,...])          ->  g as [B,K,...]
 
-    Right because in eval mode no operator of the backward mixes images. The images are the input
-    whose first dimension is symbolic.
+    This is correct because in eval mode no operator of the backward mixes images. The images are
+    the input with a symbolic first dimension.
 
     Args:
         module: a flat graph of operators without mutations, with the marks of ``gradients``.
@@ -80,7 +80,7 @@ def batch_targets(module: fx.GraphModule, inputs: Sequence[Tensor], targets: int
         targets: K.
 
     Raises:
-        BatchElsewhere: the backward needs a value of the forward whose batch is not its first
+        BatchElsewhere: the backward reads a value of the forward whose batch is not in the first
             dimension.
     """
     if not any(node.target is SEED for node in module.graph.nodes):

@@ -1,7 +1,7 @@
-"""Decompose backward operators into those of the joint graph.
+"""Decompose backward operators into forward ones.
 
-Weights are constants, so the data gradient of a convolution is a convolution again (MATH: the
-kernel flipped in space and transposed in channels), which every runtime runs at full speed.
+Weights are constant, so the data gradient of a convolution is another convolution (with the kernel
+flipped in space and transposed in channels), which every runtime runs at full speed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def convolution_backward(
     3. otherwise: a transposed convolution whose output padding restores the input's size.
     """
     if output_mask[1] or output_mask[2]:
-        raise AssertionError("a gradient of a frozen weight was asked for")
+        raise AssertionError("expected no gradient of a frozen weight")
     if not output_mask[0]:
         return None, None, None
     none = [0] * len(stride)
@@ -149,7 +149,7 @@ def _adaptive_matrix(size: int, out: int, like: Tensor) -> Tensor:
 
 
 def adaptive_max_pool2d(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """An ordinary maximum where the sizes divide; ONNX has no adaptive one."""
+    """An ordinary max pool if the sizes divide, because ONNX has no adaptive one."""
     sizes = list(zip(x.shape[-2:], output_size, strict=True))
     if any(int(size) % out for size, out in sizes):
         return NotImplemented
@@ -164,7 +164,7 @@ def adaptive_max_pool2d_backward(grad: Tensor, x: Tensor, indices: Tensor) -> Te
 
 
 def constant_pad_nd(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
-    """Negative padding, the backward of padding, is a slice; torch's own fixes the batch size."""
+    """Negative padding, the backward of padding, as a slice; torch's fixes the batch size."""
     if all(p >= 0 for p in pad):
         return NotImplemented if any(pad) else x
     for i in range(0, len(pad), 2):
@@ -186,10 +186,10 @@ def avg_pool2d_backward(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
-    """Each window's gradient, divided by how many cells were averaged, is spread over it.
+    """Each window's gradient, divided by the number of averaged cells, is spread over the window.
 
-    Spreading is a depthwise transposed convolution with ones; what a window reached beyond the
-    input (padding, ceil mode) is cut off.
+    Spreading is a depthwise transposed convolution with ones; parts of windows outside the input
+    (padding, ceil mode) are cut off.
     """
     kernel = list(kernel_size) * (2 // len(kernel_size))
     steps = (list(stride) or kernel) * (2 // len(stride or kernel))
@@ -271,7 +271,7 @@ def _resize_backward(
 ) -> Tensor:
     """Resizing is linear in each axis, Y = R X C^T, so the gradient is R^T G C.
 
-    The two constant matrices are what resizing makes of the unit vectors.
+    The two constant matrices are the resized unit vectors.
     """
     (h, w), (out_h, out_w) = input_size[2:], grad.shape[2:]
     unit_h = torch.eye(h, dtype=grad.dtype, device=grad.device)[None, :, :, None]
@@ -282,7 +282,7 @@ def _resize_backward(
 
 
 def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x), with the sigmoid in sight: the backward needs it, too."""
+    """x sigmoid(x), with an explicit sigmoid that the backward reuses."""
     return x * torch.sigmoid(x)
 
 
@@ -293,7 +293,7 @@ def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table that the trace uses: backward operators in terms of ordinary ones."""
+    """The decompositions that the trace uses, by operator."""
     table = get_decompositions(
         [
             aten.native_batch_norm_backward,

@@ -1,4 +1,4 @@
-"""Trace the forward pass alone, for the method that takes no gradients."""
+"""Trace only the forward pass, for the method without gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ForwardGraph:
 
     Attributes:
         with_layers: images [B,3,H,W] -> logits float32 [B,n], and per layer [B,C,h,w].
-        logits: images -> logits, so that no activation lives longer than it is needed.
+        logits: images -> logits, so that activations are freed early.
         layers: the target layers, in the order of the activations.
         signature: of the inputs.
         largest: bytes of the largest tensor inside, per image.
@@ -39,7 +39,7 @@ def trace_forward(model: nn.Module, spec: CamSpec, input_size: tuple[int, int]) 
 
     Args:
         model: in eval mode with frozen parameters (see :func:`~combicam.export.trace.snapshot`).
-        spec: which layers.
+        spec: its layers are used.
         input_size: (H, W), pixels.
 
     Raises:
@@ -56,7 +56,7 @@ def trace_forward(model: nn.Module, spec: CamSpec, input_size: tuple[int, int]) 
 def _forward_function(
     model: nn.Module, layers: tuple[LayerInfo, ...], signature: Signature
 ) -> Callable[..., list[Tensor]]:
-    """What is traced, as a function of the model's state and the images."""
+    """The function to trace, of the model's state and the images."""
     dtype = getattr(torch, signature.dtype)
     names = list(model_state(model))
 

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def functionalise(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """Trace the graph again, every mutation replaced by a new value; unchanged if there is none.
+    """Trace the graph again with every mutation replaced by a new value; a no-op without mutations.
 
     Args:
         module: a flat graph of operators.

@@ -1,4 +1,4 @@
-"""Send ``F.interpolate`` to overloads that keep a symbolic batch symbolic while tracing."""
+"""Redirect ``F.interpolate`` to overloads that keep the batch symbolic while tracing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ aten = torch.ops.aten
 
 
 class SymbolicInterpolate(TorchFunctionMode):
-    """Sends nearest and bilinear resizing of 4-D tensors straight to their operators.
+    """Redirects nearest and bilinear resizing of 4-D tensors to their operators.
 
-    The overload that ``F.interpolate`` calls is taken apart in C++, which fixes the batch size.
+    The overload that ``F.interpolate`` calls is decomposed in C++, which fixes the batch size.
     """
 
     def __torch_function__(

@@ -40,8 +40,8 @@ def select_layers(
     """The target layers in order of execution.
 
     Args:
-        model: the module that was probed.
-        probed: what it returned.
+        model: the probed module.
+        probed: the result of :func:`~combicam.export.trace.probe.probe`.
         layers: as in :class:`~combicam.export.spec.CamSpec`.
 
     Raises:
@@ -55,7 +55,7 @@ def select_layers(
     if not blocks:
         raise LayerError(
             f"layers={layers!r}: found no repeated block and no activation after a convolution "
-            f"in {type(model).__name__}; name the layers instead, 'combicam layers' lists them"
+            f"in {type(model).__name__}; name the layers instead; 'combicam layers' lists them"
         )
     if layers == "blocks":
         return blocks
@@ -70,11 +70,11 @@ def _stage_ends(blocks: tuple[LayerInfo, ...]) -> tuple[LayerInfo, ...]:
 def _read_blocks(
     model: nn.Module, probed: Probe, blocks: tuple[LayerInfo, ...]
 ) -> tuple[LayerInfo, ...]:
-    """The blocks, those whose grid is not read any more replaced by what is read last in them.
+    """The blocks; one whose grid has no gradient is replaced by the first norm in it that has.
 
-    A head that reads the class token alone leaves the image tokens of the last block without a
-    gradient; its attention read them last, behind the block's first norm. A block without such a
-    norm is left out.
+    If a head reads only the class token, the image tokens of the last block have no gradient; the
+    block's attention reads them last, after its first norm. A block without such a norm is left
+    out.
     """
     doubtful = [info for info in blocks if info.prefix]
     if not doubtful:
@@ -103,9 +103,9 @@ def _norms(block: LayerInfo, probed: Probe) -> list[str]:
 
 
 def _with_gradient(model: nn.Module, probed: Probe, names: list[str]) -> set[str]:
-    """Which layers' grids the logits of a random image depend on; all, if none does.
+    """The layers whose grids affect the logits of a random image; all, if there are none.
 
-    Of the architecture, not of the weights: a head that starts with zeros gets others.
+    This depends on the architecture, not on weights: heads of zeros get other weights.
     """
     model = another(model)
     like = next(model.parameters(), torch.empty(0))
@@ -139,7 +139,7 @@ def _matches(pattern: str, probed: Probe) -> list[str]:
         raise LayerError(
             f"layer {pattern!r}: expected a module that returns one 4-D tensor [B,C,h,w] or the "
             f"tokens of one grid, got {probed.other[pattern]}; {_near(pattern, probed)}; pass "
-            "tokens=combicam.tokens(h, w, prefix) where their grid is not detected automatically"
+            "tokens=combicam.tokens(h, w, prefix) if their grid is not detected automatically"
         )
     if pattern in probed.idle:
         raise LayerError(
@@ -160,9 +160,9 @@ def find_blocks(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
 
     A block is a module that sits in a Sequential, ModuleList or ModuleDict (or among siblings of
     its own class), has children, at least two weighted layers, and returned one grid (4-D, or
-    tokens) with more than one cell on the path to the score. Of blocks inside blocks the outer one
-    is taken, unless it is a stage: a module that holds a row of equal blocks. Where there are none
-    (VGG, AlexNet), every activation behind a convolution is taken.
+    tokens) with more than one cell on the path to the score. Of nested blocks the outer one counts,
+    unless it is a stage: a module that contains a row of equal blocks. If there are no blocks (VGG,
+    AlexNet), every activation after a convolution counts.
     """
     names = set(_blocks(model, "", probed))
     if not names:
@@ -175,7 +175,7 @@ def _convs(module: nn.Module) -> int:
 
 
 def _mixers(module: nn.Module) -> int:
-    """Layers that mix channels: a depthwise convolution belongs to the pointwise one beside it."""
+    """Count layers that mix channels; a depthwise convolution counts with its pointwise one."""
     return sum(
         isinstance(m, nn.Linear) or (isinstance(m, CONVS) and m.groups < m.in_channels)
         for m in module.modules()
@@ -183,7 +183,7 @@ def _mixers(module: nn.Module) -> int:
 
 
 def _is_row(module: nn.Module) -> bool:
-    # A subclass with a forward of its own is a unit (torchvision's Conv2dNormActivation is not:
+    # A subclass with its own forward is a unit (torchvision's Conv2dNormActivation is not:
     # it inherits Sequential's); a ModuleDict or ModuleList never is.
     if isinstance(module, nn.Sequential):
         return type(module).forward is nn.Sequential.forward
@@ -214,7 +214,7 @@ def _blocks(parent: nn.Module, prefix: str, probed: Probe) -> Iterator[str]:
 
 
 def _is_stage(module: nn.Module, prefix: str, probed: Probe, siblings: bool) -> bool:
-    """Whether a module holds a row of equal blocks, as ConvNeXt's and RegNet's stages do."""
+    """Whether a module contains a row of equal blocks, like the stages of ConvNeXt and RegNet."""
     rows: list[tuple[str, nn.Module]] = [
         (prefix + n + ".", m) for n, m in module.named_modules() if n and isinstance(m, ROWS)
     ]
@@ -232,7 +232,7 @@ def _is_stage(module: nn.Module, prefix: str, probed: Probe, siblings: bool) -> 
 
 
 def _chain(model: nn.Module, probed: Probe) -> Iterator[str]:
-    """Activations whose last convolution before them was not yet followed by one."""
+    """The first activation after each convolution."""
     modules = dict(model.named_modules())
     fresh = False
     for name in probed.layers:

@@ -1,4 +1,4 @@
-"""Run the model once, on shapes alone, and write down what every module returned."""
+"""Run the model once on fake tensors, and record what every module returns."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class LayerInfo:
     Attributes:
         name: of the module, as in ``model.named_modules()``.
         kind: its class name.
-        channels, height, width: of what it returned.
+        channels, height, width: of its output.
         layout: ``channels_first`` [B,C,h,w], ``channels_last`` [B,h,w,C], or ``tokens``
             [B,prefix + h w,C].
-        prefix: tokens in front that are no part of the grid.
+        prefix: leading tokens that are not part of the grid.
     """
 
     name: str
@@ -41,18 +41,18 @@ class LayerInfo:
         check_choice(f"layer {self.name!r}", "layout", self.layout, LAYOUTS)
 
     def as_grid(self, x: Tensor) -> Tensor:
-        """What the module returned, or a gradient of it [B,K,...], as [B,C,h,w] or [B,K,C,h,w]."""
+        """Its output, or a gradient [B,K,...] of it, as [B,C,h,w] or [B,K,C,h,w]."""
         return as_grid(x, Place(self.channels, self.height, self.width, self.layout, self.prefix))
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What one forward call showed.
+    """The result of one forward pass.
 
     Attributes:
         layers: modules that returned a grid that the score depends on, in order of execution.
         off_path: modules that returned a grid that the score does not depend on.
-        other: modules that ran and returned something else -> what it was.
+        other: modules that returned something else -> a description of it.
         idle: modules that did not run.
         classes: number of logits.
         input_size: (H, W) of the image.
@@ -67,17 +67,17 @@ class Probe:
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits [B,n] in what a model returned.
+    """Find the logits [B,n] in a model's output.
 
     Raises:
-        TraceError: anything but one [B,n] tensor.
+        TraceError: it is not a single [B,n] tensor.
     """
     if isinstance(output, (tuple, list)) and len(output) == 1:
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim != 2:
         raise TraceError(
             f"trace: expected the model to return logits [B,n], got {_describe(output)}; wrap it "
-            "in a module that returns the logits alone"
+            "in a module that returns only the logits"
         )
     return output
 
@@ -90,11 +90,11 @@ def _describe(value: object) -> str:
 
 @contextmanager
 def capturing(model: nn.Module, names: list[str], store: dict[str, Tensor]) -> Iterator[None]:
-    """While active, what the named modules return is put in ``store``, in order of execution.
+    """While active, store the outputs of the named modules, in order of execution.
 
-    A module whose input needs no gradient starts the part of the network that does, so nothing
-    below the shallowest layer is differentiated. A clone is handed downstream: an in-place
-    activation behind the layer must not change what was captured.
+    The outputs of modules whose inputs need no gradient start to require one, so nothing below the
+    shallowest layer is differentiated. Downstream modules get a clone, so that an in-place
+    activation after the layer does not change the captured output.
     """
     modules = dict(model.named_modules())
 
@@ -104,7 +104,7 @@ def capturing(model: nn.Module, names: list[str], store: dict[str, Tensor]) -> I
                 return None
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            store.pop(name, None)  # of several calls the last one counts
+            store.pop(name, None)  # the last of several calls counts
             store[name] = output
             return output.clone()
 
@@ -126,12 +126,12 @@ def probe(
     Args:
         model: in eval mode, parameters frozen.
         input_size: (H, W), pixels.
-        tokens: (h, w, prefix), how tokens lie, where it is not detected automatically.
+        tokens: (h, w, prefix) of the token grid, if it is not detected automatically.
 
     Raises:
-        TraceError: the model does not run on [1,3,H,W], or returns no logits.
+        TraceError: the model does not run on [1,3,H,W], or does not return logits.
     """
-    model = another(model)  # a module may keep tensors of its first call
+    model = another(model)  # modules may keep tensors of their first call
     outputs: dict[str, object] = {}
 
     def noting(name: str):  # type: ignore[no-untyped-def]

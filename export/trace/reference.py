@@ -1,4 +1,4 @@
-"""Compute what a joint graph should answer: in eager torch, by autograd, without any graph."""
+"""Compute the expected outputs of a joint graph in eager torch, by autograd."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def eager_reference(
 ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """The outputs of a joint graph, computed by hooks and autograd in float32.
 
-    Neither the trace, its decompositions and passes, nor a kernel takes part. Weights of half
-    precision keep their rounded values.
+    They are independent of the trace, its decompositions and passes, and of kernels. Weights of
+    half precision keep their rounded values.
 
     Args:
-        model: the model that was traced.
-        joint: its joint graph, which says what to compute.
+        model: the traced model.
+        joint: its joint graph, which defines what to compute.
 
     Returns:
-        A function of the graph's inputs that gives the graph's outputs.
+        A function from the graph's inputs to its outputs.
     """
     signature = joint.signature
     model = snapshot(model)

@@ -1,33 +1,33 @@
-"""Score targets: classes by number or by rank, regions, and contrasts of either."""
+"""Compute the scores of targets: classes by number or rank, regions, and contrasts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Stands for the logarithm of nothing where a region holds all classes.
+# Replaces log 0, for regions of all classes.
 TINY = torch.finfo(torch.float32).tiny
-# To rank all of 31,145 classes would cost a graph more than 1 % of its time.
+# Ranking all of 31,145 classes would take more than 1 % of a graph's time.
 MOST_RANKS = 1024
 
 
 def last_rank(classes: int, count: int) -> int:
-    """k of the last class that -k means, where K classes are explained: n, or 1024 of more."""
+    """The largest k for which -k is the k-th best class: n, but at most 1024 (or K)."""
     return min(classes, max(count, MOST_RANKS))
 
 
 def best_classes(batch: int, count: int, device: torch.device | None = None) -> Tensor:
-    """Targets that ask for the K best classes: -1, -2, …, -K for every image, int64 [B,K]."""
+    """Targets for the K best classes: -1, -2, …, -K for every image, int64 [B,K]."""
     return -1 - torch.arange(count, device=device).repeat(batch, 1)
 
 
 def explained_classes(logits: Tensor, targets: Tensor | None, count: int) -> Tensor:
-    """The classes that targets mean, int64 [B,K].
+    """The classes of targets, int64 [B,K].
 
     Args:
         logits: [B,n].
-        targets: int64 [B,K]: a class, or -k for the k-th best, as NumPy indexes classes that are
-            sorted by score; below that of :func:`last_rank` the same as there. None for the K best.
+        targets: int64 [B,K]: a class, or -k for the k-th best class; beyond :func:`last_rank` it
+            means the class of that rank. None for the K best.
         count: K.
     """
     logits = logits.detach()
@@ -42,13 +42,13 @@ def explained_classes(logits: Tensor, targets: Tensor | None, count: int) -> Ten
 def target_scores(
     logits: Tensor, targets: Tensor | None, score: str, target_input: str, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is explained: a number per image and target, ready to be differentiated.
+    """The scores to differentiate, one per image and target.
 
     With z = logits and p = softmax(z), of a class c:
 
     * ``logit``: z_c; ``prob``: p_c; ``logprob``: log p_c;
 
-    and of weights v (one per class, of either sign), where P = sum_{v>0} v p and
+    and of weights v (one per class, of any sign), with P = sum_{v>0} v p and
     N = sum_{v<0} -v p:
 
     * ``logit``: sum v z; ``prob``: P - N; ``logprob``: log P - log N.
@@ -61,13 +61,13 @@ def target_scores(
         logits: [B,n], float32.
         targets: int64 [B,K], see :func:`explained_classes`; float32 [B,K,n]; or None.
         score: ``logit``, ``prob`` or ``logprob``.
-        target_input: ``weights`` where ``targets`` are; else ``classes`` or ``none``.
+        target_input: ``weights`` if ``targets`` are weights; else ``classes`` or ``none``.
         count: K.
 
     Returns:
-        y [B,K], whose gradient is that of the score (of ``prob``, its value is not the score's;
-        of ``logprob`` and weights, it is the score plus a constant of the weights); the classes
-        int64 [B,K], -1 for weights; and the probability [B,K], detached: p_c, or P - N.
+        y [B,K], whose gradient is that of the score (its value differs from the score for ``prob``,
+        and by a constant for ``logprob`` of weights); the classes int64 [B,K], -1 for weights; and
+        the probability [B,K], detached: p_c, or P - N.
     """
     if target_input == "weights":
         assert targets is not None
@@ -88,9 +88,8 @@ def class_scores(logits: Tensor, classes: Tensor, score: str) -> tuple[Tensor, T
     probability = torch.sigmoid(inside - outside).detach()
     if score == "logit":
         return inside, probability
-    # log p = -softplus(outside - inside), with the log-sum-exp of what is inside the target and of
-    # what is not: 1 - p, of which rounding leaves nothing when the network is certain, is never
-    # formed. And d p = p d log p.
+    # log p = -softplus(outside - inside), with the log-sum-exp of the logits inside and outside the
+    # target. This avoids 1 - p, which rounds to 0 if the model is certain. And d p = p d log p.
     logp = -torch.nn.functional.softplus(outside - inside)
     return (logp * probability if score == "prob" else logp), probability
 
@@ -109,10 +108,10 @@ def _of_weights(logits: Tensor, weights: Tensor, score: str) -> Tensor:
     d is the log-sum-exp of one side minus that of the other. Cases of ``logprob``:
 
     1. weights of both signs: positive against negative ones, y = d;
-    2. positive ones alone: against what they leave out, y = log P = -softplus(-d);
-    3. negative ones alone: what they leave out against them, y = -log N = softplus(d).
+    2. only positive ones: against the other classes, y = log P = -softplus(-d);
+    3. only negative ones: the other classes against them, y = -log N = softplus(d).
 
-    The branches that a row does not take are finite, too: their gradients are zero, never NaN.
+    Branches that a row does not take are finite, too, so their gradients are zero, not NaN.
     """
     plus, minus = weights.clamp_min(0), (-weights).clamp_min(0)
     high, low = plus.amax(-1, keepdim=True), minus.amax(-1, keepdim=True)
@@ -135,7 +134,7 @@ def _of_weights(logits: Tensor, weights: Tensor, score: str) -> Tensor:
         (plus, rest_plus, 1, high, low),
         (minus, rest_minus, -1, low, high),
     ):
-        # An empty side is the whole instead: finite, and its mass is zero.
+        # An empty side is replaced by all classes, which is finite; its mass is zero.
         held = torch.where((top == 0) & (other > 0), torch.ones_like(side), side)
         inside, outside = (z + held.log()).logsumexp(-1), (z + rest.log()).logsumexp(-1)
         mass = ((sign * weights).clamp_min(0) * p).sum(-1)

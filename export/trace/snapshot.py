@@ -1,4 +1,4 @@
-"""Copy the caller's model, so that it stays as it is."""
+"""Copy the caller's model, so that the original is not changed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from combicam.errors import ModelError, TraceError
 def snapshot(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters need no gradient.
 
-    The caller's hooks, training flags, ``.grad`` and ``requires_grad`` are not touched, and later
-    training does not reach the copy. Forward hooks are left behind (they would see tensors without
-    values); pre-hooks come along, some parametrisations compute weights in them.
+    The caller's hooks, training flags, ``.grad`` and ``requires_grad`` are not changed, and later
+    training does not affect the copy. Forward hooks are not copied (they would see tensors without
+    values); pre-hooks are, because some parametrisations compute weights in them.
 
     Raises:
         TraceError: the module cannot be copied.
@@ -38,12 +38,12 @@ def snapshot(model: nn.Module) -> nn.Module:
         module._forward_hooks.clear()
         module._backward_hooks.clear()
         if getattr(module, "inplace", False) is True:
-            setattr(module, "inplace", False)  # noqa: B010  the same values, nothing to undo
+            setattr(module, "inplace", False)  # noqa: B010  same values, no in-place changes
     return clone.eval()
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
-    """How the model's convolutions lie in memory: its graph is traced with images likewise."""
+    """The memory format of the model's convolutions, in which images are traced."""
     for p in model.parameters():
         if p.ndim == 4 and not p.is_contiguous():
             return torch.channels_last
@@ -51,21 +51,21 @@ def memory_format(model: nn.Module) -> torch.memory_format:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """The precision is the model's, whatever the caller's context says."""
+    """Disable the caller's autocast, so that the precision is the model's."""
     return torch.autocast(device.type, enabled=False)
 
 
 def another(model: nn.Module) -> nn.Module:
-    """A second copy with the same weights, for calls that may leave something in the module."""
+    """A copy with shared weights, for calls that may leave state in the module."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
 def check_finite(model: nn.Module) -> None:
-    """Refuse weights that are NaN or infinite.
+    """Check that weights are finite.
 
     Raises:
-        ModelError: names the first tensors that are not finite.
+        ModelError: they are not; the message names the first such tensors.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     broken = [n for n, t in named if t.is_floating_point() and not bool(t.isfinite().all())]

@@ -37,13 +37,13 @@ from combicam.kernels.cam_head import cam_head
 TARGET_INPUTS = ("none", "classes", "weights")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
-# Any size does, if nothing else in a model is likely to have it.
+# An arbitrary size that nothing else in a model is likely to have.
 TRACE_BATCH = 11
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into a joint graph.
+    """The inputs of a joint graph.
 
     Attributes:
         input_size: (H, W) of ``images``, float [B,3,H,W], normalised.
@@ -56,7 +56,7 @@ class Signature:
             contrast (see :func:`~combicam.export.trace.scores.target_scores`).
 
     Raises:
-        ValueError: another dtype or target_input.
+        ValueError: an unknown dtype or target_input.
     """
 
     input_size: tuple[int, int]
@@ -70,10 +70,10 @@ class Signature:
 
 
 def check_target_input(target_input: str) -> None:
-    """Refuse what no graph takes.
+    """Check that a graph can have this target input.
 
     Raises:
-        ValueError: it is none of ``TARGET_INPUTS``.
+        ValueError: it is not one of ``TARGET_INPUTS``.
     """
     check_choice("trace", "target_input", target_input, TARGET_INPUTS)
 
@@ -84,7 +84,7 @@ class JointGraph:
 
     Attributes:
         module: the graph; the batch dimension is symbolic, weights are its buffers.
-        spec: what it computes.
+        spec: of the computation.
         layers: the target layers, in the order of the layer maps.
         signature: its inputs.
     """
@@ -96,12 +96,12 @@ class JointGraph:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs in order; layer maps are called after their layer."""
+        """Names of the outputs in order; layer maps are named after their layers."""
         kept = len(self.module.graph.output_node().args[0]) - len(OUTPUTS)  # type: ignore[arg-type]
         return (*OUTPUTS, *(f"map:{info.name}" for info in self.layers[:kept]))
 
     def portable(self) -> JointGraph:
-        """The same graph in standard operators alone, as artifacts hold it."""
+        """The same graph with only standard operators, for artifacts."""
         return replace(self, module=lower(self.module))
 
 
@@ -129,35 +129,35 @@ def trace(
 ) -> JointGraph:
     """Rewrite a CNN into one graph that returns scores and maps.
 
-    The forward runs once, gradients of the K scores are taken with respect to the target layers
-    alone, and ``combicam::cam_head`` makes heatmaps of both.
+    The forward runs once, the K scores are differentiated only with respect to the target layers,
+    and ``combicam::cam_head`` turns activations and gradients into heatmaps.
 
     Args:
         model: in eval mode with frozen parameters (see :func:`~combicam.export.trace.snapshot`).
         spec: what to compute.
-        input_size: (H, W), pixels; fixed in the graph, the batch is not.
+        input_size: (H, W), pixels; fixed in the graph, unlike the batch size.
         target_input: see :class:`Signature`.
         keep_layers: return the layer maps, too.
-        batched: take the gradients of K targets in one backward of B K cotangents, where the
-            model allows it, instead of K backwards.
+        batched: compute the gradients of K targets in one backward of B K cotangents, if the model
+            allows it, instead of K backwards.
 
     Raises:
-        ValueError: another target_input.
-        LayerError: the spec's layers do not fit the model.
-        TraceError: the model cannot be traced, K exceeds its classes, or the method takes no
+        ValueError: an unknown target_input.
+        LayerError: the spec's layers do not exist in the model.
+        TraceError: the model cannot be traced, K exceeds its classes, or the method uses no
             gradients.
     """
     check_target_input(target_input)  # before the model is run
     if spec.method in FORWARD_METHODS:
         raise TraceError(
-            f"trace: expected a method that takes gradients, got {spec.method!r}: it runs the "
-            "model once per channel of every layer, on images masked by that channel, which is "
-            "no single graph that a file could hold; explain with an Explainer over the model "
+            f"trace: expected a method with gradients, got {spec.method!r}, which runs the model "
+            "once per channel of every layer, on images masked by that channel, and cannot be "
+            "a single graph in a file; explain with an Explainer of the model "
             "(backend 'eager' or 'compile'), or export another method"
         )
     layers, signature = plan(model, spec, input_size, target_input)
     for together in (True, False) if batched and spec.targets > 1 else (False,):
-        traced = another(model)  # a module may keep tensors of its first call
+        traced = another(model)  # modules may keep tensors of their first call
         joint = joint_function(traced, spec, layers, signature, keep_layers, batched=together)
         try:
             module = to_graph(joint, model, spec, signature)
@@ -183,7 +183,7 @@ def plan(
         )
     if probed.classes < 2 and spec.score != "logit":
         raise TraceError(
-            "trace: expected at least 2 classes for a probability, got 1; take score='logit'"
+            "trace: expected at least 2 classes for a probability, got 1; use score='logit'"
         )
     if spec.layer_weights and len(spec.layer_weights) != len(layers):
         raise TraceError(
@@ -206,7 +206,7 @@ def joint_function(
     head: Callable[..., list[Tensor]] = cam_head,
     batched: bool = False,
 ) -> Callable[..., list[Tensor]]:
-    """What is traced, as a function of the model's state, the images and the targets."""
+    """The function to trace, of the model's state, the images and the targets."""
     names = [info.name for info in layers]
     dtype = getattr(torch, signature.dtype)
     state_names = list(model_state(model))
@@ -244,7 +244,7 @@ def joint_function(
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, in the order in which a joint function takes them."""
+    """Parameters and buffers by name, in the order of a joint function's arguments."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -294,13 +294,13 @@ def to_graph(
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """Operators in the forms that have a symbolic batch, a backward, and a place in every file."""
+    """Use forms of operators with a symbolic batch and a backward, which all formats support."""
     with sdpa_kernel(SDPBackend.MATH), SymbolicInterpolate(), PlainOperators():
         yield
 
 
 def _bind(module: fx.GraphModule, state: dict[str, Tensor]) -> fx.GraphModule:
-    """Replace the inputs that stand for weights by buffers, and name what stays."""
+    """Replace the inputs for weights by buffers, and name the remaining inputs."""
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     for node, (name, tensor) in zip(placeholders[: len(state)], state.items(), strict=True):
         with module.graph.inserting_before(node):

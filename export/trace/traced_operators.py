@@ -1,4 +1,4 @@
-"""Rewrite operators while tracing, into forms that keep the batch symbolic."""
+"""Rewrite operators while tracing into forms that keep the batch symbolic."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 
 class PlainOperators(TorchFunctionMode):
-    """Rewrites calls whose own form does not trace; cases:
+    """Rewrites calls that cannot be traced as they are; cases:
 
-    1. ``adaptive_avg_pool2d(x, 1)`` is a mean, in torch as well; but of a grid of tokens, channels
-       last, torch then sets the strides of the result in place, which no file format has;
-    2. ``pad`` with a constant is a concatenation: torch finds the shape of its own with the batch
-       fixed;
-    3. ``addcmul(x, a, b)`` is x + a b: where shapes broadcast, torch's own asks for a fixed batch.
+    1. ``adaptive_avg_pool2d(x, 1)`` becomes a mean, as in torch itself, which for channels-last
+       grids of tokens also sets the result's strides in place, and no file format can express that;
+    2. ``pad`` with a constant becomes a concatenation: torch's fixes the batch size;
+    3. ``addcmul(x, a, b)`` becomes x + a b: if shapes broadcast, torch's fixes the batch size.
     """
 
     def __torch_function__(
@@ -45,7 +44,7 @@ def _global_pool(input: Tensor, output_size: Any) -> Tensor | None:
 def _pad(
     input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Tensor | None:
-    """Case 2; None for other modes, for negative padding, and where the batch itself is padded."""
+    """Case 2; None for other modes, for negative padding, and if the batch itself is padded."""
     if mode != "constant" or any(p < 0 for p in pad) or len(pad) >= 2 * input.ndim:
         return None
     for i in range(0, len(pad), 2):

@@ -157,7 +157,7 @@ def test_a_file_of_truth(tmp_path: Path, photos: Any, fake: Any, capsys: Any) ->
     assert combicam.accuracy(tmp_path / "plain", truth) == combicam.accuracy(tmp_path / "run")
     main(["accuracy", str(tmp_path / "plain"), "--truth", str(truth), "--json"])
     assert json.loads(capsys.readouterr().out)["images"] == 2
-    with pytest.raises(SystemExit, match=r"expected true places of photos in .*plain, got none"):
+    with pytest.raises(SystemExit, match=r"expected ground truth in .*plain, got none"):
         main(["accuracy", str(tmp_path / "plain")])
     (tmp_path / "other.csv").write_text("id,lat,lon\nelse.jpg,0,0\n")
     with pytest.raises(SystemExit, match=r"such as 'p000.jpg', got none of them.* 'else.jpg'"):
@@ -173,14 +173,14 @@ def test_runs_without_places_stay_as_they_are(tmp_path: Path, photos: Any, fake:
     summary = run_images(configured(tmp_path, source.name), named)
     told = configured(tmp_path, "in", "told", truth=tmp_path / "list.csv")
     for explainer in (named, fake()):
-        with pytest.raises(ValueError, match=r"classes with places for truth=.*leave out --truth"):
+        with pytest.raises(ValueError, match=r"with locations for truth=.*leave out --truth"):
             run_images(told, explainer)
     schemas = [open_run(tmp_path / name).dataset.schema for name in ("folder", "run")]
     assert schemas[0].equals(schemas[1], check_metadata=True)
     assert schemas[0].names[-1] == "class_name" and summary.accuracy is None
     for write in (write_geojson, write_geoparquet, combicam.accuracy):
         arguments = () if write is combicam.accuracy else (tmp_path / "out",)
-        with pytest.raises(ValueError, match=r"whose classes have places, got .*run without"):
+        with pytest.raises(ValueError, match=r"whose classes have locations, got .*run without"):
             write(tmp_path / "run", *arguments)
     assert not (tmp_path / "out").exists()
 
@@ -197,7 +197,7 @@ def test_the_place_of_a_tie_is_that_of_the_map() -> None:
     assert torch.equal(placed.probabilities, probabilities.gather(1, placed.classes))
     at = placed.classes[:, 0]
     torch.testing.assert_close(placed.densities, prediction_density(probabilities, LAT, LON, at))
-    with pytest.raises(RunError, match="expected 5 logits, as many as the class table"):
+    with pytest.raises(RunError, match="expected 5 logits, one for each location"):
         placer(torch.zeros(1, 6), torch.zeros(1, dtype=torch.long))
 
 
@@ -233,7 +233,7 @@ def test_geoparquet(tmp_path: Path, photos: Any, fake: Any, monkeypatch: Any) ->
     assert first["error_km"] == placed[0]["error_km"] and first["places"] == placed[0]["places"]
     assert [p.name for p in output.parent.iterdir()] == ["places.parquet"]
     for form in ("--geoparquet", "--geojson"):
-        with pytest.raises(SystemExit, match=r"expected the name of a file, got the folder \S+new"):
+        with pytest.raises(SystemExit, match=r"expected a file name, got the folder \S+new"):
             main(["convert", str(tmp_path / "run"), form, str(output.parent)])
     assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
 

@@ -217,7 +217,7 @@ def test_a_silent_holder_is_dead(bucket: Any, monkeypatch: pytest.MonkeyPatch) -
     watcher.join(10)
     with pytest.raises(RunError, match="another run is writing"):
         StoreLock(folder, renew_s=0.2, lease_s=10)
-    with pytest.raises(RunError, match="took it for dead"):
+    with pytest.raises(RunError, match="another run that took over"):
         suspended.check()
     heir.check()
     heir.release()
@@ -236,7 +236,7 @@ def test_a_store_that_fails_loses_nothing(
         real(source, target, **options)
 
     monkeypatch.setattr(bucket.fs, "put_file", put_file)
-    with pytest.raises(RunError, match=r"no room.*run again: what is committed is kept"):
+    with pytest.raises(RunError, match=r"no room.*run again: committed shards are kept"):
         run_images(configured(tmp_path / "in", output), fake())
     assert sorted(shard_bytes(output)) == ["00000.parquet"]
     assert run_status(output).state == "failed"

@@ -111,7 +111,7 @@ def test_the_truth_of_every_photo(
     assert (heatmaps.float() / 255 - expected.heatmaps).abs().max() < 0.005
     torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-9)
     table.write_text("path,latitude,longitude\n" + "\n".join([*lines[1:], f"{photos}/0.png,,"]))
-    with pytest.raises(ValueError, match=r"every input to know.*got none for '.*/0\.png'"):
+    with pytest.raises(ValueError, match=r"ground truth for every input.*got none for '.*/0\.png'"):
         run_images(config(table, tmp_path / "other", "top", "truth"), explainer)
     assert not (tmp_path / "other" / "manifest.parquet").exists()
 
@@ -125,7 +125,7 @@ def test_a_run_is_continued_with_the_same_question_alone(
         run_images(config(photos, tmp_path / "run", "top", "18"), explainer)
     with pytest.raises(RunError, match=r'explain: \["top", "17"\] there, null now'):
         run_images(config(photos, tmp_path / "run"), explainer)
-    with pytest.raises(ValueError, match="an explainer of 1 targets"):
+    with pytest.raises(ValueError, match="an explainer with 1 targets"):
         run_images(config(photos, tmp_path / "other", "17"), explainer)
     assert not (tmp_path / "other").exists()
 
@@ -151,7 +151,7 @@ def test_files_answer_what_they_were_exported_for(
 
     with pytest.raises(ArtifactError, match=r"target_input='weights' and targets=2"):
         combicam.run(asked("within:2500km@50,10", "17"))
-    with pytest.raises(ValueError, match="or export it, with targets=1"):
+    with pytest.raises(ValueError, match="or export it with targets=1"):
         combicam.run(asked("17"))
     combicam.run(asked("top", "17"))
     *_, targets = rows(tmp_path / "run")

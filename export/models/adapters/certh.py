@@ -1,7 +1,7 @@
-"""Load ``certh``, which the authors of Combi-CAM explain: 31,145 cells on EfficientNet-B4.
+"""Load ``certh``, the model of the Combi-CAM paper: 31,145 cells on EfficientNet-B4.
 
-Its last layer is a mixture of von Mises-Fisher densities: the network gives the weight π of each,
-and says the centre μ of the one with the largest weight. Logits are what π is the softmax of.
+Its last layer is a mixture of von Mises-Fisher densities: the model predicts the weight π of each
+density, and returns the centre μ of the one with the largest weight. The logits' softmax is π.
 
 Source: Kordopatis-Zilos et al., Leveraging EfficientNet and Contrastive Learning for Accurate
 Global-scale Location Estimation, ICMR 2021; the files of github.com/mever-team/visloc-estimation.
@@ -29,10 +29,10 @@ from combicam.export.models.adapters.efficientnet import EfficientNet
 from combicam.export.models.models import LoadedModel, ModelConfig
 from combicam.export.preprocess import Preprocess
 
-# The shorter side becomes 300 pixels, and the whole photo is seen.
+# The whole image, with a shorter side of 300 pixels.
 PREPROCESS = Preprocess((300, 300), resize="short-side", interpolation="bilinear")
 _SUFFIXES = (".pt", ".pth", ".safetensors")
-# What a part of the network is called where all of it is in one file.
+# Key prefixes of the model's parts if all are in one file.
 _PREFIXES = ("backbone.base_cnn.", "base_cnn.", "backbone.", "cls_head.", "rrm_head.")
 _LINEAR = "mixture_weights.seq_model.0."
 
@@ -42,7 +42,7 @@ class Certh(nn.Module):
 
     Args:
         backbone: images -> features [B,C].
-        mixture: from them to one number per cell.
+        mixture: features -> logits [B,n].
     """
 
     def __init__(self, backbone: EfficientNet, mixture: nn.Linear) -> None:
@@ -56,19 +56,19 @@ class Certh(nn.Module):
 
 
 def load(text: str, config: ModelConfig) -> LoadedModel:
-    """What ``--model certh`` means.
+    """Load ``--model certh``.
 
     Args:
-        text: none.
-        config: its checkpoint: one file, or the folder of ``efficientnet_backbone.pt`` and
-            ``mvmf_head.pt``. Classes are read from it; a table may replace their places.
+        text: must be empty.
+        config: with the checkpoint: one file, or the folder of ``efficientnet_backbone.pt`` and
+            ``mvmf_head.pt``. It has the classes' locations; a table may replace them.
 
     Raises:
-        ModelError: another checkpoint, or classes of another number than it has.
+        ModelError: another checkpoint, or the wrong number of classes.
         FileNotFoundError: no such file.
     """
     if text:
-        raise ModelError(f"certh: expected nothing behind it, got {text!r}")
+        raise ModelError(f"certh: expected no suffix, got {text!r}")
     path = require_checkpoint(config)
     state = _read(path)
     check_family(state, ["_conv_stem.weight", "mvmf.mus", f"{_LINEAR}weight"], "certh", path)
@@ -78,8 +78,8 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
         if len(classes) != len(known):
             raise ModelError(
                 f"certh: expected a table of the {len(known)} cells of the checkpoint, got "
-                f"{len(classes)} in {config.classes}; leave --classes out, the checkpoint knows "
-                "where they are"
+                f"{len(classes)} in {config.classes}; leave out --classes, the checkpoint "
+                "has their locations"
             )
     backbone = EfficientNet()
     fill(backbone, {k: v for k, v in state.items() if _is_backbone(k)}, path, "")
@@ -95,7 +95,7 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """All weights of a file, or of the files of a folder, without what comes before their names."""
+    """Read all weights of a file, or of the files of a folder, without prefixes of their names."""
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
@@ -116,14 +116,14 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _is_backbone(key: str) -> bool:
-    # The package's own classifier is not used, but in the file.
+    # The file also has the package's classifier, which is not used.
     return key.startswith("_") and not key.startswith("_fc.")
 
 
 def _locations(centres: Tensor, path: Path) -> tuple[ClassTable, str]:
-    """Locations of the classes, from μ [2,n]; and their unit in the file.
+    """Locations of the classes from μ [2,n], and their unit in the file.
 
-    A network for the whole Earth has cells beyond π degrees, so that its own values tell the unit.
+    A model of the whole Earth has cells beyond π degrees, so the values reveal their unit.
     """
     if centres.ndim != 2 or centres.shape[0] != 2 or not bool(torch.isfinite(centres).all()):
         raise ModelError(

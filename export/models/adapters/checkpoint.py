@@ -1,4 +1,4 @@
-"""Read weights of published checkpoints without running anything that is pickled in them."""
+"""Read weights of published checkpoints without running code pickled in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from combicam.errors import ModelError, first_line
 from combicam.export.models.models import ModelConfig, read_state, unwrapped
 
-# A key that only one family has -> what --model calls that family.
+# A key that only one family has -> the family's --model name.
 _MARKS = {
     "_conv_stem.weight": "certh",
     "mvmf.mus": "certh",
@@ -25,10 +25,10 @@ _SHOWN = 3
 
 
 def require_checkpoint(config: ModelConfig) -> Path:
-    """The checkpoint that a configuration names.
+    """The checkpoint of a configuration.
 
     Raises:
-        ModelError: none, or an option that does not go with checkpoints.
+        ModelError: no checkpoint, or an option that cannot be combined with one.
         FileNotFoundError: no such file or folder.
     """
     wrong = [name for name in ("pretrained", "random_weights", "num_classes")
@@ -37,7 +37,7 @@ def require_checkpoint(config: ModelConfig) -> Path:
         got = f"--{wrong[0].replace('_', '-')}" if wrong else "none"
         raise ModelError(
             f"{config.model}: expected --checkpoint FILE, got {got}; download the published "
-            "weights first: none are shipped"
+            "weights first, which are not included"
         )
     if not config.checkpoint.exists():
         raise FileNotFoundError(f"checkpoint: expected a file, got {config.checkpoint}")
@@ -45,10 +45,10 @@ def require_checkpoint(config: ModelConfig) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a checkpoint; training state around the weights is left out.
+    """Read a checkpoint's state dict, without training state.
 
-    Lightning's checkpoints hold objects of their own beside the weights. They are read as empty
-    stand-ins: nothing of theirs is imported or called.
+    Other objects in Lightning's checkpoints are read as empty stand-ins; none of their code is
+    imported or called.
 
     Args:
         path: a .safetensors or a torch file.
@@ -75,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 class _StandIn(dict[Any, Any]):
-    """What any object of a pickle becomes that is no tensor: takes everything, does nothing."""
+    """Replaces any object of a pickle that is not a tensor; accepts everything, does nothing."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -83,16 +83,16 @@ class _StandIn(dict[Any, Any]):
         super().__init__()
 
     def __setstate__(self, _: Any) -> None:
-        """State of an object that is not needed."""
+        """Ignore the state."""
 
     def append(self, _: Any) -> None:
-        """An item of an object that is not needed."""
+        """Ignore an item."""
 
 
 class _Tensors(pickle.Unpickler):
-    """Knows what tensors are made of; everything else becomes a stand-in.
+    """Unpickles tensors; everything else becomes a stand-in.
 
-    ``torch.load`` itself answers for storages.
+    ``torch.load`` itself reads their storages.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -100,7 +100,7 @@ class _Tensors(pickle.Unpickler):
 
 
 class _Inert:
-    """What ``torch.load`` takes for the module ``pickle``."""
+    """Replaces the module ``pickle`` for ``torch.load``."""
 
     Unpickler = _Tensors
     UnpicklingError = pickle.UnpicklingError
@@ -123,16 +123,16 @@ _PARTS: dict[tuple[str, str], Any] = {
 def check_family(
     state: Mapping[str, Tensor], marks: Iterable[str], family: str, path: Path
 ) -> None:
-    """Make sure that a checkpoint is one of a family's.
+    """Check that a checkpoint belongs to a family.
 
     Args:
         state: of the file.
-        marks: ends of keys that the family has.
-        family: what ``--model`` calls it.
+        marks: suffixes of keys that the family has.
+        family: its ``--model`` name.
         path: for the error.
 
     Raises:
-        ModelError: it is not; names the family that it is of, where known.
+        ModelError: it does not; the message names its family, if known.
     """
     marks = list(marks)
     missing = [mark for mark in marks if not any(_ends(key, mark) for key in state)]
@@ -148,19 +148,19 @@ def check_family(
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, original: str) -> None:
-    """Give a model its weights.
+    """Load weights into a model.
 
     Args:
-        module: its names are those of ``state``.
+        module: with the names of ``state``.
         state: floating-point tensors are cast to the model's type.
         path: for the error.
-        original: what comes before the names in the file, for the error.
+        original: prefix of the names in the file, for the error.
 
     Raises:
-        ModelError: missing or unexpected keys, other shapes, or values that are not finite.
+        ModelError: missing or unexpected keys, wrong shapes, or values that are not finite.
     """
     own = module.state_dict()
-    # How many batches were seen says nothing about inference; old files leave it out.
+    # The number of batches seen is irrelevant to inference, and missing in old files.
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     missing = [key for key in own if key not in state and key not in counters]
     unexpected = [key for key in state if key not in own]
@@ -181,13 +181,13 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, original: s
     if problems:
         raise ModelError(
             f"checkpoint {path}: expected the weights of {type(module).__name__}, got a file that "
-            f"does not fit; {'; '.join(problems)}"
+            f"does not match; {'; '.join(problems)}"
         )
     module.load_state_dict({**{k: own[k] for k in counters}, **state})
 
 
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The part of a state dict below a prefix, without it."""
+    """The part of a state dict with a prefix, which is removed."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 

@@ -1,7 +1,7 @@
-"""Load ``eigenplaces`` and ``cosplace``: how much a photo looks like known locations.
+"""Load ``eigenplaces`` and ``cosplace``, which measure similarity to images of known locations.
 
-These networks give a descriptor of length 1. With reference descriptors they become classifiers
-whose logits are cosines: ``y = <descriptor(photo), reference>``, explained with ``score="logit"``.
+These models compute a descriptor of length 1. With reference descriptors they become classifiers
+whose logits are cosines: ``y = <descriptor(image), reference>``, explained with ``score="logit"``.
 
 Source: Berton et al., CosPlace, CVPR 2022, and EigenPlaces, ICCV 2023; the checkpoints of
 github.com/gmberton/CosPlace and EigenPlaces.
@@ -29,7 +29,7 @@ from combicam.export.models.adapters.trunks import resnet_trunk, vgg16_trunk
 from combicam.export.models.models import LoadedModel, ModelConfig
 from combicam.export.preprocess import Preprocess
 
-# They were trained on squares of this size.
+# Size of the square training images.
 PREPROCESS = Preprocess((512, 512), resize="squash", interpolation="bilinear")
 _LINEAR = "aggregation.3."
 _FLOOR = 1e-6
@@ -38,12 +38,12 @@ _FLOOR = 1e-6
 class PlaceDescriptor(nn.Module):
     """Images [B,3,H,W] -> descriptors of length 1 [B,D].
 
-    Every position of the last grid is scaled to length 1; the generalised mean
-    ``(mean max(x, 1e-6)^p)^(1/p)`` pools each channel; a Linear follows, and length 1 again.
+    Features at every position of the last grid are scaled to length 1; the generalised mean
+    ``(mean max(x, 1e-6)^p)^(1/p)`` pools each channel; a Linear follows, and scaling to length 1.
 
     Args:
         backbone: images -> [B,C,h,w].
-        linear: from C channels to D numbers.
+        linear: from C to D channels.
         power: p, float [1].
     """
 
@@ -81,26 +81,26 @@ class Similarity(nn.Module):
 
 
 def load(text: str, config: ModelConfig) -> LoadedModel:
-    """What ``--model eigenplaces`` and ``--model cosplace`` mean.
+    """Load ``--model eigenplaces`` or ``--model cosplace``.
 
     Args:
-        text: none; the checkpoint says which backbone it is of.
-        config: its checkpoint, its references, and maybe a table of their names and places.
+        text: must be empty; the checkpoint determines the backbone.
+        config: with the checkpoint, the references, and optionally their names and locations.
 
     Raises:
-        ModelError: another checkpoint, references of another length, or classes of another number.
+        ModelError: another checkpoint, or the wrong size of references or classes.
         FileNotFoundError: no such file.
     """
     family = config.model.partition(":")[0]
     if text:
         raise ModelError(
-            f"{family}: expected nothing behind it, got {text!r}; the checkpoint tells its backbone"
+            f"{family}: expected no suffix, got {text!r}; the checkpoint determines the backbone"
         )
     descriptor = load_descriptor(require_checkpoint(config), family)
     if config.references is None:
         raise ModelError(
             f"{family}: expected --references FILE.npy, the descriptors [n,D] of the locations "
-            "that photos are compared with, got none; load_descriptor() makes them from photos"
+            "to compare images with, got none; make them from images with load_descriptor()"
         )
     references = _references(config.references, descriptor.linear.out_features)
     classes = read_classes(config.classes) if config.classes is not None else None
@@ -114,20 +114,20 @@ def load(text: str, config: ModelConfig) -> LoadedModel:
         preprocess=PREPROCESS,
         name=family,
         classes=classes,
-        note=f"{family}: logits are similarities to the references; scores are no probabilities",
+        note=f"{family}: logits are similarities to the references; scores are not probabilities",
         score="logit",
     )
 
 
 def load_descriptor(checkpoint: str | Path, family: str = "eigenplaces") -> PlaceDescriptor:
-    """The model alone, with which descriptors of reference photos are made.
+    """Load only the descriptor model, to compute descriptors of reference images.
 
     Args:
         checkpoint: a file of EigenPlaces or CosPlace: ResNet or VGG-16.
         family: for errors.
 
     Raises:
-        ModelError: another checkpoint, or weights that do not fit.
+        ModelError: another checkpoint, or weights that do not match.
         FileNotFoundError: no such file.
     """
     path = Path(checkpoint)

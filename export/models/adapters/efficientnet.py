@@ -1,8 +1,8 @@
 """Build EfficientNet-B4 with the names and padding of the package efficientnet_pytorch 0.7.0.
 
-That package fixes the padding of every convolution for one image size (380 pixels for B4), and
-pads both sides by the larger half of what TensorFlow's "same" needs there. The sizes of the layers
-of other images follow from it.
+That package fixes the padding of every convolution for one image size (380 pixels for B4), and pads
+both sides by the larger half of TensorFlow's "same" padding. This determines the layer sizes for
+other image sizes.
 
 Source: Tan and Le, EfficientNet, ICML 2019; github.com/lukemelas/EfficientNet-PyTorch 0.7.0.
 """
@@ -22,13 +22,13 @@ _SQUEEZE = 0.25
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of one shape; the first of them has the stride.
+    """Blocks of the same shape; the first of them has the stride.
 
     Attributes:
-        repeats: how many blocks.
+        repeats: number of blocks.
         kernel, stride: of their depthwise convolutions.
-        expand: how many times as many channels are inside of a block.
-        channels: that come out.
+        expand: factor of the number of channels inside a block.
+        channels: of the output.
     """
 
     repeats: int
@@ -50,19 +50,19 @@ B4 = (
 
 
 def _padding(size: int, kernel: int, stride: int) -> int:
-    """Pixels on every side of an image of ``size``; 0.7.1 pads one less at the start."""
+    """Padding on every side of an image of ``size``; 0.7.1 pads one pixel less at the start."""
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total - total // 2
 
 
 class Block(nn.Module):
-    """Expand, filter each channel, weigh the channels, project; a shortcut where shapes allow it.
+    """Expand, filter each channel, weigh the channels, project; with a shortcut if shapes match.
 
     Args:
-        channels: that come in.
-        stage: its shape.
+        channels: of the input.
+        stage: shape of the block.
         stride: of this block.
-        size: pixels that the padding is for.
+        size: image size that the padding is for.
     """
 
     def __init__(self, channels: int, stage: Stage, stride: int, size: int) -> None:
@@ -101,9 +101,9 @@ class EfficientNet(nn.Module):
 
     Args:
         stages: of the blocks.
-        stem: channels that the first convolution makes.
-        head: channels that the last one makes; C.
-        size: pixels of the square images that the padding is for.
+        stem: channels of the first convolution.
+        head: channels of the last convolution; C.
+        size: of the square images that the padding is for.
     """
 
     def __init__(

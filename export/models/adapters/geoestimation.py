@@ -1,4 +1,4 @@
-"""Load ``geoestimation``: cells of three sizes on one ResNet, by Müller-Budack et al.
+"""Load ``geoestimation`` by Müller-Budack et al.: cells of three sizes on one ResNet.
 
 Source: Geolocation Estimation of Photos using a Hierarchical Model and Scene Classification, ECCV
 2018; the checkpoints of its PyTorch implementation, github.com/TIBHannover/GeoEstimation.
@@ -32,26 +32,26 @@ from combicam.export.preprocess import Preprocess
 
 LEVELS = ("coarse", "middle", "fine")
 HIERARCHY = "hierarchy"
-# The short side becomes 256 pixels, the centre 224.
+# The shorter side is scaled to 256 pixels, and the centre of 224 is cropped.
 PREPROCESS = Preprocess((224, 224), resize="crop", crop_pct=224 / 256, interpolation="bilinear")
 _HEAD = re.compile(r"classifier\.(\d+)\.weight")
 
 
 class GeoEstimation(nn.Module):
-    """Images -> logits over the cells of one level, or over the fine ones by the hierarchy.
+    """Images -> logits of the cells of one level, or of the fine cells by the hierarchy.
 
-    Hierarchy: log p(fine) + Σ log p(coarser cell that holds it). Their softmax is the product of
+    Hierarchy: log p(fine) + Σ log p(coarser cell that contains it). The softmax is the product of
     the three probabilities, divided by its sum over the fine cells.
 
     Args:
         trunk: images [B,3,H,W] -> [B,C,h,w].
-        heads: Linear layers from C features to the cells, coarser levels first; those that are
-            not needed may be left out.
-        ancestors: int64 [len(heads) - 1, n]: for every cell of the last head its cell in each of
-            the others; empty where there is one head.
+        heads: Linear layers from C features to the cells, coarser levels first; unused ones may
+            be left out.
+        ancestors: int64 [len(heads) - 1, n]: for every cell of the last head, its cell in each of
+            the others; empty with a single head.
 
     Raises:
-        ValueError: ancestors that do not fit the heads.
+        ValueError: ancestors that do not match the heads.
     """
 
     ancestors: Tensor
@@ -98,16 +98,16 @@ class GeoEstimation(nn.Module):
 
 
 def load(level: str, config: ModelConfig) -> LoadedModel:
-    """What ``--model geoestimation[:LEVEL]`` means.
+    """Load ``--model geoestimation[:LEVEL]``.
 
     Args:
-        level: ``coarse``, ``middle``, ``fine`` (the default), or ``hierarchy``, the fine cells
-            judged by all three.
-        config: its checkpoint, and its classes: the CSV of the level's cells, or the folder of the
-            three levels', which ``hierarchy`` needs.
+        level: ``coarse``, ``middle``, ``fine`` (the default), or ``hierarchy``: the fine cells by
+            all three levels.
+        config: with the checkpoint and the classes: the CSV of the level's cells, or the folder of
+            the three levels' CSVs, which ``hierarchy`` needs.
 
     Raises:
-        ModelError: another checkpoint, or cells of another number than it has.
+        ModelError: another checkpoint, or the wrong number of cells.
         FileNotFoundError: no such file.
     """
     level = level or LEVELS[-1]
@@ -125,7 +125,7 @@ def load(level: str, config: ModelConfig) -> LoadedModel:
         raise ModelError(
             f"geoestimation:hierarchy: expected --classes FOLDER with the cells of the three "
             f"levels ({', '.join(str(head.out_features) for head in heads)}), got "
-            f"{config.classes or 'none'}; it says which coarser cell holds a fine one"
+            f"{config.classes or 'none'}; it maps fine cells to coarser ones"
         )
     trunk = resnet_trunk(under(state, "model."), path, "model.")
     ancestors = tables.ancestors() if level == HIERARCHY else None
@@ -140,7 +140,7 @@ def load(level: str, config: ModelConfig) -> LoadedModel:
         preprocess=PREPROCESS,
         name=f"geoestimation:{level}",
         classes=cells.to_classes() if cells is not None else None,
-        note="geoestimation: made for five crops of a photo; without --crops five the centre is "
+        note="geoestimation: made for five crops of an image; without --crops five the centre is "
         "explained",
     )
 
@@ -165,7 +165,7 @@ def _heads(state: dict[str, Tensor], path: Path) -> list[nn.Linear]:
 
 @dataclass(frozen=True)
 class _Tables:
-    """The cells of every level, where known."""
+    """The cells of every level, if known."""
 
     levels: tuple[CellTable | None, ...]
 
@@ -175,7 +175,7 @@ class _Tables:
 
     @classmethod
     def read(cls, path: Path | None, counts: Sequence[int]) -> _Tables:
-        """From a file or a folder; which level a file is of is told by its number of cells."""
+        """Read a file or folder; the number of cells determines a file's level."""
         found: dict[int, CellTable] = {}
         if path is not None:
             files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
@@ -191,6 +191,6 @@ class _Tables:
         return cls(tuple(found.get(count) for count in counts))
 
     def ancestors(self) -> NDArray[np.int64]:
-        """[levels - 1, fine cells]."""
+        """Ancestors of the fine cells, [levels - 1, fine cells]."""
         *coarser, fine = (table for table in self.levels if table is not None)
         return np.stack([fine.ancestors_in(table) for table in coarser])

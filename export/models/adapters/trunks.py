@@ -20,15 +20,15 @@ def resnet_trunk(state: Mapping[str, Tensor], path: Path, original: str) -> nn.M
 
     Args:
         state: with torchvision's names (``layer1.0.conv1.weight``), or with their positions in a
-            Sequential of the network's children (``4.0.conv1.weight``).
+            Sequential of the model's children (``4.0.conv1.weight``).
         path: of the checkpoint, for errors.
-        original: what comes before the names in the file, for errors.
+        original: prefix of the names in the file, for errors.
 
     Returns:
-        ResNet-18 to 152, or any other number of such blocks: what the weights say.
+        ResNet-18 to 152, or any other number of such blocks, as in the weights.
 
     Raises:
-        ModelError: weights that do not fit.
+        ModelError: weights that do not match.
         MissingExtra: torchvision is not installed.
     """
     resnet = require("torchvision", extra="models", operation=f"checkpoint {path}").models.resnet
@@ -46,7 +46,7 @@ def resnet_trunk(state: Mapping[str, Tensor], path: Path, original: str) -> nn.M
     bottleneck = any(key.endswith(".conv3.weight") for key in state)
     block = resnet.Bottleneck if bottleneck else resnet.BasicBlock
     network = resnet.ResNet(block, depths)
-    # As children of one Sequential: what comes after the last block is left out.
+    # As children of a Sequential, without those after the last block.
     trunk = nn.Sequential()
     for name, child in network.named_children():
         if name not in ("avgpool", "fc"):

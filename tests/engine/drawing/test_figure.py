@@ -74,7 +74,7 @@ def test_unnormalised_maps_are_shown_from_least_to_greatest() -> None:
 
 def test_photos_are_kept_only_when_given() -> None:
     bare = explanation(corner())
-    with pytest.raises(ValueError, match="expected photos, got none"):
+    with pytest.raises(ValueError, match="expected images, got none"):
         bare.overlay()
     kept = bare.with_photos(torch.from_numpy(grey(16, 16))[None])
     assert kept.heatmaps is bare.heatmaps and bare.photos == ()

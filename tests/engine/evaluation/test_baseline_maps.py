@@ -1,11 +1,11 @@
-"""Controls know the map's histogram and smoothness, or the picture, and nothing else."""
+"""Baseline maps know the map's histogram and smoothness, or the image, and nothing else."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from combicam.engine.evaluation.baseline_maps import edge_control, random_control
+from combicam.engine.evaluation.baseline_maps import edge_baseline, random_baseline
 from combicam.engine.evaluation.blur import gaussian_blur
 from combicam.engine.evaluation.replacement import baseline_images
 from combicam.export.preprocess import Preprocess
@@ -18,11 +18,11 @@ def blobs(count: int, sigma: float) -> Tensor:
     return gaussian_blur(noise, sigma)[:, 0].clamp_min(0)
 
 
-def test_the_random_control_is_the_map_elsewhere() -> None:
+def test_the_random_baseline_is_the_map_elsewhere() -> None:
     maps = blobs(6, 4.0)
-    control = random_control(maps, range(6))
-    assert torch.equal(control.flatten(1).sort().values, maps.flatten(1).sort().values)
-    for one, other in zip(maps, control, strict=True):
+    shifted = random_baseline(maps, range(6))
+    assert torch.equal(shifted.flatten(1).sort().values, maps.flatten(1).sort().values)
+    for one, other in zip(maps, shifted, strict=True):
         shifts = [(i, j) for i in range(48) for j in range(40)]
         found = [shift for shift in shifts if torch.equal(one.roll(shift, (0, 1)), other)]
         assert len(found) == 1 and found != [(0, 0)]
@@ -31,7 +31,7 @@ def test_the_random_control_is_the_map_elsewhere() -> None:
 def test_a_blob_may_lie_anywhere() -> None:
     maps = torch.zeros(400, 12, 10)
     maps[:, 2:4, 3:5] = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
-    found = random_control(maps, range(400)).mean(0)
+    found = random_baseline(maps, range(400)).mean(0)
     assert (found > 0).all()  # 400 blobs of 4 pixels on 120
     for half in (found[:6], found[:, :5]):
         assert 0.4 < half.sum() / found.sum() < 0.6
@@ -39,20 +39,20 @@ def test_a_blob_may_lie_anywhere() -> None:
 
 def test_the_seed_alone_says_where() -> None:
     maps = blobs(3, 3.0)
-    control = random_control(maps, [5, 6, 7])
-    torch.testing.assert_close(random_control(maps[1:2], [6]), control[1:2])
-    assert not torch.equal(random_control(maps[1:2], [9]), control[1:2])
-    assert torch.equal(random_control(torch.ones(1, 4, 4), [0]), torch.ones(1, 4, 4))
+    shifted = random_baseline(maps, [5, 6, 7])
+    torch.testing.assert_close(random_baseline(maps[1:2], [6]), shifted[1:2])
+    assert not torch.equal(random_baseline(maps[1:2], [9]), shifted[1:2])
+    assert torch.equal(random_baseline(torch.ones(1, 4, 4), [0]), torch.ones(1, 4, 4))
 
 
 def test_edges_are_where_the_picture_changes() -> None:
     images = torch.zeros(2, 3, 50, 50)
     images[0, :, :, 25:] = 1  # an upright edge between columns 24 and 25
-    edges = edge_control(images)
+    edges = edge_baseline(images)
     assert edges[0].amax(0).argmax().item() in (24, 25)
     assert edges[0, :, :15].max() < 1e-3 < edges[0, :, 25].min()
     assert torch.equal(edges[1], torch.zeros(50, 50))  # nothing changes there
-    torch.testing.assert_close(edge_control(images.transpose(2, 3))[0], edges[0].T)
+    torch.testing.assert_close(edge_baseline(images.transpose(2, 3))[0], edges[0].T)
 
 
 def test_blurring_keeps_the_mean_and_the_symmetry() -> None:

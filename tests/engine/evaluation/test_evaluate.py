@@ -106,7 +106,7 @@ def test_stored_maps_are_worth_what_computed_ones_are(compared: Path) -> None:
     assert apart("gradcam_1_3", "energy") < 0.1 * apart("gradcam_3", "energy")
 
 
-def test_means_stand_beside_both_controls(compared: Path) -> None:
+def test_means_stand_beside_both_baseline_maps(compared: Path) -> None:
     found = json.loads((compared / "evaluation.json").read_text())
     rows = pq.read_table(compared / "evaluation.parquet").to_pandas()
     assert (found["images"], found["with_mask"], found["failures"]) == (5, 3, {})
@@ -153,7 +153,7 @@ def test_a_run_of_another_network_is_refused(planet: Path) -> None:
 
     check_network(run, Known())  # type: ignore[arg-type]
     for change in ("weights", "preprocess"):
-        with pytest.raises(RunError, match=rf"the network that made .*got other {change};"):
+        with pytest.raises(RunError, match=rf"the model that made .*got other {change};"):
             check_network(run, Known(**{change: "another"}))  # type: ignore[arg-type]
 
 
@@ -161,7 +161,7 @@ def test_a_run_that_explained_regions_cannot_be_measured_and_says_so(planet: Pat
     photos, run = str(planet / "photos"), str(planet / "regions")
     asked = ["--explain", "within:1000km@0,0", "--layers", "1", "3", "--no-progress"]
     cli.main(["run", photos, "-o", run, "-m", MODEL, *asked])
-    with pytest.raises(RunError, match=r"got 5 that cannot \(the first: .*a region, no class"):
+    with pytest.raises(RunError, match=r"got 5 that cannot \(the first: .*explained a region, not"):
         evaluate(EvaluateConfig(run, ModelConfig(MODEL), progress=False))
     rows = pq.read_table(planet / "regions" / "evaluation.parquet")
     assert rows.column("status").to_pylist() == ["no_class"] * 5
@@ -265,5 +265,5 @@ def test_photos_of_several_shapes_are_measured(
 
 def test_an_exported_file_has_one_computation() -> None:
     config = EvaluateConfig("photos", ModelConfig("model.onnx"), methods=("gradcam",))
-    with pytest.raises(ValueError, match="which holds one computation"):
+    with pytest.raises(ValueError, match="which has one fixed method"):
         contestants(config, None)

@@ -122,12 +122,12 @@ def test_flat_maps_have_no_correlation_and_are_told() -> None:
     nowhere = Path("evaluation.parquet")
     lines = Evaluation(nowhere, nowhere, {"maps": {}, "randomisation": steps}).lines()
     assert lines == [
-        "  1 layer forgotten, down to 8: rank correlation none, the maps are flat",
-        "  2 layers forgotten, down to 4: rank correlation 0.50",
+        "  1 layer randomised, down to 8: rank correlation none, the maps are constant",
+        "  2 layers randomised, down to 4: rank correlation 0.50",
     ]
 
 
-def test_no_step_is_without_a_forgotten_layer() -> None:
+def test_no_step_is_without_a_randomised_layer() -> None:
     """More steps than layers: every layer is a step, and nothing else is."""
     model, images = small_network().requires_grad_(False), torch.randn(2, 3, 16, 16)
     steps = randomisation_check(model, images, cam, steps=12)

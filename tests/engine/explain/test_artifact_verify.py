@@ -249,7 +249,7 @@ def test_command_line_shows_errors_and_rewrites(
         cli.main(command)
     capsys.readouterr()
     cli.main([*command, "--force"])
-    assert "kept although it disagrees" in capsys.readouterr().err
+    assert "kept a file that disagrees" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

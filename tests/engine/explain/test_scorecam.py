@@ -269,7 +269,7 @@ def test_the_command_line(photos: Callable[..., list[Path]], tmp_path: Path) -> 
     shard = combicam.read_shard(tmp_path / "run", 0)
     assert shard.heatmaps is not None and shard.heatmaps.shape == (2, 1, 160, 160)
     assert (shard.heatmaps.max((1, 2, 3)) == 255).all()
-    with pytest.raises(SystemExit, match="masks no images"):
+    with pytest.raises(SystemExit, match="does not mask images"):
         main(["run", *inputs, "-o", str(tmp_path / "other"), *method[2:]])
     with pytest.raises(SystemExit, match="no single graph"):
         main(["export", *inputs[1:5], "-o", str(tmp_path / "model.onnx"), *method[:2]])
@@ -279,7 +279,7 @@ def test_wrong_arguments(network: nn.Module) -> None:
     for chunk in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="chunk as an int >= 1"):
             Explainer(network, SIZE, LAYERS, "scorecam", chunk=chunk)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="masks no images"):
+    with pytest.raises(ValueError, match="does not mask images"):
         Explainer(network, SIZE, LAYERS, chunk=4)
     with pytest.raises(ValueError, match="masks in"):
         Explainer(network, SIZE, LAYERS, "scorecam", masks="layer")

@@ -286,5 +286,5 @@ def test_what_cannot_be(network: Explainer, spot: Explainer) -> None:
         explain_five_crops(loose, pixels)
     with pytest.raises(ValueError, match=r"uint8 \[B,h,w,3\] \(RGB\), at least 28x28, got .*27"):
         FiveCropExplainer(network)(np.zeros((1, 27, 40, 3), np.uint8))
-    with pytest.raises(ValueError, match="got 'cover', which is how photos are scaled for five"):
+    with pytest.raises(ValueError, match="got 'cover', which scales images for five"):
         Explainer(LoadedModel(Spot(), FiveCropExplainer(spot).preprocess, "s"), layers=["act"])

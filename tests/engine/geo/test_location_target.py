@@ -88,20 +88,20 @@ def test_the_truth_differs_from_photo_to_photo() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("truth", "under:1"), "top and truth beside classes alone"),
-        (("top", "1-not-2"), "top and truth beside classes alone"),
-        (("top-not-2",), "differs from photo to photo"),
+        (("truth", "under:1"), "top and truth with classes only"),
+        (("top", "1-not-2"), "top and truth with classes only"),
+        (("top-not-2",), "differs from image to image"),
         (("1-not-2-not-3",), "expected two classes"),
         (("2-not-2",), "two different classes or regions"),
         (("within:9000km@41,-8-not-41.1,-8.6", "17-not-within:900km@41,-8"), "none inside of"),
-        (("36",), r"a class in 0\.\.35, got 36; the S2 token of these digits is s2:36"),
+        (("36",), r"a class in 0\.\.35, got 36; write an S2 token with these digits as s2:36"),
         (("lisbon",), r"explain 'lisbon': expected top, truth, a class number"),
         (("within:500@38.7,-9.1",), "expected top, truth"),
         (("within:500km@Lisbon",), "expected top, truth"),
         (("within:0km@38.7,-9.1",), "km > 0"),
         (("within:1km@0,0",), "got none; the nearest is class 18"),
         (("91,0",), "latitude in"),
-        (("under:zz",), "got 'zz': no cell of S2 has it"),
+        (("under:zz",), "got 'zz', which no S2 cell has"),
         (("89c25",), r"explain '89c25': of_token: .*under:89c25"),
     ],
 )
@@ -117,9 +117,9 @@ def test_classes_without_places_have_numbers_alone() -> None:
             ask(word, classes=None)
         with pytest.raises(ValueError, match="without locations"):
             ask(word, classes=ClassTable(names=PLACES.names))
-    with pytest.raises(ValueError, match="S2 tokens, got locations alone"):
+    with pytest.raises(ValueError, match="S2 tokens, got only locations"):
         ask("under:1", classes=PLACES)
     explainer: Any = SimpleNamespace(classes=None, spec=CamSpec(), num_classes=36)
     assert read_location_target((), explainer) is None
-    with pytest.raises(ValueError, match=r"an explainer of 2 targets.*got targets=1"):
+    with pytest.raises(ValueError, match=r"an explainer with 2 targets.*got targets=1"):
         read_location_target(("top", "5"), explainer)

@@ -100,10 +100,10 @@ def test_files_of_truth_that_do_not_fit(tmp_path: Path) -> None:
         read_truth(Path(written(tmp_path / "d.csv", "lat,lon,id\n1,2,a\n3,4\n")))
     (tmp_path / "e.csv").write_bytes(b"id,lat,lon\n\xe4,1,2\n")
     (tmp_path / "e.parquet").write_text("no table")
-    with pytest.raises(ValueError, match=r"true places: expected \S+e.csv as CSV in UTF-8"):
+    with pytest.raises(ValueError, match=r"ground truth: expected \S+e.csv as CSV in UTF-8"):
         read_truth(tmp_path / "e.csv")
-    with pytest.raises(RunError, match=r"expected \S+e.parquet to be a whole Parquet file"):
+    with pytest.raises(RunError, match=r"expected \S+e.parquet to be an intact Parquet file"):
         read_truth(tmp_path / "e.parquet")
     for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(FileNotFoundError, match="true places: expected a file"):
+        with pytest.raises(FileNotFoundError, match="ground truth: expected a file"):
             read_truth(path)

@@ -19,7 +19,7 @@ def test_shares_and_median_by_hand() -> None:
     assert found.median_km == 162 and found.mean_km == pytest.approx(12626.001 / 8)
     assert found.median_low_km == 0 and found.median_high_km == 2500 + 6500
     assert found.lines()[1] == ("within 25 km", "50.0% (21.5% to 78.5%)")
-    assert "8 photos, 3 not placed" in found.lines()[-1][1]
+    assert "8 photos, 3 not located" in found.lines()[-1][1]
 
 
 @pytest.mark.parametrize(

@@ -77,5 +77,5 @@ def test_rings_are_those_of_rfc_7946(token: str) -> None:
 
 
 def test_tokens_of_no_cell() -> None:
-    with pytest.raises(ValueError, match="no cell of S2 has it"):
+    with pytest.raises(ValueError, match="which no S2 cell has"):
         cell_outline("2")

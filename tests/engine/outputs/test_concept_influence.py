@@ -178,7 +178,7 @@ def test_masks_that_are_none(explained: Path) -> None:
     (folder / "p001.png").write_text("no PNG")
     with pytest.raises(ValueError, match=r"expected a PNG, got .*p001.png"):
         run_influence(*arguments)
-    with pytest.raises(ValueError, match="got none of 6 photos, 1 more have constant heatmaps"):
+    with pytest.raises(ValueError, match="got none of 6 images, 1 more have constant heatmaps"):
         run_influence(explained / "run", explained / "in2", explained / "names.csv", 100)
     with pytest.raises(ValueError, match=r"output as .csv or .parquet, got t.xlsx"):
         Config(explained, folder, explained / "names.csv", output=Path("t.xlsx"))
@@ -222,5 +222,5 @@ def test_tables_appear_in_new_folders(explained: Path) -> None:
     assert [p.name for p in (explained / "new").iterdir()] == ["t.csv"]
     assert (explained / "new" / "t.csv").read_text().startswith('"group","concept","images"')
     (explained / "new" / "x.csv").mkdir()
-    with pytest.raises(SystemExit, match=r"name of a file, got the folder \S+x.csv"):
+    with pytest.raises(SystemExit, match=r"a file name, got the folder \S+x.csv"):
         main([*words, str(explained / "new" / "x.csv")])

@@ -93,7 +93,7 @@ def test_command_explains_what_is_asked(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_photo_alone_does_not_know_where_it_was_taken(demo_model: LoadedModel, fake: Any) -> None:
     cells = CellTable.from_classes(demo_model.classes)
     target = LocationTarget(("truth",), torch.tensor([TRUTH]), cells=cells)
-    with pytest.raises(ValueError, match="name the place as LAT,LON"):
+    with pytest.raises(ValueError, match="name the location as LAT,LON"):
         PhotoPictures(fake(), target)
 
 

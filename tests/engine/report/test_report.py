@@ -250,8 +250,8 @@ def test_photos_that_moved_or_changed(layers_run: Path, tmp_path: Path) -> None:
     Image.new("RGB", (30, 30)).save(folder / "in" / "p01.jpg")
     (folder / "in" / "p02.jpg").write_bytes(b"no photo")
     cards = {card["id"]: card for card in data_of(write_report(run))["cards"]}
-    assert "not where it was" in cards["p00.jpg"]["gone"] and "photo" not in cards["p00.jpg"]
-    assert "another photo" in cards["p01.jpg"]["gone"] and "photo" in cards["p01.jpg"]
+    assert "no longer where" in cards["p00.jpg"]["gone"] and "photo" not in cards["p00.jpg"]
+    assert "was replaced since the run" in cards["p01.jpg"]["gone"] and "photo" in cards["p01.jpg"]
     assert "has changed since the run: decode:" in cards["p02.jpg"]["gone"]
     assert "gone" not in cards["p03.jpg"] and cards["p00.jpg"]["maps"]["data"]
     # Cards that were made are kept: the next report of a run that goes on reads no photo twice.

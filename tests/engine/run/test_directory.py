@@ -60,7 +60,7 @@ def test_somebody_elses_manifest_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_names_that_parquet_cannot_have_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"whose name is UTF-8, got .*run\\xff"):
+    with pytest.raises(RunError, match=r"with a UTF-8 name, got .*run\\xff"):
         RunDirectory(tmp_path / os.fsdecode(b"run\xff"))
     assert not list(tmp_path.iterdir())
 

@@ -107,7 +107,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, photos: Any, fake: Any) -> Non
     data = path.read_bytes()
     for damaged in (b"", data[:-100], data[:200] + bytes(400) + data[600:]):
         path.write_bytes(damaged)
-        with pytest.raises(RunError, match=r"00001\.parquet to be a whole .*delete the shard"):
+        with pytest.raises(RunError, match=r"00001\.parquet to be an intact .*delete it"):
             combicam.open_run(run).shard(1)
 
 
@@ -137,7 +137,7 @@ def test_tars_of_photos_with_ids_of_their_own(tmp_path: Path, photos: Any, fake:
             "jpg",
         ]
     for folder in (tmp_path / "list.csv", "s3://bucket/tars"):
-        with pytest.raises(RunError, match=r"a folder of this machine, got .*(csv|tars); choose"):
+        with pytest.raises(RunError, match=r"a folder on this machine, got .*(csv|tars); choose"):
             combicam.write_webdataset(tmp_path / "run", folder)
 
 

@@ -87,7 +87,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path, photos: Any, fake: Any) -> No
     assert status.state == "finished"
     assert [(i.end, i.shards) for i in status.invocations] == [("failed", 0), ("finished", 1)]
     assert status.invocations[0].error == last["error"]
-    assert dict(status_lines(status))["before this one"] == "1 failed"
+    assert dict(status_lines(status))["earlier invocations"] == "1 failed"
 
 
 def test_warnings_are_shown_to_people(
@@ -116,7 +116,7 @@ def test_a_run_that_goes_on_and_one_that_died(
     assert status.state == "running" and 0 < status.committed_images < 300
     assert status.process is not None and str(process.pid) in status.process
     lines = dict(status_lines(status))
-    assert lines["images"].endswith("%)") and "heard of" in lines["process"]
+    assert lines["images"].endswith("%)") and "last heartbeat" in lines["process"]
     process.send_signal(signal.SIGKILL)
     process.wait()
     with RunLayout(run).log.open("a") as file:

@@ -90,7 +90,7 @@ def test_requests(planet: ServedModel, tiny: Callable[[str], ServedModel]) -> No
             client.make_feed(settings, images, [3, wrong])
     none, regions = (client.read_settings(tiny(k).path) for k in ("none", "weights"))
     assert list(client.make_feed(none, images)) == ["images"]
-    with pytest.raises(ValueError, match="best classes only"):
+    with pytest.raises(ValueError, match="only its best classes"):
         client.make_feed(none, images, [1])
     region = client.make_feed(regions, images, [1, 3])["targets"]
     assert region.tolist() == [[[0, 1, 0, 1]]] * 2 and region.dtype == np.float32

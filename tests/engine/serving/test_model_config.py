@@ -60,7 +60,7 @@ def test_tensors_that_cannot_be_batched() -> None:
 
     assert batched_tensors([Entry(["b", 3, "free"])])[0].dims == (3, -1)
     for shape in ([], ["b"], [4, 3]):
-        with pytest.raises(ArtifactError, match="free batch, got 'total'"):
+        with pytest.raises(ArtifactError, match="dynamic batch, got 'total'"):
             batched_tensors([Entry(shape)])
     with pytest.raises(ArtifactError, match="bfloat16"):
         batched_tensors([Entry(["b", 2], "tensor(bfloat16)")])

@@ -49,7 +49,7 @@ def test_the_readme_says_what_targets_are(tmp_path: Path) -> None:
         for kind in ("classes", "weights")
     ]
     classes, weights = ((path / "README.md").read_text() for path in served)
-    assert "-2 the second best, and so on to -4" in classes and "[-1, -2] asks" in classes
+    assert "-2 the second best, and so on down to -4" in classes and "[-1, -2] selects" in classes
     assert "photo.jpg --url localhost:8000\n" in classes
     assert "regions or contrasts" in weights and "< 0 against" in weights
     # The client explains no regions unless it is told which.

@@ -175,7 +175,7 @@ def test_places_alone_have_no_cells() -> None:
     for ask in (lambda: alone.under("1"), lambda: alone.of_token("1"), lambda: alone.ancestors_in(
         alone
     )):  # fmt: skip
-        with pytest.raises(ValueError, match="S2 tokens, got locations alone"):
+        with pytest.raises(ValueError, match="S2 tokens, got only locations"):
             ask()
     with pytest.raises(ValueError, match="without locations"):
         CellTable.from_classes(ClassTable(names=("a",)))

@@ -69,5 +69,5 @@ def test_damaged_class_tables(tmp_path: Path, text: str, word: str) -> None:
 
 
 def test_columns_of_two_lengths() -> None:
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="equal length"):
         ClassTable(names=("a", "b"), s2_tokens=("x",))

@@ -115,7 +115,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "missing: bias (1)" in message and "not in the model: extra (1)" in message
     assert "weight is (4, 5) and should be (4, 3)" in message
     torch.save(Evil(), tmp_path / "evil.pt")
-    with pytest.raises(ModelError, match="tensors alone"):
+    with pytest.raises(ModelError, match="only tensors"):
         load_checkpoint(nn.Linear(3, 4), tmp_path / "evil.pt")
     assert "gotcha" not in capsys.readouterr().out
     torch.save([1, 2], tmp_path / "list.pt")

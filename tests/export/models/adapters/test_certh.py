@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_named(with_head, certh_folder: Path, tmp_path: Pat
     (tmp_path / "none").mkdir()
     with pytest.raises(ModelError, match=r"efficientnet_backbone\.pt and mvmf_head\.pt"):
         load_model(ModelConfig("certh", checkpoint=tmp_path / "none"))
-    with pytest.raises(ModelError, match="nothing behind it, got 'b4'"):
+    with pytest.raises(ModelError, match="no suffix, got 'b4'"):
         load_model(ModelConfig("certh:b4", checkpoint=certh_folder))
 
 
