@@ -61,7 +61,13 @@ class Outcome:
 class _Running:
     def __init__(self, group: Group, output: Path, environment: dict[str, str]) -> None:
         self.group, self.prefix = group, output / group.name
-        command = [sys.executable, "-m", *(part.format(output=output) for part in group.command)]
+        command = [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-m",
+            *(part.format(output=output) for part in group.command),
+        ]
         self.outcome = Outcome(group.name, command=command[1:])
         with Path(f"{self.prefix}.log").open("w") as log:
             self.process = subprocess.Popen(
