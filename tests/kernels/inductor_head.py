@@ -7,10 +7,13 @@ a process of its own.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from types import SimpleNamespace
 from unittest import mock
+
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # processes that compile would find no GPU
 
 import torch
 import torch._dynamo.utils
