@@ -32,7 +32,9 @@ def main(config: RunConfig) -> None:
         with _stoppable():
             summary = run(config, explainer)
     except Stopped as stopped:
-        print("combicam: stopped; committed shards are kept, run again to go on", file=sys.stderr)
+        print(
+            "combicam: stopped; committed shards are kept, run again to continue", file=sys.stderr
+        )
         raise SystemExit(stopped.code) from None
     print_table(summary_rows(summary))
 

@@ -159,7 +159,7 @@ def test_masks_lie_on_the_part_that_the_network_saw(
         ("label,name\n1\n", None, "with a name, got 1 for None"),
         ("label,name\n", None, "got no row"),
         ("label,name\n1,\udce4\n", None, r"influence: expected \S+names.csv as CSV in UTF-8"),
-        ("label,name\n9,never\n", None, r"labels that \S+names.csv names, got none in .* 5 photos"),
+        ("label,name\n9,never\n", None, r"labels that \S+names.csv names, got none in .* 5 images"),
         ("label,name\n1,a\n", "country", "columns id and country, got"),
     ],
 )
