@@ -91,8 +91,8 @@ def run_samples(
             photos = shard.table.select(["width", "height"]).to_pylist()
             for row in map(int, here):
                 target = int(shard.targets[row, 0])
-                size = preprocess.size_of(**photos[row])
-                yield Sample(entries[row], target, shard.heatmap(row, size)[0])
+                seen = preprocess.size_of(**photos[row])
+                yield Sample(entries[row], target, shard.heatmap(row, seen)[0])
 
 
 def _statuses(run: OpenRun) -> list[str]:
