@@ -107,7 +107,8 @@ class CamSpec:
             (:class:`combicam.engine.explain.scorecam.ScoreCam`).
         score: ``logit``, ``prob`` or ``logprob`` of the target class.
         targets: K, number of best classes to explain if a call does not give targets.
-        fuse: ``sum``, ``mean``, ``max``, ``product``; ``none`` keeps one map per layer.
+        fuse: ``sum``, ``mean``, ``max``, ``product``; ``gated``: the sum where the last layer's
+            map is high, both min-max normalised; ``none`` keeps one map per layer.
         normalize: where min-max is applied: to the fused ``map``; to every ``layer`` at image size;
             to every layer on its own ``grid``; ``layer+map``, ``grid+map``; or ``none``.
         align_corners: convention of the bilinear upsampling.
@@ -174,7 +175,7 @@ class CamSpec:
     @property
     def unit_range(self) -> bool:
         """Whether heatmaps are guaranteed to lie in [0, 1]."""
-        if self.normalize.endswith("map"):
+        if self.normalize.endswith("map") or self.fuse == "gated":
             return True
         weights_fit = all(0 <= w <= 1 for w in self.layer_weights)
         return self.normalize != "none" and self.fuse != "sum" and weights_fit

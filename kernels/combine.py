@@ -27,7 +27,8 @@ from combicam.kernels.extremes import (
 from combicam.kernels.jit import cdiv, fields, jit, next_power_of_2, tl, wrap_triton
 from combicam.kernels.upsample import upsample
 
-FUSES = ("sum", "mean", "max", "product", "none")
+FUSES = ("sum", "mean", "max", "product", "gated", "none")
+LINEAR = ("sum", "mean", "gated")  # add layers before anything else
 NORMALIZES = ("map", "layer", "layer+map", "grid", "grid+map", "none")
 DTYPES = (torch.float32, torch.float16, torch.uint8)
 # Fields of a group of layers: its programs (from, to), P, offset, members (from, to).
@@ -88,6 +89,9 @@ def combine_reference(
 ) -> tuple[Tensor, Tensor]:
     """heatmap = minmax(fuse_l(w_l U(M_l))), with U the bilinear upsampling to ``size``.
 
+    ``gated`` lets the last layer say where and all layers what: minmax(U(M_L)) minmax(sum_l w_l
+    U(M_l)), zero where the last layer's map is least.
+
     Args:
         maps: per layer float32 [B,K,h,w]; h and w differ between layers.
         size: (H, W) of the heatmaps, pixels.
@@ -107,7 +111,7 @@ def combine_reference(
     weighted = list(maps)
     if layer_weights and per_layer == "none":
         weighted = [m * w for m, w in zip(maps, layer_weights, strict=True)]
-    if fuse in ("sum", "mean") and per_layer == "none":
+    if fuse in LINEAR and per_layer == "none":
         full = [upsample(m, size, align_corners) for m in _sum_by_resolution(weighted)]
     else:
         full = _at_image_size(weighted, size, per_layer, align_corners, eps)
@@ -116,6 +120,11 @@ def combine_reference(
     total = torch.stack(full, 2) if fuse == "none" else _fuse(full, fuse)
     if fuse == "mean":
         total = total / len(maps)
+    if fuse == "gated":
+        factors = [min_max(x, eps) for x in (total, upsample(maps[-1], size, align_corners))]
+        total = factors[0][0] * factors[1][0]
+        for _, limits in factors:  # what is not finite shows in the ranges
+            total = total + 0 * limits.sum(-1)[..., None, None]
     normalized, ranges = min_max(total, eps)
     return quantise_reference(normalized if normalize.endswith("map") else total, dtype), ranges
 
@@ -188,6 +197,8 @@ def condense_kernel(
 @jit
 def render_kernel(
     maps_ptr,
+    sum_ptr,
+    gate_ptr,
     partial_ptr,  # float32 [N, items, 2, T]
     heatmaps_ptr,  # float32, float16 or uint8 [N, items, H, W]
     ranges_ptr,  # float32 [N, items, 2]
@@ -213,7 +224,10 @@ def render_kernel(
     for i in tl.static_range(len(ITEMS)):
         if i_map % len(ITEMS) == i:
             m_xy = o_xy < ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]
-            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, ITEMS, GRIDS, i)
+            value = fused(
+                maps_ptr, sum_ptr, gate_ptr, N, i_n, o_xy, m_xy,
+                T, T_BLOCK, FUSE, ALIGN, COUNT, EPS, ITEMS, GRIDS, i,
+            )  # fmt: skip
             if SCALED:
                 # Compiled twice, a map's extremes may differ by a rounding.
                 value = tl.minimum(tl.maximum(scaled(value, low, high, EPS), 0.0), 1.0)
@@ -229,34 +243,38 @@ def render_kernel(
         tl.store(ranges_ptr + 2 * i_map + 1, high)
 
 
-def _groups(grids: Sequence[Grid], linear: bool) -> list[list[int]]:
-    """Groups of layers that may be added before upsampling, by their index in ``grids``."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, grid in enumerate(grids):
-        key = (grid.height, grid.width) if linear else (i,)
-        groups.setdefault(key, []).append(i)
-    return list(groups.values())
+# Layers that are added before they are upsampled: the place of each, and its weight.
+Group = list[tuple[int, float]]
+
+
+def _groups(grids: Sequence[Grid], fuse: str, weights: Sequence[float]) -> list[Group]:
+    """Layers of one grid where adding comes first, else each alone; a gate alone, at the end."""
+    groups: dict[tuple[int, ...], Group] = {}
+    for i, (grid, weight) in enumerate(zip(grids, weights, strict=True)):
+        key = (grid.height, grid.width) if fuse in LINEAR else (i,)
+        groups.setdefault(key, []).append((i, float(weight)))
+    gate: list[Group] = [[(len(grids) - 1, 1.0)]] if fuse == "gated" else []
+    return [*groups.values(), *gate]
 
 
 def _condense(
     maps: Tensor,
     count: int,
     grids: Sequence[Grid],
-    groups: Sequence[Sequence[int]],
+    groups: Sequence[Group],
     partial: Tensor | None,
     eps: float,
-    weights: Sequence[float],
 ) -> tuple[Tensor, list[Grid]]:
-    """Reduce every group of layers to one map: their buffer and its grids."""
+    """Every group of layers as one map: their buffer, and where they lie in it."""
     condensed: list[Grid] = []
     arguments: list[tuple[int, ...]] = []
     members: list[tuple[float, ...]] = []
     pixels = programs = 0
     for group in groups:
-        grid = grids[group[0]]
+        grid = grids[group[0][0]]
         end = programs + cdiv(grid.pixels, BLOCK)
         first = len(members)
-        members += [(i, grids[i].offset, float(weights[i])) for i in group]
+        members += [(i, grids[i].offset, weight) for i, weight in group]
         arguments.append((programs, end, grid.pixels, pixels, first, len(members)))
         programs = end
         condensed.append(Grid(grid.height, grid.width, pixels))
@@ -317,20 +335,30 @@ def launch_combine(
         at = [(g.height, g.width) if per_layer == "grid" else (height, width) for g in places]
         alone = [Item(s, (g,)) for s, g in zip(at, places, strict=True)]
         partial = launch_extremes(maps, count, alone, "sum", 1, align_corners)
-    groups = _groups(places, fuse in ("sum", "mean"))
-    if partial is not None or layer_weights or len(groups) < len(places):
-        weights = layer_weights or [1.0] * len(grids)
-        maps, places = _condense(maps, count, places, groups, partial, eps, weights)
+    groups = _groups(places, fuse, layer_weights or [1.0] * len(grids))
+    added = len(groups) - (fuse == "gated") < len(places)
+    if partial is not None or layer_weights or added:
+        maps, places = _condense(maps, count, places, groups, partial, eps)
+    elif fuse == "gated":
+        places.append(places[-1])
     items = [Item((height, width), (g,)) for g in places]
     if fuse != "none":
         items = [Item((height, width), tuple(places))]
-    partial = launch_extremes(maps, count, items, fuse, len(grids), align_corners)
+    factors = None
+    if fuse == "gated":
+        summed, gate = (Item((height, width), g) for g in (tuple(places[:-1]), tuple(places[-1:])))
+        factors = (
+            launch_extremes(maps, count, [summed], "sum", 1, align_corners),
+            launch_extremes(maps, count, [gate], "sum", 1, align_corners),
+        )
+    partial = launch_extremes(maps, count, items, fuse, len(grids), align_corners, eps, factors)
     lead = [*shape, *([len(grids)] if fuse == "none" else [])]
     heatmaps = maps.new_empty([*lead, height, width], dtype=dtype)
     ranges = maps.new_empty([*lead, 2])
     tiles = partial.shape[-1]
     wrap_triton(render_kernel)[(count * len(items) * tiles,)](
         maps,
+        *(factors or (maps, maps)),
         partial,
         heatmaps,
         ranges,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, fields, jit, tl, wrap_triton
+from combicam.kernels.jit import cdiv, fields, jit, next_power_of_2, tl, wrap_triton
 from combicam.kernels.upsample import step, upsampled
 
 # Relative range of an upsampled constant map in float32: a few roundings.
@@ -83,46 +83,6 @@ class Item:
 
 
 @jit
-def fused(
-    maps_ptr,  # float32, per grid [N, h, w]
-    N,
-    i_n,
-    o_xy,  # int32 [BLOCK], pixels
-    m_xy,
-    FUSE: tl.constexpr,
-    ALIGN: tl.constexpr,
-    COUNT: tl.constexpr,
-    ITEMS: tl.constexpr,  # H, W
-    GRIDS: tl.constexpr,  # Item.arguments(), of all items
-    ITEM: tl.constexpr,
-):
-    """fuse_l(U(M_l)) of map i_n at pixels o_xy; ``mean`` divides by COUNT."""
-    EACH: tl.constexpr = len(GRIDS) // len(ITEMS)
-    FIRST: tl.constexpr = ITEM * EACH
-    y = o_xy // ITEMS[ITEM][WIDTH]
-    x = o_xy % ITEMS[ITEM][WIDTH]
-    total = tl.zeros(o_xy.shape, tl.float32)
-    for i in tl.static_range(FIRST, FIRST + EACH):
-        one = maps_ptr + tl.full([], GRIDS[i][OFFSET], tl.int64) * N
-        one += i_n * (GRIDS[i][HEIGHT] * GRIDS[i][WIDTH])
-        value = upsampled(
-            one, y, x, m_xy, GRIDS[i][HEIGHT], GRIDS[i][WIDTH],
-            GRIDS[i][STEP_Y], GRIDS[i][STEP_X], GRIDS[i][SAME], ALIGN,
-        )  # fmt: skip
-        if i == FIRST:
-            total = value
-        elif FUSE == "max":
-            total = tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL)
-        elif FUSE == "product":
-            total = total * value
-        else:
-            total += value
-    if FUSE == "mean":
-        total = total / COUNT
-    return total
-
-
-@jit
 def low_and_high(value, mask):
     """Minimum and maximum where ``mask``; NaN if any of them is."""
     nan = tl.max(tl.where(mask & (value != value), 1, 0), 0) > 0
@@ -152,14 +112,71 @@ def scaled(value, low, high, EPS: tl.constexpr):
 
 
 @jit
-def extremes_kernel(
-    maps_ptr,
-    partial_ptr,  # float32 [N, items, 2, T]
+def fused(
+    maps_ptr,  # float32, per grid [N, h, w]
+    sum_ptr,  # float32 [N, 2, T], of the sum that FUSE "gated" scales; else not read
+    gate_ptr,  # float32 [N, 2, T], of its gate
     N,
-    T: tl.constexpr,  # tiles of the largest item
+    i_n,
+    o_xy,  # int32 [BLOCK], pixels
+    m_xy,
+    T: tl.constexpr,
+    T_BLOCK: tl.constexpr,
     FUSE: tl.constexpr,
     ALIGN: tl.constexpr,
     COUNT: tl.constexpr,
+    EPS: tl.constexpr,
+    ITEMS: tl.constexpr,  # H, W
+    GRIDS: tl.constexpr,  # Item.arguments(), of all items
+    ITEM: tl.constexpr,
+):
+    """fuse_l(U(M_l)) of map i_n at pixels o_xy; ``mean`` divides by COUNT.
+
+    ``gated``: the last grid, min-max scaled, times the sum of those before it, min-max scaled.
+    """
+    EACH: tl.constexpr = len(GRIDS) // len(ITEMS)
+    FIRST: tl.constexpr = ITEM * EACH
+    y = o_xy // ITEMS[ITEM][WIDTH]
+    x = o_xy % ITEMS[ITEM][WIDTH]
+    total = tl.zeros(o_xy.shape, tl.float32)
+    for i in tl.static_range(FIRST, FIRST + EACH):
+        one = maps_ptr + tl.full([], GRIDS[i][OFFSET], tl.int64) * N
+        one += i_n * (GRIDS[i][HEIGHT] * GRIDS[i][WIDTH])
+        value = upsampled(
+            one, y, x, m_xy, GRIDS[i][HEIGHT], GRIDS[i][WIDTH],
+            GRIDS[i][STEP_Y], GRIDS[i][STEP_X], GRIDS[i][SAME], ALIGN,
+        )  # fmt: skip
+        if i == FIRST:
+            total = value
+        elif FUSE == "max":
+            total = tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL)
+        elif FUSE == "product":
+            total = total * value
+        elif FUSE == "gated" and i == FIRST + EACH - 1:
+            low, high = whole_range(sum_ptr, i_n, T, T_BLOCK)
+            total = scaled(total, low, high, EPS) + 0 * (low + high)  # NaN stays
+            low, high = whole_range(gate_ptr, i_n, T, T_BLOCK)
+            total = total * scaled(value, low, high, EPS) + 0 * (low + high)
+        else:
+            total += value
+    if FUSE == "mean":
+        total = total / COUNT
+    return total
+
+
+@jit
+def extremes_kernel(
+    maps_ptr,
+    sum_ptr,
+    gate_ptr,
+    partial_ptr,  # float32 [N, items, 2, T]
+    N,
+    T: tl.constexpr,  # tiles of the largest item
+    T_BLOCK: tl.constexpr,
+    FUSE: tl.constexpr,
+    ALIGN: tl.constexpr,
+    COUNT: tl.constexpr,
+    EPS: tl.constexpr,
     BLOCK: tl.constexpr,
     ITEMS: tl.constexpr,
     GRIDS: tl.constexpr,
@@ -173,7 +190,10 @@ def extremes_kernel(
     for i in tl.static_range(len(ITEMS)):
         if i_item == i:
             m_xy = o_xy < ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]
-            value = fused(maps_ptr, N, i_n, o_xy, m_xy, FUSE, ALIGN, COUNT, ITEMS, GRIDS, i)
+            value = fused(
+                maps_ptr, sum_ptr, gate_ptr, N, i_n, o_xy, m_xy,
+                T, T_BLOCK, FUSE, ALIGN, COUNT, EPS, ITEMS, GRIDS, i,
+            )  # fmt: skip
             low, high = low_and_high(value, m_xy)
             partial = partial_ptr + (i_n * len(ITEMS) + i) * (2 * T) + i_t
             tl.store(partial, low)
@@ -181,7 +201,14 @@ def extremes_kernel(
 
 
 def launch_extremes(
-    maps: Tensor, count: int, items: Sequence[Item], fuse: str, layers: int, align_corners: bool
+    maps: Tensor,
+    count: int,
+    items: Sequence[Item],
+    fuse: str,
+    layers: int,
+    align_corners: bool,
+    eps: float = 0.0,
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Minimum and maximum per tile of ``BLOCK`` pixels.
 
@@ -189,7 +216,8 @@ def launch_extremes(
         maps: float32, the buffer of the items' grids.
         count: N, maps per grid.
         items: the maps to fuse, with equally many grids each.
-        fuse, layers, align_corners: see :func:`fused`; ``layers`` is its COUNT.
+        fuse, layers, align_corners, eps: see :func:`fused`; ``layers`` is its COUNT.
+        factors: of ``gated``, what this function returned of the sum and of the gate.
 
     Returns:
         float32 [N, items, 2, T], T tiles; an item with fewer repeats its extremes as
@@ -199,12 +227,15 @@ def launch_extremes(
     partial = maps.new_empty(count, len(items), 2, tiles)
     wrap_triton(extremes_kernel)[(count * len(items) * tiles,)](
         maps,
+        *(factors or (maps, maps)),
         partial,
         count,
         T=tiles,
+        T_BLOCK=next_power_of_2(tiles),
         FUSE=fuse,
         ALIGN=align_corners,
         COUNT=layers,
+        EPS=eps,
         BLOCK=BLOCK,
         ITEMS=tuple(item.size for item in items),
         GRIDS=tuple(grid for item in items for grid in item.arguments(align_corners)),

@@ -86,17 +86,21 @@ def combi_cam(
     targets: Tensor,
     method: str = "gradcam",
     score: str = "prob",
+    is_gated: bool = False,
 ) -> Tensor:
-    """The authors' computation, one forward and backward a layer: float64 [B,H,W]."""
-    total: Tensor | float = 0.0
+    """The authors' computation, one forward and backward a layer: float64 [B,H,W].
+
+    Gated, it is multiplied by the last layer's map.
+    """
+    maps = []
     for layer in layers:
         acts, grads = acts_and_grads(model, layer, images, targets, score)
         cam = METHODS[method](acts, grads)[:, None]
-        total = total + F.interpolate(
-            cam, size=images.shape[2:], mode="bilinear", align_corners=True
+        maps.append(
+            F.interpolate(cam, size=images.shape[2:], mode="bilinear", align_corners=True)[:, 0]
         )
-    assert isinstance(total, Tensor)
-    return unit(total[:, 0])
+    total = unit(torch.stack(maps).sum(0))
+    return unit(total * unit(maps[-1])) if is_gated else total
 
 
 def assert_rounding_only(errors: Tensor) -> None:

@@ -67,4 +67,5 @@ def test_unit_range() -> None:
     assert not CamSpec(normalize="none").unit_range
     assert not CamSpec(fuse="sum", normalize="layer").unit_range
     assert CamSpec(fuse="max", normalize="layer").unit_range
+    assert CamSpec(fuse="gated", normalize="none", layer_weights=(2.0,)).unit_range
     assert not CamSpec(fuse="max", normalize="layer", layer_weights=(2.0,)).unit_range

@@ -37,6 +37,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "fuse": "max",
         "normalize": "grid+map",
     },
+    "resnet50, gated": {"layers": RESNET50, "fuse": "gated", "dtype": torch.bfloat16},
     "resnet50, contiguous": {"layers": RESNET50[:2], "nchw": True, "dtype": torch.float16},
     "resnet50, odd and contiguous": {"layers": RESNET50[2:], "nchw": True, "method": "hirescam"},
     "b4, 8 targets": {"layers": B4, "targets": 8, "dtype": torch.bfloat16},

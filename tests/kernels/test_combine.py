@@ -25,16 +25,22 @@ def by_hand(maps: list[torch.Tensor], align: bool) -> list[torch.Tensor]:
     return [F.interpolate(m.double(), **kwargs) for m in maps]  # type: ignore[arg-type]
 
 
+def unit(x: torch.Tensor) -> torch.Tensor:
+    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    return torch.where(high > low, (x - low) / (high - low), 0.0)
+
+
 @pytest.mark.parametrize("align", [True, False])
-@pytest.mark.parametrize("fuse", ["sum", "mean", "max", "product"])
+@pytest.mark.parametrize("fuse", ["sum", "mean", "max", "product", "gated"])
 def test_fusion_of_upsampled_maps(fuse: str, align: bool) -> None:
-    maps = random_maps()
+    maps = random_maps()[:: -1 if fuse == "gated" else 1]  # a last layer of one cell is flat
     stack = torch.stack(by_hand(maps, align))
     expected = {
         "sum": stack.sum(0),
         "mean": stack.mean(0),
         "max": stack.amax(0),
         "product": stack.prod(0),
+        "gated": unit(stack[-1]) * unit(stack.sum(0)),
     }[fuse]
     fused, ranges = combine_reference(maps, SIZE, fuse, "none", align)
     assert (fused - expected).abs().max() < 1e-5 * expected.max()
@@ -178,6 +184,28 @@ def test_kernels_of_flat_maps(value: float, device: torch.device) -> None:
     torch.testing.assert_close(ranges.cpu(), limits, equal_nan=True)
     torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
     assert (found == 0).all() or value == 0
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_gate_hides_nothing(layer: int, value: float, device: torch.device) -> None:
+    maps = random_maps(3)
+    maps[layer][0, 1, 0, 0] = value
+    expected = combine_reference(maps, SIZE, "gated")
+    found = launched(maps, SIZE, device, "gated")
+    for heatmaps, ranges in (expected, found):
+        assert ranges[0, 1].isnan().any() and (heatmaps[0, 1] == 0).all()
+        assert ranges[1].isfinite().all() and ranges[0, 0].isfinite().all()
+
+
+def test_a_gate_does_not_depend_on_weights(device: torch.device) -> None:
+    """Where the last layer's weight is zero or negative it still says where."""
+    maps, weights = random_maps(3), (1.0, 2.0, -0.5)
+    total = sum(w * m for w, m in zip(weights, by_hand(maps, True), strict=True))
+    expected = unit(by_hand(maps, True)[-1]) * unit(total)
+    for head in (combine_reference, lambda *a, **k: launched(*a, device, **k)):
+        found, _ = head(maps, SIZE, fuse="gated", normalize="none", layer_weights=weights)
+        assert (found.cpu() - expected).abs().max() < 1e-5
 
 
 def test_nan_of_one_map_leaves_the_others(device: torch.device) -> None:

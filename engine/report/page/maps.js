@@ -83,14 +83,14 @@ function minMax(values) {
 const PER_LAYER = SPEC.normalize === 'map' ? 'none' : SPEC.normalize.replace('+map', '');
 
 // A layer's map at H x W in the run's units, as it goes into the fusion.
-function layerValues(card, parts, k, layer, H, W) {
+function layerValues(card, parts, k, layer, H, W, isWeighted = true) {
   const { h, w, maps } = parts[layer + 1];
   const unit = card.maps.highs[layer * card.targets.length + k] / 255;
   let values = Float32Array.from(maps[k], (v) => v * unit);
   if (PER_LAYER === 'grid') values = minMax(values);
   values = upsample(values, h, w, H, W, DATA.maps.corners);
   if (PER_LAYER === 'layer') values = minMax(values);
-  const weight = SPEC.layer_weights.length ? SPEC.layer_weights[layer] : 1;
+  const weight = isWeighted && SPEC.layer_weights.length ? SPEC.layer_weights[layer] : 1;
   return weight === 1 ? values : values.map((v) => v * weight);
 }
 
@@ -99,7 +99,7 @@ function fuse(total, values) {
   for (let i = 0; i < total.length; i++) {
     if (SPEC.fuse === 'max') total[i] = Math.max(total[i], values[i]);
     else if (SPEC.fuse === 'product') total[i] *= values[i];
-    else total[i] += values[i]; // sum; and mean, which min-max makes the same
+    else total[i] += values[i]; // sum, gated; and mean, which min-max makes the same
   }
   return total;
 }
@@ -122,6 +122,10 @@ async function heat(card, look) {
   let total = null;
   for (let l = look.mode === 'upto' ? 0 : look.layer; l <= look.layer; l++) {
     total = fuse(total, layerValues(card, parts, k, l, H, W));
+  }
+  if (SPEC.fuse === 'gated' && look.mode === 'upto') { // by the deepest of the layers shown
+    const gate = minMax(layerValues(card, parts, k, look.layer, H, W, false));
+    total = minMax(total).map((v, i) => v * gate[i]);
   }
   return { H, W, values: minMax(total) };
 }

@@ -64,6 +64,24 @@ def test_parity_with_eager_autograd(
     assert_rounding_only(torch.cat(errors))
 
 
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_gated_maps_in_memory_and_in_files(
+    method: str, demo_model: LoadedModel, postcards: Draw, tmp_path: Path
+) -> None:
+    explainer = Explainer(demo_model, method=method, fuse="gated")
+    model = copy.deepcopy(demo_model.module).double()
+    images = postcards(16, 500)
+    inputs = demo_model.preprocess.normalize(images).double()
+    names = [info.name for info in explainer.layers]
+    found = [explainer(images)]
+    for suffix in (".onnx", ".ts"):
+        export(explainer, tmp_path / f"gated{suffix}")
+        found.append(Explainer.load(tmp_path / f"gated{suffix}")(images))
+    expected = combi_cam(model, names, inputs, found[0].targets[:, 0], method, is_gated=True)
+    for explanation in found:
+        assert_rounding_only((explanation.heatmaps[:, 0] - expected).abs().amax((1, 2)))
+
+
 def test_everything_rides_in_the_file(artifact: Path, explainer: Explainer) -> None:
     loaded = Explainer.load(artifact)
     assert loaded.spec == explainer.spec and loaded.layers == explainer.layers

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from combicam.engine.drawing.colormaps import colormap
 from combicam.engine.report.report import write_report
 from combicam.engine.run.open_run import open_run
+from combicam.kernels.extremes import min_max
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -53,8 +54,10 @@ def opened(browser: Any, path: Path) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
     troubles: list[str] = []
     asked: list[str] = []
+    files = {path.as_uri()}
 
-    def open_page(address: str = "", **options: Any) -> Any:
+    def open_page(address: str = "", file: Path = path, **options: Any) -> Any:
+        files.add(file.as_uri())
         context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}} | options)
         contexts.append(context)
         page = context.new_page()
@@ -63,7 +66,7 @@ def opened(browser: Any, path: Path) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda m: "Canvas2D:" in m.text or troubles.append(m.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri() + address)
+        page.goto(file.as_uri() + address)
         page.wait_for_selector("#page:not([hidden])")
         page.troubles = troubles
         return page
@@ -74,7 +77,7 @@ def opened(browser: Any, path: Path) -> Iterator[Callable[..., Any]]:
             assert page.evaluate("window.hacked") is None
         context.close()
     assert troubles == []
-    assert {url.split("#")[0] for url in asked if not url.startswith("data:")} == {path.as_uri()}
+    assert {url.split("#")[0] for url in asked if not url.startswith("data:")} <= files
 
 
 def names(page: Any) -> list[str]:
@@ -146,8 +149,8 @@ def test_what_is_drawn_are_the_maps_of_the_run(
             interpolate(torch.from_numpy(m)[None, :1], size, mode="bilinear", align_corners=True)
             for m in values
         ]
-        total = torch.stack(full).sum(0).flatten().numpy()
-        unit = (total - total.min()) / max(total.max() - total.min(), 1e-30)
+        total = torch.stack(full).sum(0)
+        unit = min_max(total)[0].flatten().numpy()
         return colormap("viridis", 256)[np.rint(unit * 255).astype(int)]
 
     def difference(values: list[np.ndarray[Any, Any]]) -> float:
@@ -167,6 +170,35 @@ def test_what_is_drawn_are_the_maps_of_the_run(
     assert difference(second) < 2.5
     page.select_option("select[name=colormap]", "jet")
     assert difference(second) > 20
+
+
+def test_layers_are_gated_as_the_run_did(
+    opened: Callable[..., Any], path: Path, layers_run: Path
+) -> None:
+    """The page of the run, had it been gated: up to a layer, that layer is the gate."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count('"fuse":"sum"') == 1
+    gated = path.with_name("gated.html")
+    gated.write_text(text.replace('"fuse":"sum"', '"fuse":"gated"'), encoding="utf-8")
+    page = opened(file=gated)
+    pixels(page)
+    page.click("[data-name=glow][data-value='0']")
+    page.locator("input[name=layer]").first.fill("1")
+    shard, row = open_run(layers_run).find("p00.jpg")
+    maps = list(shard.layer_maps(row).values())[:2]
+    card = [name for name in names(page) if name != "broken.jpg"].index("p00.jpg")
+    size = tuple(
+        page.locator(".card canvas").nth(card).evaluate("(canvas) => [canvas.height, canvas.width]")
+    )
+    full = [
+        interpolate(torch.from_numpy(m)[None, :1], size, mode="bilinear", align_corners=True)
+        for m in maps
+    ]
+    total = min_max(torch.stack(full).sum(0))[0]
+    for values, is_drawn in ((total * min_max(full[-1])[0], True), (total, False)):
+        shown = np.rint(255 * min_max(values)[0].flatten().numpy()).astype(int)
+        error = np.abs(pixels(page, card)[:, :3] - colormap("viridis", 256)[shown]).mean()
+        assert (error < 2.5) == is_drawn, error
 
 
 def test_opacity_and_keys(opened: Callable[..., Any]) -> None:
