@@ -21,6 +21,11 @@ def main(config: EvaluateConfig) -> None:
     ]
     if config.masks is not None:
         rows.append(("with a mask", f"{found['with_mask']} (see evaluate --help for their names)"))
+    if config.grid:
+        side, least = config.grid, config.grid_confidence
+        rows.append(
+            ("mosaics", f"{len(found['mosaics'])} of {side} x {side} images with p >= {least}")
+        )
     flat = ", ".join(f"{n} {name}" for name, n in found["flat"].items() if n)
     if flat:
         rows.append(("constant maps", flat))

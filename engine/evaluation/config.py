@@ -35,7 +35,7 @@ class EvaluateConfig:
         layers: ``blocks``, ``stages``, ``last``, or names and globs joined by commas; several.
         normalize: ``map``, ``layer+map``, ``grid+map``; several.
         score: the score that ``methods`` explain: logit, prob, logprob.
-        fuse: how ``methods`` fuse layers: sum, mean, max, product.
+        fuse: how ``methods`` fuse layers: sum, mean, max, product, gated.
         metrics: how maps are measured.
         compute: device, precision and backend.
         images: size of a random sample of the images; None for all.
@@ -44,6 +44,10 @@ class EvaluateConfig:
             pointing, energy, IoU.
         randomisation: also compare the maps of the first batch with those of the model while its
             layers are randomised from the top, in this many steps; 0 to skip.
+        grid: also play the grid pointing game with ``methods``, on mosaics of this many images on a
+            side; 0 to skip. A mosaic is as many times larger than the model's input.
+        grid_confidence: least probability of the best class of an image in a mosaic.
+        mosaics: how many at most; an image stands in one at most.
         batch_size: images per batch, and largest batch of a forward pass.
         workers: threads that read and decode.
         seed: of the sample of images and of the random baseline map.
@@ -67,6 +71,9 @@ class EvaluateConfig:
     images: int | None = None
     masks: Path | None = None
     randomisation: int = 0
+    grid: int = 0
+    grid_confidence: float = 0.9
+    mosaics: int = 100
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     seed: int = 0
@@ -96,11 +103,17 @@ class EvaluateConfig:
         for name, known in (("score", SCORES), ("fuse", fuses)):
             if getattr(self, name) not in known:
                 raise ValueError(f"evaluate: expected {name} in {known}, got {getattr(self, name)}")
-        least = {"batch_size": 1, "workers": 1, "max_pixels": 1, "randomisation": 0}
+        least = {"batch_size": 1, "workers": 1, "max_pixels": 1, "randomisation": 0, "mosaics": 1}
         if self.images is not None:
             least["images"] = 1
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"evaluate: expected {name} >= {low}, got {getattr(self, name)}")
+        if self.grid and self.grid < 2:
+            raise ValueError(f"evaluate: expected grid >= 2, or 0 to skip it, got {self.grid}")
+        if not 0 <= self.grid_confidence < 1:
+            raise ValueError(
+                f"evaluate: expected grid_confidence in [0, 1), got {self.grid_confidence}"
+            )
         if self.masks is not None and not Path(self.masks).is_dir():
             raise ValueError(f"evaluate: expected masks as a folder, got {self.masks}: no such")

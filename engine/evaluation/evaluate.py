@@ -17,6 +17,13 @@ from tqdm import tqdm
 
 from combicam.engine.evaluation.baseline_maps import edge_baseline, random_baseline
 from combicam.engine.evaluation.config import EvaluateConfig
+from combicam.engine.evaluation.grid_pointing import (
+    Candidate,
+    assemble,
+    draw_mosaics,
+    grid_pointing,
+    shuffled,
+)
 from combicam.engine.evaluation.masks import read_evidence
 from combicam.engine.evaluation.methods import STORED, another, contestants
 from combicam.engine.evaluation.metrics import Metrics, seeds_of
@@ -40,8 +47,10 @@ from combicam.engine.shards.status import NON_FINITE
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import DecodeError, RunError
 
+GRID_METRICS = ("grid_energy", "grid_maximum")
 NO_CLASS = "no_class"
 CHANGED = "changed"
+_SPARE = 4  # candidates kept for each place in a mosaic: classes must differ
 
 
 @dataclass
@@ -69,6 +78,14 @@ class _Evaluator:
             config.batch_size,
         )
         self.randomised: list[RandomisedStep] = []
+        self.candidates: list[Candidate] = []
+        self._sized: dict[tuple[int, int], dict[str, Explainer]] = {}
+        if config.grid and (config.model.is_artifact or not self.made):
+            raise ValueError(
+                "evaluate: expected a model and methods for grid, got an exported file, whose "
+                "input size is fixed, or a run's stored heatmaps alone; give the original model "
+                "and --methods"
+            )
         self._is_checked = config.randomisation == 0
 
     def batch(self, images: list[_Image]) -> None:
@@ -100,6 +117,7 @@ class _Evaluator:
             image.row["target"] = int(targets[i])
             if good:
                 image.row |= {name: column[i] for name, column in columns.items()}
+                self._offer(image)
             else:
                 image.row |= {"status": NON_FINITE, "error": "explain: maps are not finite"}
 
@@ -125,6 +143,65 @@ class _Evaluator:
         masks = np.stack([empty if image.mask is None else image.mask for image in images])
         has_mask = torch.tensor([image.mask is not None for image in images], device=x.device)
         return torch.from_numpy(masks).to(x.device), has_mask
+
+    def _offer(self, image: _Image) -> None:
+        """Keep the image for the mosaics if the model is confident; not more than may be needed."""
+        config, confidence = self.config, image.row["probability"]
+        if not config.grid or confidence < config.grid_confidence:
+            return
+        entry, target = image.sample.entry, image.row["target"]
+        self.candidates.append(Candidate(entry.id, target, confidence, image.pixels))
+        needed = _SPARE * config.grid**2 * config.mosaics
+        if len(self.candidates) > 2 * needed:
+            self.candidates = shuffled(self.candidates, config.seed)[:needed]
+
+    def mosaics(self) -> list[dict[str, Any]]:
+        """Play the grid pointing game: a row per mosaic, with means over its cells."""
+        config = self.config
+        if not config.grid:
+            return []
+        drawn = draw_mosaics(self.candidates, config.grid, config.mosaics, config.seed)
+        at_once = max(1, config.batch_size // config.grid**2)
+        rows: list[dict[str, Any]] = []
+        starts = range(0, len(drawn), at_once)
+        for start in tqdm(starts, unit="mosaics", disable=not config.progress):
+            rows += self._play(drawn[start : start + at_once])
+        return rows
+
+    def _play(self, mosaics: list[list[Candidate]]) -> list[dict[str, Any]]:
+        grid, preprocess = self.config.grid, self.explainer.preprocess
+        pixels = assemble(mosaics, grid).to(self.explainer.device)
+        x = preprocess.normalize(pixels).float()
+        targets = torch.tensor([[c.target for c in mosaic] for mosaic in mosaics], device=x.device)
+        identities = [f"{c.id} {k}" for mosaic in mosaics for k, c in enumerate(mosaic)]
+        seeds = seeds_of(identities, self.config.seed)
+        entrants = {EDGES: edge_baseline(x)[:, None].expand(-1, grid * grid, -1, -1)}
+        for name, explainer in self._at_size((x.shape[2], x.shape[3])).items():
+            maps = explainer(x, targets).heatmaps.nan_to_num()
+            entrants[name] = maps
+            entrants[f"{name}_random"] = random_baseline(maps.flatten(0, 1), seeds).view_as(maps)
+        rows: list[dict[str, Any]] = [
+            {
+                "images": [c.id for c in mosaic],
+                "targets": [c.target for c in mosaic],
+                "confidences": [c.confidence for c in mosaic],
+            }
+            for mosaic in mosaics
+        ]
+        for name, maps in entrants.items():
+            for metric, values in zip(GRID_METRICS, grid_pointing(maps, grid), strict=True):
+                for row, mean in zip(rows, values.nanmean(1).tolist(), strict=True):
+                    row[f"{name}_{metric}"] = mean
+        return rows
+
+    def _at_size(self, size: tuple[int, int]) -> dict[str, Explainer]:
+        """The methods at the size of mosaics."""
+        if size not in self._sized:
+            self._sized[size] = {
+                name: another(explainer, explainer.spec, input_size=size)
+                for name, explainer in self.made.items()
+            }
+        return self._sized[size]
 
     def _randomised(self, x: Tensor) -> list[RandomisedStep]:
         first = next(iter(self.made.values()), self.explainer)
@@ -175,9 +252,17 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     with ThreadPoolExecutor(config.workers) as pool:
         for batch in _batches(_images(config, evaluator, samples, pool, rows, total), config):
             evaluator.batch(batch)
+    mosaics = evaluator.mosaics()
     seconds = time.perf_counter() - started
     evaluation = write_results(
-        config, output, rows, evaluator.names, evaluator.explainer, evaluator.randomised, seconds
+        config,
+        output,
+        rows,
+        evaluator.names,
+        evaluator.explainer,
+        evaluator.randomised,
+        mosaics,
+        seconds,
     )
     if not evaluation.summary["images"]:
         first = next((row["error"] for row in rows), "none is explained")

@@ -52,19 +52,27 @@ def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer,
     return first, made
 
 
-def another(explainer: Explainer, spec: CamSpec, module: Any = None) -> Explainer:
-    """An explainer of the same model, or of ``module``, with another spec."""
+def another(
+    explainer: Explainer,
+    spec: CamSpec,
+    module: Any = None,
+    input_size: tuple[int, int] | None = None,
+) -> Explainer:
+    """An explainer of the same model, or of ``module``, with another spec or at another size."""
     session = explainer.session
     if not isinstance(session, ModelSession):
         raise ValueError(
             "evaluate: expected a model, got an exported file, whose method and weights are "
             "fixed; give the original model"
         )
+    preprocess = explainer.preprocess
+    if input_size is not None:
+        preprocess = replace(preprocess, input_size=input_size, resize="squash")
     return Explainer(
         session.module if module is None else module,
         backend=session.backend,
         chunk=session.chunk if spec.method in FORWARD_METHODS else None,
-        preprocess=explainer.preprocess,
+        preprocess=preprocess,
         classes=explainer.classes,
         **spec.to_dict(),
     )

@@ -39,6 +39,8 @@ METRICS = {
     "energy": True,
     "iou": True,
     "best_iou": True,
+    "grid_energy": True,
+    "grid_maximum": True,
 }
 
 

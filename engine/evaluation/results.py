@@ -69,6 +69,7 @@ def write_results(
     names: Sequence[str],
     explainer: Explainer,
     randomised: Sequence[RandomisedStep],
+    mosaics: Sequence[dict[str, Any]],
     seconds: float,
 ) -> Evaluation:
     """Write both files into ``output``, atomically.
@@ -80,6 +81,7 @@ def write_results(
         names: of the maps.
         explainer: of the model.
         randomised: steps of the randomisation check.
+        mosaics: rows of the grid pointing game.
         seconds: that the evaluation took.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,7 @@ def write_results(
     measured = [row for row in rows if row["status"] == OK]
     failures = Counter(row["status"] for row in rows if row["status"] != OK)
     fields = ("input", "methods", "layers", "normalize", "score", "fuse", "seed")
+    fields += ("grid", "grid_confidence") if config.grid else ()
     settings = {name: getattr(config, name) for name in fields} | {
         "metrics": asdict(config.metrics)
     }
@@ -110,14 +113,24 @@ def write_results(
         "maps": _maps(measured, names) if measured else {},
         "randomisation": [_step(step) for step in randomised],
     }
+    if config.grid:
+        summary["mosaics"] = [
+            {key: value if isinstance(value, list) else _known(value) for key, value in row.items()}
+            for row in mosaics
+        ]
+        played = [name for name in names if mosaics and f"{name}_grid_energy" in mosaics[0]]
+        for name, metrics in _maps(mosaics, played).items():
+            summary["maps"][name] |= metrics
     record = output / "evaluation.json"
     write_json(record, summary)
     return Evaluation(path, record, summary)
 
 
-def _maps(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def _maps(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Map -> metric -> means of it, of the baseline maps and of the first map, and differences."""
     keys = [(name, m) for name in names for m in METRICS if f"{name}_{m}" in rows[0]]
+    if not keys:
+        return {}
     columns, places = [], []
     for name, metric in keys:
         own = _column(rows, f"{name}_{metric}")
@@ -136,13 +149,17 @@ def _maps(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     return means
 
 
-def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([row[name] for row in rows], np.float64)
 
 
 def _plain(interval: Interval) -> dict[str, Any]:
+    return {k: _known(v) for k, v in asdict(interval).items()}
+
+
+def _known(value: float) -> float | None:
     """JSON has no NaN."""
-    return {k: None if math.isnan(v) else v for k, v in asdict(interval).items()}
+    return None if math.isnan(value) else value
 
 
 def _step(step: RandomisedStep) -> dict[str, Any]:
