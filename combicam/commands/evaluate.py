@@ -5,6 +5,7 @@ from __future__ import annotations
 from combicam.commands.printing import print_table
 from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.evaluation.evaluate import evaluate
+from combicam.engine.run.status import rate_words
 
 Config = EvaluateConfig
 
@@ -31,7 +32,7 @@ def main(config: EvaluateConfig) -> None:
         rows.append(("constant maps", flat))
     settings = found["settings"]["metrics"]
     rows += [
-        ("images/s", f"{found['images_per_s']:.1f}"),
+        ("images/s", rate_words(found["images_per_s"])),
         (
             "settings",
             f"{settings['steps']} steps, baseline {settings['baseline']}, rule {settings['rule']}, "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from combicam.engine.run.status import rate_words
+
 if TYPE_CHECKING:
     from combicam.engine.run.summary import RunSummary
 
@@ -23,7 +25,7 @@ def summary_rows(summary: RunSummary) -> Rows:
     rows = [
         ("images", str(summary.images)),
         ("failures", f"{sum(summary.failures.values())}" + (f" ({failed})" if failed else "")),
-        ("images/s", f"{summary.images_per_s:.1f}"),
+        ("images/s", rate_words(summary.images_per_s)),
         ("slowest stage", summary.bottleneck or "nothing was left to do"),
         ("run", str(summary.run)),
     ]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from combicam.engine.evaluation.baseline_maps import edge_baseline, random_baseline
 from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.evaluation.grid_pointing import (
+    GRID_METRICS,
     Candidate,
     assemble,
     draw_mosaics,
@@ -47,7 +48,6 @@ from combicam.engine.shards.status import NON_FINITE
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import DecodeError, RunError
 
-GRID_METRICS = ("grid_energy", "grid_maximum")
 NO_CLASS = "no_class"
 CHANGED = "changed"
 _SPARE = 4  # candidates kept for each place in a mosaic: classes must differ

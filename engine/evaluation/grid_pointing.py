@@ -19,6 +19,9 @@ from torch import Tensor
 
 from combicam.engine.evaluation.metrics import seeds_of
 
+# What :func:`grid_pointing` returns -> whether higher is better.
+GRID_METRICS = {"grid_energy": True, "grid_maximum": True}
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -39,8 +39,6 @@ METRICS = {
     "energy": True,
     "iou": True,
     "best_iou": True,
-    "grid_energy": True,
-    "grid_maximum": True,
 }
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from combicam.engine.evaluation.bootstrap import Interval, intervals
 from combicam.engine.evaluation.config import EvaluateConfig
+from combicam.engine.evaluation.grid_pointing import GRID_METRICS
 from combicam.engine.evaluation.metrics import METRICS
 from combicam.engine.evaluation.randomisation import RandomisedStep
 from combicam.engine.explain.explainer import Explainer
@@ -23,6 +24,7 @@ from combicam.engine.storage.atomic import commit, temporary_path, write_json
 from combicam.version import __version__
 
 EDGES = "edges"
+DIRECTIONS = METRICS | GRID_METRICS
 _LEADING = ("id", "uri", "status", "error", "target", "mask", "probability")
 
 
@@ -46,7 +48,7 @@ class Evaluation:
         for name, metrics in self.summary["maps"].items():
             cells: list[tuple[str, ...]] = [(name, "map", "random places", "edges")]
             for metric, means in metrics.items():
-                arrow = "↑" if METRICS[metric] else "↓"
+                arrow = "↑" if DIRECTIONS[metric] else "↓"
                 kinds = (means["map"], means["random"], means["edges"])
                 cells.append((f"{metric} {arrow}", *map(_words, kinds)))
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -109,7 +111,7 @@ def write_results(
         "with_mask": sum(bool(row.get("mask")) for row in measured),
         "flat": {name: sum(bool(row[f"{name}_flat"]) for row in measured) for name in names},
         "seconds": round(seconds, 3),
-        "images_per_s": round(len(measured) / seconds, 3),
+        "images_per_s": round(len(measured) / seconds, 6),
         "maps": _maps(measured, names) if measured else {},
         "randomisation": [_step(step) for step in randomised],
     }
@@ -128,7 +130,7 @@ def write_results(
 
 def _maps(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Map -> metric -> means of it, of the baseline maps and of the first map, and differences."""
-    keys = [(name, m) for name in names for m in METRICS if f"{name}_{m}" in rows[0]]
+    keys = [(name, m) for name in names for m in DIRECTIONS if f"{name}_{m}" in rows[0]]
     if not keys:
         return {}
     columns, places = [], []

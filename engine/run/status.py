@@ -153,12 +153,17 @@ def _invocations(events: list[dict[str, Any]]) -> list[Invocation]:
     return invocations
 
 
+def rate_words(images_per_s: float | None) -> str:
+    """Images per second as text; of slow work seconds per image, too."""
+    if images_per_s is None:
+        return ""
+    if images_per_s >= 1 or images_per_s <= 0:
+        return f"{images_per_s:.1f}"
+    return f"{images_per_s:.2g}, {1 / images_per_s:.3g} s an image"
+
+
 def status_lines(status: RunStatus) -> list[tuple[str, str]]:
     """The status as rows to print: names and values."""
-
-    def rate(value: float | None) -> str:
-        return "" if value is None else f"{value:.1f}"
-
     share = status.committed_images / max(status.images, 1)
     failed = ", ".join(f"{n} {name}" for name, n in status.failures.items())
     rows = [
@@ -168,8 +173,8 @@ def status_lines(status: RunStatus) -> list[tuple[str, str]]:
         ("failures", f"{sum(status.failures.values())}" + (f" ({failed})" if failed else "")),
     ]
     if status.images_per_s is not None:
-        recent = f"{rate(status.recent_images_per_s)} in the last minute"
-        rows.append(("images/s", f"{rate(status.images_per_s)} ({recent})"))
+        recent = f"{rate_words(status.recent_images_per_s)} in the last minute"
+        rows.append(("images/s", f"{rate_words(status.images_per_s)} ({recent})"))
     if status.bottleneck is not None:
         rows.append(("slowest stage", status.bottleneck))
     if status.remaining_s is not None:

@@ -64,19 +64,17 @@ def test_parity_with_eager_autograd(
     assert_rounding_only(torch.cat(errors))
 
 
-@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+@pytest.mark.parametrize(("method", "suffix"), [("gradcam", ".onnx"), ("layercam", ".ts")])
 def test_gated_maps_in_memory_and_in_files(
-    method: str, demo_model: LoadedModel, postcards: Draw, tmp_path: Path
+    method: str, suffix: str, demo_model: LoadedModel, postcards: Draw, tmp_path: Path
 ) -> None:
-    explainer = Explainer(demo_model, method=method, fuse="gated")
+    explainer = Explainer(demo_model, layers="stages", method=method, fuse="gated")
     model = copy.deepcopy(demo_model.module).double()
     images = postcards(16, 500)
     inputs = demo_model.preprocess.normalize(images).double()
     names = [info.name for info in explainer.layers]
-    found = [explainer(images)]
-    for suffix in (".onnx", ".ts"):
-        export(explainer, tmp_path / f"gated{suffix}")
-        found.append(Explainer.load(tmp_path / f"gated{suffix}")(images))
+    export(explainer, tmp_path / f"gated{suffix}")
+    found = [explainer(images), Explainer.load(tmp_path / f"gated{suffix}")(images)]
     expected = combi_cam(model, names, inputs, found[0].targets[:, 0], method, is_gated=True)
     for explanation in found:
         assert_rounding_only((explanation.heatmaps[:, 0] - expected).abs().amax((1, 2)))

@@ -207,7 +207,7 @@ def test_negative_classes_rank_in_any_column(
             explainer(images, wrong)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".ts", ".pt2"])
+@pytest.mark.parametrize("suffix", [".onnx", ".ts", pytest.param(".pt2", marks=pytest.mark.slow)])
 def test_negative_classes_rank_in_files(
     suffix: str, network: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
