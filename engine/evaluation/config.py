@@ -18,6 +18,7 @@ from combicam.kernels.combine import FUSES
 from combicam.kernels.weigh import METHODS
 
 _UNIT = ("map", "layer+map", "grid+map")
+_FUSES = tuple(fuse for fuse in FUSES if fuse != "none")
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,20 @@ class EvaluateConfig:
         model: the model; for a run, the one that made it.
         output: folder for evaluation.parquet and evaluation.json; default: the run directory, or
             ``evaluation`` for images and for runs in an object store.
-        methods: methods to compute and compare on the same images, with each of ``layers`` and
-            ``normalize``; for a run, in addition to its stored heatmaps. Default: gradcam; for a
-            run, none.
+        methods: methods to compute and compare on the same images, with each of ``layers``,
+            ``fuse`` and ``normalize``; for a run, in addition to its stored heatmaps. Default:
+            gradcam; for a run, none.
         layers: ``blocks``, ``stages``, ``last``, or names and globs joined by commas; several.
         normalize: ``map``, ``layer+map``, ``grid+map``; several.
         score: the score that ``methods`` explain: logit, prob, logprob.
-        fuse: how ``methods`` fuse layers: sum, mean, max, product, gated.
+        fuse: how layers are fused: ``sum``, ``mean``, ``max``, ``product``, ``gated``; several.
         metrics: how maps are measured.
         compute: device, precision and backend.
         images: size of a random sample of the images; None for all.
         masks: folder of PNG masks of the evidence, nonzero inside, that cover the whole upright
             image: for a/b.jpg, a/b.jpg.png or a/b.png; for x.tar::b.jpg, the same in x.tar/. For
             pointing, energy, IoU.
+        removal: measure what takes forward passes: deletion, insertion, drop, increase.
         randomisation: also compare the maps of the first batch with those of the model while its
             layers are randomised from the top, in this many steps; 0 to skip.
         grid: also play the grid pointing game with ``methods``, on mosaics of this many images on a
@@ -65,11 +67,12 @@ class EvaluateConfig:
     layers: tuple[str, ...] = ("blocks",)
     normalize: tuple[str, ...] = ("map",)
     score: str = "logprob"
-    fuse: str = "sum"
+    fuse: tuple[str, ...] = ("sum",)
     metrics: MetricSettings = field(default_factory=MetricSettings)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     images: int | None = None
     masks: Path | None = None
+    removal: bool = True
     randomisation: int = 0
     grid: int = 0
     grid_confidence: float = 0.9
@@ -87,9 +90,12 @@ class EvaluateConfig:
         for name, choices in (
             ("methods", (*METHODS, *FORWARD_METHODS)),
             ("normalize", _UNIT),
+            ("fuse", _FUSES),
             ("layers", None),
         ):
             values = getattr(self, name)
+            if isinstance(values, str) and name == "fuse":
+                values = (values,)
             if isinstance(values, str):
                 raise ValueError(f"evaluate: expected {name} as a list, got {values!r}")
             object.__setattr__(self, name, tuple(values))
@@ -99,10 +105,8 @@ class EvaluateConfig:
                     f"evaluate: expected {name} from {choices or 'rules, names and globs'}, each "
                     f"once, got {values}"
                 )
-        fuses = tuple(fuse for fuse in FUSES if fuse != "none")
-        for name, known in (("score", SCORES), ("fuse", fuses)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"evaluate: expected {name} in {known}, got {getattr(self, name)}")
+        if self.score not in SCORES:
+            raise ValueError(f"evaluate: expected score in {SCORES}, got {self.score}")
         least = {"batch_size": 1, "workers": 1, "max_pixels": 1, "randomisation": 0, "mosaics": 1}
         if self.images is not None:
             least["images"] = 1

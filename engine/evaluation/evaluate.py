@@ -108,7 +108,9 @@ class _Evaluator:
         finite = torch.ones(len(images), dtype=torch.bool, device=x.device)
         for name, heatmaps in entrants.items():
             finite &= heatmaps.isfinite().flatten(1).all(1)
-            for metric, values in self.metrics.measure(subject, heatmaps.nan_to_num()).items():
+            for metric, values in self.metrics.measure(
+                subject, heatmaps.nan_to_num(), self.config.removal
+            ).items():
                 measured[f"{name}_{metric}"] = values
         for name, heatmaps in maps.items():
             measured[f"{name}_flat"] = heatmaps.amax((1, 2)) == heatmaps.amin((1, 2))

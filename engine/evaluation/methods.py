@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from itertools import product
@@ -38,7 +39,7 @@ def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer,
                 f"method, got {config.methods}; give the original model"
             )
         first = make_explainer(config.model, None, config.compute)
-        made = {} if run else {_name(first.spec, with_normalize=False): first}
+        made = {} if run else {_name(first.spec): first}
     else:
         specs = _specs(config, with_default=run is None)
         lead = next(iter(specs.values())) if specs else replace(_of_run(run), targets=1)
@@ -81,19 +82,22 @@ def another(
 def _specs(config: EvaluateConfig, with_default: bool) -> dict[str, CamSpec]:
     methods = config.methods or (("gradcam",) if with_default else ())
     specs: dict[str, CamSpec] = {}
-    for method, layers, normalize in product(methods, config.layers, config.normalize):
+    choices = (methods, config.layers, config.fuse, config.normalize)
+    several = [len(config.fuse) > 1, len(config.normalize) > 1]
+    for method, layers, fuse, normalize in product(*choices):
         chosen = layers if layers in LAYER_RULES else tuple(layers.split(","))
-        spec = CamSpec(chosen, method, config.score, fuse=config.fuse, normalize=normalize)
-        specs[_name(spec, with_normalize=len(config.normalize) > 1)] = spec
-    if len(specs) < len(methods) * len(config.layers) * len(config.normalize):
+        spec = CamSpec(chosen, method, config.score, fuse=fuse, normalize=normalize)
+        specs[_name(spec, *several)] = spec
+    if len(specs) < math.prod(map(len, choices)):
         raise ValueError(f"evaluate: expected layers that can be told apart, got {config.layers}")
     return specs
 
 
-def _name(spec: CamSpec, with_normalize: bool) -> str:
+def _name(spec: CamSpec, with_fuse: bool = False, with_normalize: bool = False) -> str:
     """Name of a map in columns, such as ``gradcam_blocks``: letters, digits and underscores."""
     layers = spec.layers if isinstance(spec.layers, str) else "_".join(spec.layers)
     words = [spec.method.replace("+", "p"), layers.replace("*", "all")]
+    words += [spec.fuse] if with_fuse else []
     words += [spec.normalize] if with_normalize else []
     return re.sub(r"\W+", "_", "_".join(words))
 

@@ -122,6 +122,21 @@ def test_means_stand_beside_both_baseline_maps(compared: Path) -> None:
     assert found["maps"]["stored"]["pointing"]["edges"]["images"] == 3
 
 
+def test_several_fusions_without_removal(planet: Path) -> None:
+    out = planet / "fused"
+    arguments = ["evaluate", str(planet / "photos"), "-m", MODEL, "-o", str(out), "--no-progress"]
+    arguments += ["--layers", "1,3", "--fuse", "sum", "gated", "--no-removal"]
+    cli.main([*arguments, "--masks", str(planet / "masks")])
+    found = json.loads((out / "evaluation.json").read_text())
+    assert list(found["maps"]) == ["gradcam_1_3_sum", "gradcam_1_3_gated"]
+    gated = found["maps"]["gradcam_1_3_gated"]
+    assert set(gated) == {"pointing", "energy", "iou", "best_iou"}
+    assert (
+        gated["energy"]["map"]["mean"] != found["maps"]["gradcam_1_3_sum"]["energy"]["map"]["mean"]
+    )
+    assert "minus_gradcam_1_3_sum" in gated["energy"]
+
+
 def test_photos_are_explained_first_and_a_bad_one_is_counted(
     planet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +238,8 @@ def test_a_folder_of_masks_serves_evaluate_and_influence(planet: Path, tmp_path:
         ({"layers": ()}, "layers from"),
         ({"layers": "last"}, "layers as a list"),
         ({"score": "energy"}, "score in"),
-        ({"fuse": "none"}, "fuse in"),
+        ({"fuse": "none"}, "fuse from"),
+        ({"fuse": ("sum", "none")}, "fuse from"),
         ({"images": 0}, "images >= 1"),
         ({"masks": Path("/nowhere")}, "masks as a folder"),
     ],
