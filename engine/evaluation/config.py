@@ -113,6 +113,11 @@ class EvaluateConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"evaluate: expected {name} >= {low}, got {getattr(self, name)}")
+        if not self.removal and not self.grid and self.masks is None:
+            raise ValueError(
+                "evaluate: expected removal, masks or grid, got none of them: nothing would be "
+                "measured"
+            )
         if self.grid and self.grid < 2:
             raise ValueError(f"evaluate: expected grid >= 2, or 0 to skip it, got {self.grid}")
         if not 0 <= self.grid_confidence < 1:

@@ -122,7 +122,7 @@ def write_results(
         ]
         played = [name for name in names if mosaics and f"{name}_grid_energy" in mosaics[0]]
         for name, metrics in _maps(mosaics, played).items():
-            summary["maps"][name] |= metrics
+            summary["maps"].setdefault(name, {}).update(metrics)
     record = output / "evaluation.json"
     write_json(record, summary)
     return Evaluation(path, record, summary)

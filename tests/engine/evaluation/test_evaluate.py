@@ -241,6 +241,7 @@ def test_a_folder_of_masks_serves_evaluate_and_influence(planet: Path, tmp_path:
         ({"fuse": "none"}, "fuse from"),
         ({"fuse": ("sum", "none")}, "fuse from"),
         ({"images": 0}, "images >= 1"),
+        ({"removal": False}, "nothing would be measured"),
         ({"masks": Path("/nowhere")}, "masks as a folder"),
     ],
 )

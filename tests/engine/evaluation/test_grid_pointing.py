@@ -132,6 +132,7 @@ def test_the_command_plays_it(
         grid=2,
         grid_confidence=0.5,
         mosaics=2,
+        removal=False,
         batch_size=5,
         progress=False,
     )
