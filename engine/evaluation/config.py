@@ -43,7 +43,8 @@ class EvaluateConfig:
         masks: folder of PNG masks of the evidence, nonzero inside, that cover the whole upright
             image: for a/b.jpg, a/b.jpg.png or a/b.png; for x.tar::b.jpg, the same in x.tar/. For
             pointing, energy, IoU.
-        removal: measure what takes forward passes: deletion, insertion, drop, increase.
+        removal: measure what takes forward passes: deletion, insertion, drop, increase; without
+            it and without masks, single images are classified only.
         randomisation: also compare the maps of the first batch with those of the model while its
             layers are randomised from the top, in this many steps; 0 to skip.
         grid: also play the grid pointing game with ``methods``, on mosaics of this many images on a
@@ -113,6 +114,8 @@ class EvaluateConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"evaluate: expected {name} >= {low}, got {getattr(self, name)}")
+        if not self.removal and self.randomisation and self.masks is None:
+            raise ValueError("evaluate: expected removal or masks with randomisation, got neither")
         if not self.removal and not self.grid and self.masks is None:
             raise ValueError(
                 "evaluate: expected removal, masks or grid, got none of them: nothing would be "

@@ -93,6 +93,9 @@ class _Evaluator:
         explainer = self.explainer
         pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
         x = explainer.preprocess.normalize(pixels.to(explainer.device)).float()
+        if not self.config.removal and self.config.masks is None:
+            self._only_classify(images, x)
+            return
         maps, targets = self._maps(x, images)
         if not self._is_checked:
             self._is_checked = True
@@ -145,6 +148,18 @@ class _Evaluator:
         masks = np.stack([empty if image.mask is None else image.mask for image in images])
         has_mask = torch.tensor([image.mask is not None for image in images], device=x.device)
         return torch.from_numpy(masks).to(x.device), has_mask
+
+    def _only_classify(self, images: list[_Image], x: Tensor) -> None:
+        """What mosaics need of single images: no maps."""
+        probabilities = self.metrics.network(x).float().softmax(-1)
+        for image, row in zip(images, probabilities, strict=True):
+            known = image.sample.target
+            target = int(row.argmax()) if known is None else known
+            if row.isfinite().all():
+                image.row |= {"target": target, "probability": float(row[target])}
+                self._offer(image)
+            else:
+                image.row |= {"status": NON_FINITE, "error": "explain: scores are not finite"}
 
     def _offer(self, image: _Image) -> None:
         """Keep the image for the mosaics if the model is confident; not more than may be needed."""

@@ -109,7 +109,7 @@ def write_results(
         "images": len(measured),
         "failures": dict(sorted(failures.items())),
         "with_mask": sum(bool(row.get("mask")) for row in measured),
-        "flat": {name: sum(bool(row[f"{name}_flat"]) for row in measured) for name in names},
+        "flat": {name: sum(bool(row.get(f"{name}_flat")) for row in measured) for name in names},
         "seconds": round(seconds, 3),
         "images_per_s": round(len(measured) / seconds, 6),
         "maps": _maps(measured, names) if measured else {},
