@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from combicam.errors import ArtifactError, first_line
-from combicam.export.formats.aoti_file import aoti_device, aoti_origin
+from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
 from combicam.export.trace.snapshot import no_autocast
 from combicam.export.trace.trace import JointGraph
@@ -114,6 +114,8 @@ def aoti_backend(path: Path, device: torch.device) -> Execute:
             f"{str(device)!r}; export it again with an explainer on that device"
         )
     try:
+        if not has_code(path):
+            raise RuntimeError("there is no compiled code in it")
         index = device.index or 0 if device.type == "cuda" else -1
         return _no_grad(aoti_load_package(str(path), device_index=index))
     except RuntimeError as error:

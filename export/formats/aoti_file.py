@@ -100,6 +100,16 @@ def aoti_origin(path: Path) -> str:
     return f"torch {found.get(TORCH_KEY, 'of unknown version')} for {device} ({machine.strip()})"
 
 
+def has_code(path: Path) -> bool:
+    """Whether there is compiled code in a package: torch 2.11 crashes where there is none.
+
+    Raises:
+        zipfile.BadZipFile: not an archive.
+    """
+    with zipfile.ZipFile(path) as file:
+        return any(Path(name).suffix in (".so", ".pyd") for name in file.namelist())
+
+
 def _metadata(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as file:
         for name in file.namelist():
