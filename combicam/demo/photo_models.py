@@ -12,6 +12,7 @@ import io
 import torch
 
 from combicam.export.classes.classes import ClassTable
+from combicam.export.classes.name_files import imagenet_names
 from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.requirements import require
@@ -53,9 +54,3 @@ def _lite(number: int) -> LoadedModel:
         f"efficientnet-lite{number}",
         ClassTable(names=imagenet_names()),
     )
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """Names of the 1,000 classes of ImageNet, the first of each class's synonyms."""
-    info = require("timm.data", extra="models", operation="class names of ImageNet").ImageNetInfo()
-    return tuple(info.index_to_description(i).split(",")[0] for i in range(1000))

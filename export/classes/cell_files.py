@@ -15,6 +15,12 @@ from combicam.errors import first_line
 from combicam.export.classes import places, s2
 from combicam.export.classes.cells import CellTable
 from combicam.export.classes.classes import COLUMNS, ClassTable
+from combicam.export.classes.name_files import (
+    IMAGENET,
+    NAME_SUFFIXES,
+    imagenet_names,
+    read_names,
+)
 from combicam.export.classes.safe_pickle import load_numbers
 from combicam.export.classes.tables import readable
 
@@ -40,8 +46,10 @@ def read_classes(path: str | Path) -> ClassTable:
         path: CSV or Parquet with the columns ``class,name,latitude,longitude,s2_token`` (``class``
             and at least one more); the CSV of GeoEstimation's cells
             (``class_label,hex_id,imgs_per_cell,latitude_mean,longitude_mean``), with or without
-            lines before its header; or a pickled list of (latitude, longitude), class by class.
-            Without latitude and longitude, the centres of the S2 cells are used.
+            lines before its header; a pickled list of (latitude, longitude), class by class; names
+            alone as JSON or text (:func:`~combicam.export.classes.name_files.read_names`); or
+            ``imagenet``, whose names timm has. Without latitude and longitude, the centres of the
+            S2 cells are used.
 
     Raises:
         FileNotFoundError: no such file.
@@ -49,6 +57,11 @@ def read_classes(path: str | Path) -> ClassTable:
         ModelError: a pickle with anything but numbers.
     """
     path = Path(path)
+    if str(path) == IMAGENET and not path.exists():
+        return ClassTable(names=imagenet_names())
+    if path.suffix.lower() in NAME_SUFFIXES:
+        with readable(path, "classes"):
+            return ClassTable(names=read_names(path))
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return _from_pickle(path).to_classes()
     read = _parquet_rows if path.suffix.lower() in PARQUET_SUFFIXES else _csv_rows

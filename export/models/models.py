@@ -83,7 +83,8 @@ class ModelConfig:
         side_step: for ``short-side``, the longer side is rounded to a multiple of it, pixels; every
             size that occurs has its own graph.
         classes: file of classes: CSV or Parquet with class, name, latitude, longitude, s2_token;
-            GeoEstimation's CSV of cells; or a pickled list of (latitude, longitude). For
+            GeoEstimation's CSV of cells; a pickled list of (latitude, longitude); names as JSON
+            (``id2label``, ``class_index``) or a name a line; or ``imagenet``. For
             ``geoestimation:hierarchy``, the folder with the CSVs of its three levels.
         references: for ``eigenplaces`` and ``cosplace``, the descriptors to compare images with:
             .npy, float [n,D]; scores are similarities.
