@@ -96,12 +96,17 @@ def write_results(
     commit(path)
     measured = [row for row in rows if row["status"] == OK]
     failures = Counter(row["status"] for row in rows if row["status"] != OK)
-    fields = ("input", "methods", "layers", "normalize", "score", "fuse", "seed")
-    fields += ("grid", "grid_confidence") if config.grid else ()
+    fields = ["input", "methods", "layers", "normalize", "score", "fuse", "seed"]
+    fields += ["grid", "grid_confidence"] if config.grid else []
     settings = {name: getattr(config, name) for name in fields} | {
         "metrics": asdict(config.metrics)
     }
-    summary = {
+    maps = _maps(measured, names) if measured else {}
+    if config.grid:
+        played = [name for name in names if mosaics and f"{name}_grid_energy" in mosaics[0]]
+        for name, metrics in _maps(mosaics, played).items():
+            maps.setdefault(name, {}).update(metrics)
+    summary: dict[str, Any] = {
         "combicam": __version__,
         "model": explainer.description.model,
         "weights": explainer.description.weights,
@@ -112,7 +117,7 @@ def write_results(
         "flat": {name: sum(bool(row.get(f"{name}_flat")) for row in measured) for name in names},
         "seconds": round(seconds, 3),
         "images_per_s": round(len(measured) / seconds, 6),
-        "maps": _maps(measured, names) if measured else {},
+        "maps": maps,
         "randomisation": [_step(step) for step in randomised],
     }
     if config.grid:
@@ -120,9 +125,6 @@ def write_results(
             {key: value if isinstance(value, list) else _known(value) for key, value in row.items()}
             for row in mosaics
         ]
-        played = [name for name in names if mosaics and f"{name}_grid_energy" in mosaics[0]]
-        for name, metrics in _maps(mosaics, played).items():
-            summary["maps"].setdefault(name, {}).update(metrics)
     record = output / "evaluation.json"
     write_json(record, summary)
     return Evaluation(path, record, summary)
