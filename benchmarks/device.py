@@ -2,7 +2,7 @@
 
 Every group of rows is a process of its own, so that a fault on the device or a compiler that takes
 too long costs those rows alone. Processes of a wave prepare at once, on many cores, and are timed
-one after the other; records are written after every row.
+one after the other; records are written after every round.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from benchmarks.environment import environment
 from benchmarks.harness import RESULTS, seconds_per_call
 from benchmarks.turns import Group, Outcome, run_wave
 
-CEILINGS = "ceilings.json"
 _GIB = 2**30
 
 

@@ -44,9 +44,8 @@ def kernel_times(call: Callable[[], Any]) -> str:
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
         call()
         torch.cuda.synchronize()
-    on_device = (
-        torch.autograd.DeviceType.CUDA
-    )  # operators are listed, too, with their kernels' time
+    # Operators are listed, too, with the time of their kernels.
+    on_device = torch.autograd.DeviceType.CUDA
     events = [e for e in trace.key_averages() if e.device_type == on_device]
     events.sort(key=lambda e: -e.self_device_time_total)
     total = sum(e.self_device_time_total for e in events)

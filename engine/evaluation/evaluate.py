@@ -164,7 +164,7 @@ class _Evaluator:
     def _offer(self, image: _Image) -> None:
         """Keep the image for the mosaics if the model is confident; not more than may be needed."""
         config, confidence = self.config, image.row["probability"]
-        if not config.grid or confidence < config.grid_confidence:
+        if not config.grid or not confidence >= config.grid_confidence:
             return
         entry, target = image.sample.entry, image.row["target"]
         self.candidates.append(Candidate(entry.id, target, confidence, image.pixels))
@@ -179,10 +179,15 @@ class _Evaluator:
             return []
         drawn = draw_mosaics(self.candidates, config.grid, config.mosaics, config.seed)
         at_once = max(1, config.batch_size // config.grid**2)
+        sizes: dict[tuple[int, ...], list[list[Candidate]]] = {}
+        for mosaic in drawn:
+            sizes.setdefault(mosaic[0].pixels.shape, []).append(mosaic)
         rows: list[dict[str, Any]] = []
-        starts = range(0, len(drawn), at_once)
-        for start in tqdm(starts, unit="mosaics", disable=not config.progress):
-            rows += self._play(drawn[start : start + at_once])
+        with tqdm(total=len(drawn), unit="mosaic", disable=not config.progress) as bar:
+            for same in sizes.values():
+                for start in range(0, len(same), at_once):
+                    rows += self._play(same[start : start + at_once])
+                    bar.update(len(rows) - bar.n)
         return rows
 
     def _play(self, mosaics: list[list[Candidate]]) -> list[dict[str, Any]]:

@@ -150,6 +150,39 @@ def test_the_command_plays_it(
     assert "minus_gradcam_last" in found["maps"]["hirescam_last"]["grid_maximum"]
 
 
+def test_images_of_several_shapes_have_mosaics_of_their_own(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = NETWORK.replace("(1.0,) * 3)", "(1.0,) * 3, resize='short-side', side_step=16)").replace(
+        "last = nn.Linear(3, 3, bias=False)", "last = nn.Linear(3, 4)"
+    )
+    text = text.replace(
+        "torch.eye(3)\n    module", "torch.tensor([[1.,0,0],[0,1,0],[0,0,1],[.9,.9,0]])\n    module"
+    )
+    (colours / "network_of_colours.py").write_text(text)
+    sys.modules.pop("network_of_colours", None)
+    for file in (colours / "photos").iterdir():
+        file.unlink()
+    for size in ((16, 16), (32, 16)):
+        for k, colour in enumerate([(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]):
+            Image.new("RGB", size, colour).save(colours / "photos" / f"{size[0]}-{k}.png")
+    config = EvaluateConfig(
+        str(colours / "photos"),
+        ModelConfig("network_of_colours:load"),
+        colours / "out",
+        layers=("last",),
+        grid=2,
+        grid_confidence=0.3,
+        removal=False,
+        progress=False,
+    )
+    shapes = [
+        {name.partition("-")[0] for name in mosaic["images"]}
+        for mosaic in evaluate(config).summary["mosaics"]
+    ]
+    assert sorted(shapes, key=str) == [{"16"}, {"32"}]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
