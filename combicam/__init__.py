@@ -12,6 +12,7 @@ from combicam.version import __version__ as __version__
 # A public name has two lines: one here, for type checkers, and one below, for Python.
 # `combicam.export` is the function; the package of that name is imported by its modules' names.
 if TYPE_CHECKING:
+    from combicam.allocator import tune_allocator as tune_allocator
     from combicam.engine.drawing.blend import blend as blend
     from combicam.engine.drawing.blend import panel as panel
     from combicam.engine.evaluation.config import EvaluateConfig as EvaluateConfig
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 __all__ = make_lazy(
     __name__,
     {
+        "combicam.allocator": ("tune_allocator",),
         "combicam.engine.drawing.blend": ("blend", "panel"),
         "combicam.engine.explain.config": ("ComputeConfig",),
         "combicam.engine.run.config": ("RunConfig",),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from combicam.allocator import tune_allocator
 from combicam.errors import CombicamError
 
 # name -> summary; combicam/commands/NAME.py (dashes as underscores) defines its Config and main().
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    tune_allocator()
     try:
         _module(str(name)).main(config)
     except (CombicamError, ValueError, TypeError, FileNotFoundError) as error:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from combicam.allocator import tune_allocator
 from combicam.demo.model import load
 from combicam.demo.planet import postcard
 from combicam.engine.explain.explainer import Explainer
@@ -72,6 +73,7 @@ def diagnose(compiled: bool = False) -> Iterator[Finding]:
     yield Finding("combicam", OK, f"{__version__}, Python {platform.python_version()}")
     yield Finding("libraries", OK, ", ".join(_versions()))
     yield Finding("CPU", OK, f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}")
+    yield _allocator()
     yield _gpu()
     free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
     state = OK if free > 1 else FAILED
@@ -102,6 +104,12 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _allocator() -> Finding:
+    if tune_allocator():
+        return Finding("allocator", OK, "glibc, keeps freed memory; libraries: tune_allocator()")
+    return Finding("allocator", OK, f"{platform.libc_ver()[0] or 'not glibc'}, left as it is")
 
 
 def _gpu() -> Finding:

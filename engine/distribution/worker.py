@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from combicam.allocator import tune_allocator
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.pipeline import Pipeline
@@ -77,6 +78,7 @@ class ShardWorker:
                 :func:`~combicam.engine.run.explainer.make_run_explainer`.
         """
         task, config = self._task, self._task.config
+        tune_allocator()  # the process is ours
         if Path(task.folder).is_dir():  # it may not exist on another machine
             os.chdir(task.folder)
         if task.threads is not None:
