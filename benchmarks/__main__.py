@@ -11,6 +11,7 @@ import tyro
 from benchmarks.claim import ClaimConfig
 from benchmarks.compare import compare, compare_table, to_json
 from benchmarks.decoders import DecodeBenchmark
+from benchmarks.designs import DesignsConfig
 from benchmarks.device import DeviceConfig, run_device
 from benchmarks.geo import GeoBenchmark
 from benchmarks.graph import GraphConfig, run_graph
@@ -23,6 +24,7 @@ from benchmarks.rounds import (
     run_all,
     run_claim,
     run_decode,
+    run_designs,
     run_geo,
     run_peers,
     run_pipeline,
@@ -39,6 +41,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "geo": (GeoBenchmark, run_geo),
     "claim": (ClaimConfig, run_claim),
     "faithfulness": (ClaimConfig, run_claim),
+    "designs": (DesignsConfig, run_designs),
     "peers": (PeersConfig, run_peers),
     "scaling": (ScalingConfig, run_scaling),
     "tables": (TablesConfig, tables),
@@ -48,7 +51,9 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 
 # What has a speed and one record.
 COMPARED = tuple(
-    name for name in COMMANDS if name not in ("all", "device", "tables", "claim", "faithfulness")
+    name
+    for name in COMMANDS
+    if name not in ("all", "device", "tables", "claim", "faithfulness", "designs")
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.claim import ClaimConfig, claim
 from benchmarks.claim_page import claim_table
 from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
+from benchmarks.designs import DesignsConfig, designs
 from benchmarks.geo import GeoBenchmark, geo, geo_table
 from benchmarks.graph import GraphConfig, run_graph
 from benchmarks.harness import RESULTS, say, write, write_json
@@ -49,6 +50,14 @@ def run_claim(config: ClaimConfig) -> None:
     config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{claim_table(record)}\n\nwritten: {config.output}", flush=True)
+
+
+def run_designs(config: DesignsConfig) -> None:
+    """Which multi-layer map is best, where it is chosen."""
+    record = designs(config, say)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\nwritten: {config.output}", flush=True)
 
 
 def run_peers(config: PeersConfig) -> None:

@@ -15,7 +15,7 @@ _NEVER = 2**31 - 1
 
 
 def tune_allocator() -> bool:
-    """Make glibc's ``malloc`` keep large freed blocks for the next tensor instead of unmapping them.
+    """Make glibc's ``malloc`` keep large freed blocks for the next tensor.
 
     It holds for the whole process and all of its threads from now on: call it before the first
     large tensor. The commands do so themselves; a library must not without being asked. The process

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -129,3 +129,12 @@ class EvaluateConfig:
             )
         if self.masks is not None and not Path(self.masks).is_dir():
             raise ValueError(f"evaluate: expected masks as a folder, got {self.masks}: no such")
+
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on, besides the model and the images; JSON-ready."""
+        names = ["input", "methods", "layers", "normalize", "score", "fuse", "seed"]
+        names += ["removal", "randomisation"]
+        names += ["grid", "grid_confidence"] if self.grid else []
+        masks = None if self.masks is None else str(self.masks)
+        values = {name: getattr(self, name) for name in names}
+        return values | {"masks": masks, "metrics": asdict(self.metrics)}

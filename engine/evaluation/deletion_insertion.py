@@ -37,11 +37,11 @@ def pixel_ranks(maps: Tensor) -> Tensor:
         maps: float [B,H,W].
 
     Returns:
-        int64 [B,H*W].
+        int32 [B,H*W].
     """
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=maps.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    places = torch.arange(order.shape[1], device=maps.device, dtype=torch.int32).expand_as(order)
+    return torch.empty_like(places).scatter_(1, order, places)
 
 
 def removal_curves(

@@ -17,17 +17,12 @@ from tqdm import tqdm
 
 from combicam.engine.evaluation.baseline_maps import edge_baseline, random_baseline
 from combicam.engine.evaluation.config import EvaluateConfig
-from combicam.engine.evaluation.grid_pointing import (
-    GRID_METRICS,
-    Candidate,
-    assemble,
-    draw_mosaics,
-    grid_pointing,
-    shuffled,
-)
+from combicam.engine.evaluation.grid_pointing import Candidate
 from combicam.engine.evaluation.masks import read_evidence
 from combicam.engine.evaluation.methods import STORED, another, contestants
 from combicam.engine.evaluation.metrics import Metrics, seeds_of
+from combicam.engine.evaluation.mosaics import MosaicGame
+from combicam.engine.evaluation.partial import PartialRows
 from combicam.engine.evaluation.randomisation import RandomisedStep, randomisation_check
 from combicam.engine.evaluation.results import EDGES, Evaluation, write_results
 from combicam.engine.evaluation.samples import (
@@ -38,19 +33,21 @@ from combicam.engine.evaluation.samples import (
     run_samples,
 )
 from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.score_network import Network, score_network
 from combicam.engine.explain.sessions import ModelSession
 from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.inputs.masks import find_mask
 from combicam.engine.pipeline.load import Loaded
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.open_run import OpenRun, open_run
-from combicam.engine.shards.status import NON_FINITE
+from combicam.engine.shards.status import NON_FINITE, OK
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import DecodeError, RunError
 
 NO_CLASS = "no_class"
 CHANGED = "changed"
-_SPARE = 4  # candidates kept for each place in a mosaic: classes must differ
+PARTIAL = "evaluation.partial.jsonl"
+_MANY_PASSES = 1000  # that repay the seconds in which ONNX Runtime is prepared
 
 
 @dataclass
@@ -66,27 +63,44 @@ class _Image:
 class _Evaluator:
     """Measures batches, and fills the rows of the images in place."""
 
-    def __init__(self, config: EvaluateConfig, run: OpenRun | None) -> None:
+    def __init__(self, config: EvaluateConfig, run: OpenRun | None, images: int) -> None:
         self.config = config
         self.explainer, self.made = contestants(config, run)
         self.names = [*([STORED] if run is not None else []), *self.made]
+        settings = config.metrics
+        self.passes = 1  # forward passes of an image
+        if config.removal:
+            self.passes = 2 + settings.passes_once + settings.passes(2 * len(self.names) + 1)
+        self.bar = tqdm(
+            total=images * self.passes, unit="pass", desc="evaluate", disable=not config.progress
+        )
+        self.network = self._network(images * self.passes)
         self.metrics = Metrics(
-            self.explainer.score_network,
+            self._counted,
             self.explainer.preprocess,
-            config.metrics,
+            settings,
             self.explainer.classes,
             config.batch_size,
         )
         self.randomised: list[RandomisedStep] = []
-        self.candidates: list[Candidate] = []
-        self._sized: dict[tuple[int, int], dict[str, Explainer]] = {}
-        if config.grid and (config.model.is_artifact or not self.made):
-            raise ValueError(
-                "evaluate: expected a model and methods for grid, got an exported file, whose "
-                "input size is fixed, or a run's stored heatmaps alone; give the original model "
-                "and --methods"
-            )
         self._is_checked = config.randomisation == 0
+        self._finished = 0
+
+    def _network(self, passes: int) -> Network:
+        session = self.explainer.session
+        if isinstance(session, ModelSession):
+            return score_network(session, by_onnxruntime=passes >= _MANY_PASSES)
+        return self.explainer.score_network
+
+    def _counted(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        self.bar.update(len(images))
+        return logits
+
+    def finish(self, images: int) -> None:
+        """Count images as measured, whatever has been counted of their passes."""
+        self._finished += images
+        self.bar.update(self._finished * self.passes - self.bar.n)
 
     def batch(self, images: list[_Image]) -> None:
         """Explain and measure images of the same size."""
@@ -101,9 +115,9 @@ class _Evaluator:
             self._is_checked = True
             self.randomised = self._randomised(x)
         masks, has_mask = self._masks(images, x)
-        subject = self.metrics.subject(x, targets, masks, has_mask)
         identities = [image.sample.entry.id for image in images]
         seeds = seeds_of(identities, self.config.seed)
+        subject = self.metrics.subject(x, targets, masks, has_mask, seeds, self.config.removal)
         measured: dict[str, Tensor] = {"probability": subject.probability}
         entrants = {name: heatmaps for name, heatmaps in maps.items()}
         entrants |= {f"{n}_random": random_baseline(h, seeds) for n, h in maps.items()}
@@ -122,7 +136,6 @@ class _Evaluator:
             image.row["target"] = int(targets[i])
             if good:
                 image.row |= {name: column[i] for name, column in columns.items()}
-                self._offer(image)
             else:
                 image.row |= {"status": NON_FINITE, "error": "explain: maps are not finite"}
 
@@ -151,79 +164,14 @@ class _Evaluator:
 
     def _only_classify(self, images: list[_Image], x: Tensor) -> None:
         """What mosaics need of single images: no maps."""
-        probabilities = self.metrics.network(x).float().softmax(-1)
+        probabilities = self._counted(x).float().softmax(-1)
         for image, row in zip(images, probabilities, strict=True):
             known = image.sample.target
             target = int(row.argmax()) if known is None else known
             if row.isfinite().all():
                 image.row |= {"target": target, "probability": float(row[target])}
-                self._offer(image)
             else:
                 image.row |= {"status": NON_FINITE, "error": "explain: scores are not finite"}
-
-    def _offer(self, image: _Image) -> None:
-        """Keep the image for the mosaics if the model is confident; not more than may be needed."""
-        config, confidence = self.config, image.row["probability"]
-        if not config.grid or not confidence >= config.grid_confidence:
-            return
-        entry, target = image.sample.entry, image.row["target"]
-        self.candidates.append(Candidate(entry.id, target, confidence, image.pixels))
-        needed = _SPARE * config.grid**2 * config.mosaics
-        if len(self.candidates) > 2 * needed:
-            self.candidates = shuffled(self.candidates, config.seed)[:needed]
-
-    def mosaics(self) -> list[dict[str, Any]]:
-        """Play the grid pointing game: a row per mosaic, with means over its cells."""
-        config = self.config
-        if not config.grid:
-            return []
-        drawn = draw_mosaics(self.candidates, config.grid, config.mosaics, config.seed)
-        at_once = max(1, config.batch_size // config.grid**2)
-        sizes: dict[tuple[int, ...], list[list[Candidate]]] = {}
-        for mosaic in drawn:
-            sizes.setdefault(mosaic[0].pixels.shape, []).append(mosaic)
-        rows: list[dict[str, Any]] = []
-        with tqdm(total=len(drawn), unit="mosaic", disable=not config.progress) as bar:
-            for same in sizes.values():
-                for start in range(0, len(same), at_once):
-                    rows += self._play(same[start : start + at_once])
-                    bar.update(len(rows) - bar.n)
-        return rows
-
-    def _play(self, mosaics: list[list[Candidate]]) -> list[dict[str, Any]]:
-        grid, preprocess = self.config.grid, self.explainer.preprocess
-        pixels = assemble(mosaics, grid).to(self.explainer.device)
-        x = preprocess.normalize(pixels).float()
-        targets = torch.tensor([[c.target for c in mosaic] for mosaic in mosaics], device=x.device)
-        identities = [f"{c.id} {k}" for mosaic in mosaics for k, c in enumerate(mosaic)]
-        seeds = seeds_of(identities, self.config.seed)
-        entrants = {EDGES: edge_baseline(x)[:, None].expand(-1, grid * grid, -1, -1)}
-        for name, explainer in self._at_size((x.shape[2], x.shape[3])).items():
-            maps = explainer(x, targets).heatmaps.nan_to_num()
-            entrants[name] = maps
-            entrants[f"{name}_random"] = random_baseline(maps.flatten(0, 1), seeds).view_as(maps)
-        rows: list[dict[str, Any]] = [
-            {
-                "images": [c.id for c in mosaic],
-                "targets": [c.target for c in mosaic],
-                "confidences": [c.confidence for c in mosaic],
-            }
-            for mosaic in mosaics
-        ]
-        for name, maps in entrants.items():
-            for metric, values in zip(GRID_METRICS, grid_pointing(maps, grid), strict=True):
-                for row, mean in zip(rows, values.nanmean(1).tolist(), strict=True):
-                    row[f"{name}_{metric}"] = mean
-        return rows
-
-    def _at_size(self, size: tuple[int, int]) -> dict[str, Explainer]:
-        """The methods at the size of mosaics."""
-        if size not in self._sized:
-            self._sized[size] = {
-                name: another(explainer, explainer.spec, input_size=size)
-                for name, explainer in self.made.items()
-            }
-        return self._sized[size]
 
     def _randomised(self, x: Tensor) -> list[RandomisedStep]:
         first = next(iter(self.made.values()), self.explainer)
@@ -262,32 +210,44 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     output = config.output or (where if beside else Path("evaluation"))
     if run is not None:
         total = count_run_samples(run, config.images)
-        evaluator = _Evaluator(config, run)
+        evaluator = _Evaluator(config, run, total)
         preprocess = evaluator.explainer.preprocess
         samples: Iterable[Sample] = run_samples(run, config.images, config.seed, preprocess)
     else:
-        samples = input_samples(config.input, config.images, config.seed)
-        total = len(samples)
-        evaluator = _Evaluator(config, run)
+        drawn = input_samples(config.input, config.images, config.seed)
+        evaluator = _Evaluator(config, run, len(drawn))
+        samples = drawn
+    settings = config.settings() | {"explainer": evaluator.explainer.fingerprint()["weights"]}
+    partial = PartialRows(output / PARTIAL, settings)
+    game = MosaicGame(config, evaluator.made, partial) if config.grid else None
+    earlier = len(partial.images)
     started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(config.workers) as pool:
-        for batch in _batches(_images(config, evaluator, samples, pool, rows, total), config):
+    rows: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(config.workers) as pool, evaluator.bar:
+        images = _images(config, evaluator, samples, pool, rows, partial, game)
+        for batch in _batches(images, config):
             evaluator.batch(batch)
-    mosaics = evaluator.mosaics()
+            evaluator.finish(len(batch))
+            measured = [image for image in batch if image.row["status"] == OK]
+            partial.add([image.row for image in measured])
+            for image in measured if game else ():
+                _offer(game, image)
+    mosaics = game.play() if game else []
     seconds = time.perf_counter() - started
     evaluation = write_results(
         config,
         output,
-        rows,
+        list(rows.values()),
         evaluator.names,
         evaluator.explainer,
         evaluator.randomised,
         mosaics,
         seconds,
+        earlier,
     )
+    partial.close()
     if not evaluation.summary["images"]:
-        first = next((row["error"] for row in rows), "none is explained")
+        first = next((row["error"] for row in rows.values()), "none is explained")
         raise RunError(
             f"evaluate: expected at least one image that can be measured, got {len(rows)} that "
             f"cannot (the first: {first}); see {evaluation.rows}"
@@ -300,31 +260,52 @@ def _images(
     evaluator: _Evaluator,
     samples: Iterable[Sample],
     pool: ThreadPoolExecutor,
-    rows: list[dict[str, Any]],
-    total: int,
+    rows: dict[str, dict[str, Any]],
+    partial: PartialRows,
+    game: MosaicGame | None,
 ) -> Iterator[_Image]:
-    """Images that can be measured; every sample gets a row."""
+    """Images that can be measured and are not yet; every sample gets a row, in order."""
     preprocess = evaluator.explainer.preprocess
+
+    def wanted() -> Iterator[Sample]:
+        for sample in samples:
+            done = partial.images.get(sample.entry.id)
+            rows[sample.entry.id] = done or {}
+            if done is None or (game is not None and game.fits(done["probability"])):
+                yield sample  # a finished one may stand in a mosaic, which needs its pixels
+            else:
+                evaluator.finish(1)
+
     loaded = loaded_samples(
-        samples, pool, 2 * config.workers, preprocess, DecodeConfig(max_pixels=config.max_pixels)
+        wanted(), pool, 2 * config.workers, preprocess, DecodeConfig(max_pixels=config.max_pixels)
     )
-    for sample, item in tqdm(loaded, total=total, unit="image", disable=not config.progress):
-        record = item.record
-        row = {"id": sample.entry.id, "uri": sample.entry.uri, "status": record.status}
-        row["error"] = record.error
-        rows.append(row)
-        if item.pixels is None:
+    for sample, item in loaded:
+        record, row = item.record, rows[sample.entry.id]
+        if row and item.pixels is not None:
+            assert game is not None  # which wanted it
+            _offer(game, _Image(row, sample, item.pixels, None))
+            evaluator.finish(1)
             continue
-        if sample.target is not None and sample.target < 0:
+        row |= {"id": sample.entry.id, "uri": sample.entry.uri, "status": record.status}
+        row["error"] = record.error
+        if item.pixels is None:
+            evaluator.finish(1)
+        elif sample.target is not None and sample.target < 0:
             row |= {
                 "status": NO_CLASS,
                 "error": "evaluate: the run explained a region, not a class",
             }
-            continue
-        if sample.heatmap is not None and sample.heatmap.shape != item.pixels.shape[:2]:
+            evaluator.finish(1)
+        elif sample.heatmap is not None and sample.heatmap.shape != item.pixels.shape[:2]:
             row |= {"status": CHANGED, "error": "evaluate: the image's size has changed"}
-            continue
-        yield _Image(row, sample, item.pixels, _mask(config, sample, item, row, evaluator))
+            evaluator.finish(1)
+        else:
+            yield _Image(row, sample, item.pixels, _mask(config, sample, item, row, evaluator))
+
+
+def _offer(game: MosaicGame, image: _Image) -> None:
+    row = image.row
+    game.offer(Candidate(row["id"], row["target"], row["probability"], image.pixels))
 
 
 def _mask(

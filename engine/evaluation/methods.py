@@ -72,6 +72,7 @@ def another(
     return Explainer(
         session.module if module is None else module,
         backend=session.backend,
+        keep_layers=session.keep_layers,
         chunk=session.chunk if spec.method in FORWARD_METHODS else None,
         preprocess=preprocess,
         classes=explainer.classes,

@@ -22,6 +22,8 @@ from combicam.engine.evaluation.overlap import best_iou, iou
 from combicam.engine.evaluation.pointing_game import pointing_game
 from combicam.engine.evaluation.quantities import DENSITY_KM, place_quantities, probability
 from combicam.engine.evaluation.replacement import BASELINES, baseline_images
+from combicam.engine.evaluation.road import SHARES, road
+from combicam.engine.evaluation.sensitivity import random_regions, region_drops, sensitivity
 from combicam.export.classes.classes import ClassTable
 from combicam.export.preprocess import Preprocess
 
@@ -31,6 +33,10 @@ METRICS = {
     "insertion": True,
     "drop": False,
     "increase": True,
+    "sensitivity": True,
+    "road": True,
+    "morf": False,
+    "lerf": True,
     "density_deletion": False,
     "density_insertion": True,
     "shift_km_deletion": True,
@@ -54,6 +60,8 @@ class MetricSettings:
         tolerance: of the pointing game, pixels of the model's input.
         threshold: of IoU, as a share of the map's maximum.
         radius_km: of the density, for classes with locations.
+        regions: of sensitivity-n, random regions of each image; 0 to skip it.
+        road: also measure ROAD, (LeRF - MoRF) / 2 with noisy linear imputation; slow on a CPU.
 
     Raises:
         ValueError: an invalid value.
@@ -65,6 +73,8 @@ class MetricSettings:
     tolerance: float = 15.0
     threshold: float = 0.5
     radius_km: float = DENSITY_KM
+    regions: int = 32
+    road: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("baseline", BASELINES), ("rule", RULES)):
@@ -77,9 +87,19 @@ class MetricSettings:
             ("tolerance", self.tolerance >= 0, ">= 0 pixels"),
             ("threshold", 0 < self.threshold <= 1, "in (0, 1]"),
             ("radius_km", self.radius_km >= 0, ">= 0"),
+            ("regions", self.regions == 0 or self.regions >= 3, ">= 3, or 0 to skip"),
         ):
             if not fits:
                 raise ValueError(f"evaluate: expected {name} {expected}, got {getattr(self, name)}")
+
+    @property
+    def passes_once(self) -> int:
+        """Forward passes of an image that all of its maps share, besides the two ends."""
+        return self.regions
+
+    def passes(self, maps: int) -> int:
+        """Forward passes of an image for so many maps."""
+        return maps * (2 * (self.steps - 1) + 1 + self.road * 2 * len(SHARES))
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,8 @@ class Subject:
         quantities: measured while pixels are removed.
         masks: bool [B,H,W], the evidence; None if unknown.
         has_mask: bool [B], which images have a mask.
+        seeds: one per image, of what is random.
+        regions, drops: of sensitivity-n; None without it.
     """
 
     images: Tensor
@@ -100,6 +122,9 @@ class Subject:
     quantities: Mapping[str, Quantity]
     masks: Tensor | None = None
     has_mask: Tensor | None = None
+    seeds: Sequence[int] = ()
+    regions: Tensor | None = None
+    drops: Tensor | None = None
 
     @property
     def probability(self) -> Tensor:
@@ -139,6 +164,8 @@ class Metrics:
         targets: Tensor,
         masks: Tensor | None = None,
         has_mask: Tensor | None = None,
+        seeds: Sequence[int] = (),
+        removal: bool = True,
     ) -> Subject:
         """Compute what all maps of a batch share.
 
@@ -147,7 +174,10 @@ class Metrics:
             targets: int64 [B], the explained classes.
             masks: bool [B,H,W].
             has_mask: bool [B]; default: all images have a mask.
+            seeds: one per image, of random regions and noise; default: 0, 1, ….
+            removal: measure what all maps need for metrics that remove pixels.
         """
+        seeds = seeds or range(len(images))
         blank = baseline_images(images, self.settings.baseline, self._preprocess)
         quantities = {"probability": probability(targets)}
         if self._places is not None:
@@ -155,7 +185,14 @@ class Metrics:
         if masks is not None and has_mask is None:
             has_mask = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
         ends = self.network(images), self.network(blank)
-        return Subject(images, blank, ends, quantities, masks, has_mask)
+        regions = drops = None
+        if removal and self.settings.regions:
+            regions = random_regions(seeds, self.settings.regions)
+            of = quantities["probability"]
+            drops = region_drops(
+                self.network, images, blank, regions, of, ends[0], self._batch_size
+            )
+        return Subject(images, blank, ends, quantities, masks, has_mask, seeds, regions, drops)
 
     def measure(self, subject: Subject, maps: Tensor, removal: bool = True) -> dict[str, Tensor]:
         """Metric -> float32 [B]; names and directions in ``METRICS``.
@@ -199,10 +236,19 @@ class Metrics:
         logits = self.network(shown_alone(images, blank, maps))
         everyone = torch.arange(len(images), device=images.device)
         after = subject.quantities["probability"](logits, everyone)
-        return values | {
+        values |= {
             "drop": average_drop(before, after),
             "increase": confidence_increase(before, after),
         }
+        if subject.regions is not None and subject.drops is not None:
+            values["sensitivity"] = sensitivity(maps, subject.regions, subject.drops)
+        if settings.road:
+            of = subject.quantities["probability"]
+            morf, lerf = road(
+                self.network, images, maps, of, subject.seeds, batch_size=self._batch_size
+            )
+            values |= {"road": (lerf - morf) / 2, "morf": morf, "lerf": lerf}
+        return values
 
 
 def seeds_of(identities: Sequence[str], seed: int = 0) -> list[int]:

@@ -73,6 +73,7 @@ def write_results(
     randomised: Sequence[RandomisedStep],
     mosaics: Sequence[dict[str, Any]],
     seconds: float,
+    earlier: int = 0,
 ) -> Evaluation:
     """Write both files into ``output``, atomically.
 
@@ -85,6 +86,7 @@ def write_results(
         randomised: steps of the randomisation check.
         mosaics: rows of the grid pointing game.
         seconds: that the evaluation took.
+        earlier: images that an earlier, stopped evaluation has measured.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / "evaluation.parquet"
@@ -96,11 +98,6 @@ def write_results(
     commit(path)
     measured = [row for row in rows if row["status"] == OK]
     failures = Counter(row["status"] for row in rows if row["status"] != OK)
-    fields = ["input", "methods", "layers", "normalize", "score", "fuse", "seed"]
-    fields += ["grid", "grid_confidence"] if config.grid else []
-    settings = {name: getattr(config, name) for name in fields} | {
-        "metrics": asdict(config.metrics)
-    }
     maps = _maps(measured, names) if measured else {}
     if config.grid:
         played = [name for name in names if mosaics and f"{name}_grid_energy" in mosaics[0]]
@@ -110,21 +107,18 @@ def write_results(
         "combicam": __version__,
         "model": explainer.description.model,
         "weights": explainer.description.weights,
-        "settings": settings,
+        "settings": config.settings(),
         "images": len(measured),
         "failures": dict(sorted(failures.items())),
         "with_mask": sum(bool(row.get("mask")) for row in measured),
         "flat": {name: sum(bool(row.get(f"{name}_flat")) for row in measured) for name in names},
         "seconds": round(seconds, 3),
-        "images_per_s": round(len(measured) / seconds, 6),
+        "images_per_s": round((len(measured) - earlier) / seconds, 6),
         "maps": maps,
         "randomisation": [_step(step) for step in randomised],
     }
     if config.grid:
-        summary["mosaics"] = [
-            {key: value if isinstance(value, list) else _known(value) for key, value in row.items()}
-            for row in mosaics
-        ]
+        summary["mosaics"] = [{key: _known(value) for key, value in row.items()} for row in mosaics]
     record = output / "evaluation.json"
     write_json(record, summary)
     return Evaluation(path, record, summary)
@@ -161,9 +155,11 @@ def _plain(interval: Interval) -> dict[str, Any]:
     return {k: _known(v) for k, v in asdict(interval).items()}
 
 
-def _known(value: float) -> float | None:
+def _known(value: Any) -> Any:
     """JSON has no NaN."""
-    return None if math.isnan(value) else value
+    if isinstance(value, list):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _step(step: RandomisedStep) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import torch
 from onnxscript import opset18
-from torch import fx
+from torch import Tensor, fx
 
 from combicam.errors import TraceError, first_line
 from combicam.export.passes.passes import for_onnx
@@ -107,10 +107,28 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
     Raises:
         TraceError: an operator cannot be exported to ONNX.
     """
-    inputs = example_inputs(joint)
+    write_onnx_graph(joint.module, example_inputs(joint), joint.output_names, path, metadata)
+
+
+def write_onnx_graph(
+    graph: fx.GraphModule,
+    inputs: tuple[Tensor, ...],
+    output_names: Sequence[str],
+    path: Path,
+    metadata: str = "",
+) -> None:
+    """Write a graph of images, or of images and targets; see :func:`write_onnx`.
+
+    Args:
+        graph: portable; its inputs have the same dynamic batch.
+        inputs: examples.
+        output_names: of the file.
+        path: of the file.
+        metadata: kept in it under the key ``combicam``.
+    """
     batch = torch.export.Dim("batch")
     names = ["images", "targets"][: len(inputs)]
-    module = _keep_resize(for_onnx(joint.module))
+    module = _keep_resize(for_onnx(graph))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -122,7 +140,7 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
                 inputs,
                 dynamo=True,
                 input_names=names,
-                output_names=list(joint.output_names),
+                output_names=list(output_names),
                 custom_translation_table=TRANSLATIONS,
                 opset_version=18,
                 optimize=True,

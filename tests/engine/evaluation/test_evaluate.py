@@ -74,7 +74,7 @@ def compared(planet: Path) -> Path:
     """An evaluation of two methods and the run's stored maps."""
     arguments = ["evaluate", str(planet / "run"), "-m", MODEL, "-o", str(planet / "both")]
     arguments += ["--methods", "gradcam", "--layers", "1,3", "3", "--steps", "10", "-b", "4"]
-    arguments += ["--masks", str(planet / "masks"), "--tolerance", "8", "--no-progress"]
+    arguments += ["--masks", str(planet / "masks"), "--tolerance", "8", "--no-progress", "--road"]
     cli.main(arguments)
     return planet / "both"
 
