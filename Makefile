@@ -72,4 +72,4 @@ docs: .venv/.dev
 check: lint types docs test
 
 clean:
-	rm -rf build dist site .test-oldest .test-newest .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf build dist site .test-oldest .test-newest .pytest_cache .mypy_cache .ruff_cache demo demo-photos

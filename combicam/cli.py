@@ -27,7 +27,7 @@ COMMANDS = {
     "export": "Export a model and its explanation as one file, or for a server.",
     "layers": "List the layers that can be explained, and which ones the rules select.",
     "doctor": "Test what works on this machine: backends, devices, decoders, extras.",
-    "demo": "Run the whole workflow on the built-in demo planet.",
+    "demo": "Run the whole workflow on the built-in demo planet, or on photographs.",
 }
 
 

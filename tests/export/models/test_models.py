@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from combicam import (
     ClassTable,
@@ -19,7 +23,7 @@ from combicam import (
     Preprocess,
     load_model,
 )
-from combicam.export.models.models import load_checkpoint
+from combicam.export.models.models import _timm_classes, load_checkpoint
 
 
 def test_demo_knows_its_cells_and_says_what_it_is() -> None:
@@ -37,10 +41,87 @@ def test_timm_brings_its_preprocessing() -> None:
     assert loaded.preprocess.interpolation == "bicubic" and loaded.preprocess.crop_pct < 1
 
 
-def test_torchvision_brings_its_preprocessing_and_names() -> None:
+def test_torchvision_brings_its_preprocessing() -> None:
     loaded = load_model(ModelConfig("torchvision:resnet18", random_weights=True, resize="squash"))
     assert loaded.preprocess.input_size == (224, 224) and loaded.preprocess.resize == "squash"
-    assert loaded.classes is not None and loaded.classes.name(0) == "tench"
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretrained weights that are random: nothing is downloaded, all else is the libraries' own."""
+
+    def load_timm(model: timm.models.ResNet, **_: object) -> None:
+        model.eval()
+
+    def load_torchvision(self: WeightsEnum, **_: object) -> dict[str, torch.Tensor]:
+        make = getattr(torchvision.models, type(self).__name__.removesuffix("_Weights").lower())
+        state: dict[str, torch.Tensor] = make().state_dict()
+        return state
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load_timm)
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", load_torchvision)
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "first", "last"),
+    [
+        ("timm:resnet18", 1000, "tench", "toilet tissue"),
+        ("timm:mobilenetv3_large_100.miil_in21k", 11221, "benthos", "knothole"),
+        ("torchvision:resnet18", 1000, "tench", "toilet tissue"),
+        ("torchvision:mobilenet_v3_small", 1000, "tench", "toilet tissue"),
+    ],
+)
+@pytest.mark.usefixtures("downloads")
+def test_pretrained_models_know_their_classes(
+    model: str, count: int, first: str, last: str
+) -> None:
+    loaded = load_model(ModelConfig(model, pretrained=True))
+    assert loaded.classes is not None and len(loaded.classes) == count
+    assert loaded.classes.name(0) == first and loaded.classes.name(count - 1) == last
+    assert loaded.module(torch.zeros(1, 3, 64, 64)).shape == (1, count)
+
+
+@pytest.mark.usefixtures("downloads")
+def test_names_given_go_before_those_of_pretrained_models(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("".join(f"thing {i}\n" for i in range(1000)))
+    for model in ("timm:resnet18", "torchvision:resnet18"):
+        loaded = load_model(ModelConfig(model, pretrained=True, classes=tmp_path / "names.txt"))
+        assert loaded.classes is not None and loaded.classes.name(999) == "thing 999"
+
+
+@pytest.mark.usefixtures("downloads")
+def test_a_replaced_head_has_no_names() -> None:
+    config = ModelConfig("timm:resnet18", pretrained=True, num_classes=7)
+    assert load_model(config).classes is None
+    kept = load_model(replace(config, num_classes=1000))  # the pretrained head
+    assert kept.classes is not None and kept.classes.name(0) == "tench"
+    with pytest.raises(ValueError, match="num_classes"):
+        load_model(ModelConfig("torchvision:resnet18", pretrained=True, num_classes=7))
+
+
+@pytest.mark.parametrize("model", ["timm:resnet18", "torchvision:resnet18"])
+def test_weights_of_unknown_origin_have_no_names(model: str, tmp_path: Path) -> None:
+    random = load_model(ModelConfig(model, random_weights=True))
+    assert random.classes is None
+    torch.save(random.module.state_dict(), tmp_path / "mine.pt")
+    assert load_model(ModelConfig(model, checkpoint=tmp_path / "mine.pt")).classes is None
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"label_names": ["n1", "n2"]}, "n2"),
+        ({"label_names": ("n1", "n2"), "label_descriptions": {"n2": "goldfish"}}, "goldfish"),
+        ({"label_names": ("n1", "n2", "n3")}, None),
+        ({}, None),  # no subset of ImageNet has two classes
+    ],
+)
+@pytest.mark.usefixtures("downloads")
+def test_names_that_timm_models_bring(change: dict[str, object], name: str | None) -> None:
+    known = {**timm.get_pretrained_cfg("resnet18").to_dict(), "num_classes": 2, **change}
+    loaded = timm.create_model("resnet18", pretrained=True, pretrained_cfg=known, num_classes=2)
+    classes = _timm_classes(loaded)
+    assert (classes and classes.name(1)) == name
 
 
 def test_callable_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
