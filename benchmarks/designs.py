@@ -187,7 +187,8 @@ def _on_postcards(config: DesignsConfig) -> Columns:
     every = _Designs(config, model)
     settings = MetricSettings(steps=config.steps, tolerance=8, regions=0)
     first = next(iter(every.explainers.values()))
-    metrics = Metrics(first.score_network, model.preprocess, settings)
+    scores = score_network(first.session, by_onnxruntime=True)  # type: ignore[arg-type]
+    metrics = Metrics(scores, model.preprocess, settings)
     columns: Columns = {}
     for _, images, masks, _ in _postcards(ClaimConfig(images=config.postcards, seed=6_000_000)):
         x = model.preprocess.normalize(images)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from combicam.engine.evaluation.config import EvaluateConfig as EvaluateConfig
     from combicam.engine.evaluation.evaluate import evaluate as evaluate
     from combicam.engine.evaluation.metrics import MetricSettings as MetricSettings
+    from combicam.engine.evaluation.recommend import Recommendation as Recommendation
+    from combicam.engine.evaluation.recommend import RecommendConfig as RecommendConfig
+    from combicam.engine.evaluation.recommend import recommend as recommend
     from combicam.engine.evaluation.results import Evaluation as Evaluation
     from combicam.engine.explain.artifact_export import export as export
     from combicam.engine.explain.artifact_verify import OutputError as OutputError
@@ -80,6 +83,11 @@ __all__ = make_lazy(
         "combicam.engine.evaluation.config": ("EvaluateConfig",),
         "combicam.engine.evaluation.evaluate": ("evaluate",),
         "combicam.engine.evaluation.metrics": ("MetricSettings",),
+        "combicam.engine.evaluation.recommend": (
+            "RecommendConfig",
+            "Recommendation",
+            "recommend",
+        ),
         "combicam.engine.evaluation.results": ("Evaluation",),
         "combicam.engine.explain.explainer": ("Explainer",),
         "combicam.engine.explain.explanation": ("Explanation",),

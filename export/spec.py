@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 from combicam.export.tokens import TokenGrid, tokens
@@ -19,6 +20,12 @@ LAYER_RULES = ("blocks", "stages", "last")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "combicam": {},
+    "combicam+": {
+        "layers": "stages",
+        "method": "layercam",
+        "fuse": "gated",
+        "normalize": "layer+map",
+    },
     "pytorch-grad-cam": {
         "score": "logit",
         "fuse": "mean",
@@ -201,6 +208,31 @@ class CamSpec:
         if not isinstance(known.get("layers", ""), str):
             known["layers"] = tuple(known["layers"])
         return cls(**known)
+
+    @classmethod
+    def read(cls, source: str | Path) -> Self:
+        """A preset by its name, or a JSON file of :meth:`to_json`, such as ``recommend`` writes.
+
+        Raises:
+            ValueError: neither, or a file that holds no spec.
+        """
+        if str(source) in PRESETS:
+            return cls.preset(str(source))
+        try:
+            values = json.loads(Path(source).read_text(encoding="utf-8"))
+            return cls.from_dict(values)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"spec: expected one of {list(PRESETS)}, or a JSON file that 'combicam recommend' "
+                f"wrote, got {str(source)!r} ({error})"
+            ) from error
+
+    def overriding(self, other: CamSpec) -> CamSpec:
+        """``other``, with the fields that differ from the defaults here."""
+        usual = type(self)()
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {k: v for k, v in changed.items() if v != getattr(usual, k)}
+        return replace(other, **changed)
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""

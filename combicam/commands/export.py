@@ -34,6 +34,9 @@ class Config:
             ``output`` or in addition.
         model: which model.
         cam: what to compute.
+        spec: method, layers and fusion by one name: ``combicam``, ``combicam+``,
+            ``pytorch-grad-cam`` or ``torchcam``; or a JSON file of ``combicam recommend``. Options
+            of the method that are not at their defaults override it.
         amp_dtype: precision of the computation: float32, bfloat16, float16.
         device: where the model runs while it is exported.
         target_input: ``classes`` (a second input names them), ``none`` (the best classes), or
@@ -57,6 +60,11 @@ class Config:
     tolerance: float | None = None
     force: bool = False
     verbose: bool = False
+    spec: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.spec is not None:
+            object.__setattr__(self, "cam", self.cam.overriding(CamSpec.read(self.spec)))
 
 
 def main(config: Config) -> None:

@@ -32,6 +32,9 @@ class Config:
         output: folder for the overlays.
         model: which model.
         cam: what to compute; an artifact has its own.
+        spec: method, layers and fusion by one name: ``combicam``, ``combicam+``,
+            ``pytorch-grad-cam`` or ``torchcam``; or a JSON file of ``combicam recommend``. Options
+            of the method that are not at their defaults override it.
         compute: device, precision and backend.
         explain: what to explain instead of the best classes, see ``combicam run --help``.
         figure: also draw a figure: input, maps of some layers, and overlays side by side.
@@ -53,8 +56,11 @@ class Config:
     figure_format: str = "png"
     colormap: str = DEFAULT_COLORMAP
     max_pixels: int = MAX_PIXELS
+    spec: str | None = None
 
     def __post_init__(self) -> None:
+        if self.spec is not None:
+            object.__setattr__(self, "cam", self.cam.overriding(CamSpec.read(self.spec)))
         colormap(self.colormap)  # refuses an unknown one
         if self.figure_format not in FIGURE_FORMATS:
             raise ValueError(

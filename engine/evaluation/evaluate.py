@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ from combicam.engine.run.open_run import OpenRun, open_run
 from combicam.engine.shards.status import NON_FINITE, OK
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import DecodeError, RunError
+from combicam.export.spec import CamSpec
 
 NO_CLASS = "no_class"
 CHANGED = "changed"
@@ -63,9 +64,15 @@ class _Image:
 class _Evaluator:
     """Measures batches, and fills the rows of the images in place."""
 
-    def __init__(self, config: EvaluateConfig, run: OpenRun | None, images: int) -> None:
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        run: OpenRun | None,
+        specs: Mapping[str, CamSpec] | None,
+        images: int,
+    ) -> None:
         self.config = config
-        self.explainer, self.made = contestants(config, run)
+        self.explainer, self.made = contestants(config, run, specs)
         self.names = [*([STORED] if run is not None else []), *self.made]
         settings = config.metrics
         self.passes = 1  # forward passes of an image
@@ -148,9 +155,15 @@ class _Evaluator:
             maps[STORED] = torch.from_numpy(stored).to(x.device)
             targets = torch.tensor([image.sample.target for image in images], device=x.device)
         for name, explainer in self.made.items():
+            start = time.perf_counter()
             explained = explainer(x, None if targets is None else targets[:, None])
             targets = explained.targets[:, 0]
             maps[name] = explained.heatmaps[:, 0]
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
+            seconds = (time.perf_counter() - start) / len(x)
+            for image in images:
+                image.row[f"{name}_explain_s"] = seconds
         assert targets is not None  # there is a stored map or a computed one
         return maps, targets
 
@@ -189,14 +202,19 @@ class _Evaluator:
         return randomisation_check(session.module, x, explain, steps, seed)
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig, specs: Mapping[str, CamSpec] | None = None) -> Evaluation:
     """Evaluate the heatmaps of a run, or of methods on images.
 
     Every image has a row in ``evaluation.parquet``, failures included; means with bootstrap
     intervals are in ``evaluation.json``.
 
+    An evaluation that was stopped goes on from its finished images and mosaics, if it is begun
+    again with the same settings and output.
+
     Args:
         config: of the evaluation.
+        specs: name -> what to compute, for maps that ``methods``, ``layers``, ``fuse`` and
+            ``normalize`` cannot name; instead of these.
 
     Raises:
         ValueError: no images, or invalid arguments.
@@ -210,14 +228,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     output = config.output or (where if beside else Path("evaluation"))
     if run is not None:
         total = count_run_samples(run, config.images)
-        evaluator = _Evaluator(config, run, total)
+        evaluator = _Evaluator(config, run, specs, total)
         preprocess = evaluator.explainer.preprocess
         samples: Iterable[Sample] = run_samples(run, config.images, config.seed, preprocess)
     else:
         drawn = input_samples(config.input, config.images, config.seed)
-        evaluator = _Evaluator(config, run, len(drawn))
+        evaluator = _Evaluator(config, run, specs, len(drawn))
         samples = drawn
-    settings = config.settings() | {"explainer": evaluator.explainer.fingerprint()["weights"]}
+    made = {name: explainer.spec.to_dict() for name, explainer in evaluator.made.items()}
+    weights = evaluator.explainer.fingerprint()["weights"]
+    settings = config.settings() | {"maps": made, "weights": weights}
     partial = PartialRows(output / PARTIAL, settings)
     game = MosaicGame(config, evaluator.made, partial) if config.grid else None
     earlier = len(partial.images)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
+
+from tqdm import tqdm
 
 from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.explain.explainer import Explainer
@@ -20,12 +23,15 @@ from combicam.export.spec import FORWARD_METHODS, LAYER_RULES, CamSpec
 STORED = "stored"
 
 
-def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer, dict[str, Any]]:
+def contestants(
+    config: EvaluateConfig, run: OpenRun | None, specs: Mapping[str, CamSpec] | None = None
+) -> tuple[Explainer, dict[str, Explainer]]:
     """An explainer whose model to evaluate, and name -> explainer of every map to compute.
 
     Args:
         config: methods, layers, normalize, model and compute are used.
         run: whose stored maps are measured too; its model must be that of ``config``.
+        specs: name -> what to compute, instead of the methods of ``config``.
 
     Raises:
         ValueError: methods for an exported file, which has its own.
@@ -33,7 +39,7 @@ def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer,
         CombicamError, FileNotFoundError: see :func:`~combicam.make_explainer`.
     """
     if config.model.is_artifact:
-        if config.methods:
+        if config.methods or specs:
             raise ValueError(
                 f"evaluate: expected no methods with {config.model.model}, which has one fixed "
                 f"method, got {config.methods}; give the original model"
@@ -41,13 +47,14 @@ def contestants(config: EvaluateConfig, run: OpenRun | None) -> tuple[Explainer,
         first = make_explainer(config.model, None, config.compute)
         made = {} if run else {_name(first.spec): first}
     else:
-        specs = _specs(config, with_default=run is None)
+        specs = _named(specs) if specs else _specs(config, with_default=run is None)
         lead = next(iter(specs.values())) if specs else replace(_of_run(run), targets=1)
         first = make_explainer(config.model, lead, _fitting(config, lead))
-        made = {
-            name: first if i == 0 else another(first, spec)
-            for i, (name, spec) in enumerate(specs.items())
-        }
+        made: dict[str, Explainer] = {}
+        for name, spec in tqdm(
+            specs.items(), unit="map", desc="prepare", leave=False, disable=not config.progress
+        ):
+            made[name] = another(first, spec) if made else first
     if run is not None:
         check_network(run, first)
     return first, made
@@ -94,13 +101,25 @@ def _specs(config: EvaluateConfig, with_default: bool) -> dict[str, CamSpec]:
     return specs
 
 
+def _named(specs: Mapping[str, CamSpec]) -> dict[str, CamSpec]:
+    named = {word(name): spec for name, spec in specs.items()}
+    if len(named) < len(specs):
+        raise ValueError(f"evaluate: expected names that can be told apart, got {list(specs)}")
+    return named
+
+
 def _name(spec: CamSpec, with_fuse: bool = False, with_normalize: bool = False) -> str:
     """Name of a map in columns, such as ``gradcam_blocks``: letters, digits and underscores."""
     layers = spec.layers if isinstance(spec.layers, str) else "_".join(spec.layers)
     words = [spec.method.replace("+", "p"), layers.replace("*", "all")]
     words += [spec.fuse] if with_fuse else []
     words += [spec.normalize] if with_normalize else []
-    return re.sub(r"\W+", "_", "_".join(words))
+    return word("_".join(words))
+
+
+def word(name: str) -> str:
+    """A map's name as it stands in columns."""
+    return re.sub(r"\W+", "_", name)
 
 
 def _of_run(run: OpenRun | None) -> CamSpec:

@@ -113,6 +113,11 @@ def write_results(
         "with_mask": sum(bool(row.get("mask")) for row in measured),
         "flat": {name: sum(bool(row.get(f"{name}_flat")) for row in measured) for name in names},
         "seconds": round(seconds, 3),
+        "explain_s": {
+            name: float(np.median([row[f"{name}_explain_s"] for row in measured]))
+            for name in names
+            if measured and f"{name}_explain_s" in measured[0]
+        },
         "images_per_s": round((len(measured) - earlier) / seconds, 6),
         "maps": maps,
         "randomisation": [_step(step) for step in randomised],

@@ -129,6 +129,9 @@ class RunConfig:
         output: run directory; an existing run is continued; ``s3://bucket/run`` too.
         model: which model; a name is enough.
         cam: what to compute; an artifact has its own.
+        spec: method, layers and fusion by one name: ``combicam``, ``combicam+``,
+            ``pytorch-grad-cam`` or ``torchcam``; or a JSON file of ``combicam recommend``. Options
+            of the method that are not at their defaults override it.
         compute: device, precision and backend.
         decode: how images are decoded.
         storage: which results are stored.
@@ -172,12 +175,15 @@ class RunConfig:
     retry_failed: bool = False
     max_failures: str | None = None
     progress: bool = True
+    spec: str | None = None
 
     def __post_init__(self) -> None:
         if not str(self.input):
             raise ValueError("RunConfig: expected input as a folder, glob, list or tars, got ''")
         if isinstance(self.model, str):
             object.__setattr__(self, "model", ModelConfig(self.model))
+        if self.spec is not None:
+            object.__setattr__(self, "cam", self.cam.overriding(CamSpec.read(self.spec)))
         location(self.input)  # raises for unsupported URLs
         object.__setattr__(self, "input", str(self.input))
         object.__setattr__(self, "output", location(self.output))
