@@ -22,19 +22,24 @@ from combicam.engine.evaluation.bootstrap import intervals
 from combicam.engine.evaluation.metrics import Metrics, MetricSettings
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
+from combicam.export.spec import CamSpec
 from combicam.kernels.combine import combine_reference
 
 COMBI = "Combi-CAM (all blocks)"
 SCORE_CAM = "Score-CAM, last block"
 METRICS = ("pointing", "energy", "best_iou", "deletion", "insertion", "drop")
-# Row -> method and layers; Grad-CAM's rows come from one explanation that keeps its layers.
-OTHERS = {
-    "Grad-CAM++, last block": ("gradcam++", "last"),
-    "LayerCAM, last block": ("layercam", "last"),
-    "HiResCAM, last block": ("hirescam", "last"),
-    SCORE_CAM: ("scorecam", "last"),
-    "LayerCAM, all blocks": ("layercam", "blocks"),
-    "HiResCAM, all blocks": ("hirescam", "blocks"),
+# Row -> spec; Grad-CAM's rows come from one explanation that keeps its layers.
+PLUS = "combicam+"
+OTHERS: dict[str, CamSpec] = {
+    "Grad-CAM++, last block": CamSpec("last", "gradcam++"),
+    "LayerCAM, last block": CamSpec("last", "layercam"),
+    "HiResCAM, last block": CamSpec("last", "hirescam"),
+    SCORE_CAM: CamSpec("last", "scorecam"),
+    "LayerCAM, all blocks": CamSpec("blocks", "layercam"),
+    "HiResCAM, all blocks": CamSpec("blocks", "hirescam"),
+    "Grad-CAM, all blocks, gated": CamSpec(fuse="gated"),
+    "LayerCAM, all blocks, gated": CamSpec("blocks", "layercam", fuse="gated"),
+    PLUS: CamSpec.preset("combicam+"),
 }
 Columns = dict[str, dict[str, NDArray[np.float64]]]
 
@@ -42,7 +47,7 @@ Columns = dict[str, dict[str, NDArray[np.float64]]]
 @dataclass(frozen=True)
 class ClaimConfig:
     """Pointing, energy, IoU, deletion and insertion of CAM methods, on postcards whose evidence is
-    known, with bootstrap intervals and paired differences to Combi-CAM.
+    known, with bootstrap intervals and paired differences to Combi-CAM; or the like on photographs.
 
     Args:
         images: postcards; the network was trained on others.
@@ -56,7 +61,11 @@ class ClaimConfig:
         threads: of torch.
         budget: seconds after which no further batch is begun; a batch has every cell once.
         seed: of the first postcard; training used seeds below 1,000,000.
-        output: where the JSON goes.
+        photos: folder of photographs to measure instead of postcards, see
+            benchmarks.photo_claim; ``steps`` and ``threads`` hold there, too.
+        networks: that explain the photographs; default: all of benchmarks.photos.
+        output: where the JSON goes; default: claim-cpu.json or claim-photos-cpu.json among the
+            results.
     """
 
     images: int = 2016
@@ -69,7 +78,9 @@ class ClaimConfig:
     threads: int = 1
     budget: float = float("inf")
     seed: int = 4_000_000
-    output: Path = Path("benchmarks/results/claim-cpu.json")
+    photos: Path | None = None
+    networks: tuple[str, ...] = ()
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         if self.images < 2 or self.batch < 2:
@@ -84,10 +95,7 @@ def claim(config: ClaimConfig, say: Callable[[str], None]) -> dict[str, Any]:
     started = time.perf_counter()
     model = load()
     cams = Explainer(model, keep_layers=True)
-    others = {
-        name: Explainer(model, method=method, layers=layers)
-        for name, (method, layers) in OTHERS.items()
-    }
+    others = {name: Explainer(model, **spec.to_dict()) for name, spec in OTHERS.items()}
     settings = MetricSettings(steps=config.steps, tolerance=config.tolerance)
     metrics = Metrics(cams.score_network, model.preprocess, settings, batch_size=64)
     rows, right, probability, evidence = _Rows(), [], [], []
@@ -108,7 +116,11 @@ def claim(config: ClaimConfig, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"  {done} of {config.images} postcards, {time.perf_counter() - started:.0f} s")
     return {
         "env": environment(),
-        "settings": {name: _plain(value) for name, value in asdict(config).items()},
+        "settings": {
+            name: _plain(value)
+            for name, value in asdict(config).items()
+            if name not in ("photos", "networks", "output")
+        },
         "metrics": asdict(settings),
         "images": done,
         "network": {

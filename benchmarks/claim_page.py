@@ -50,6 +50,36 @@ def claim_table(record: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+PHOTO_SHOWN = {
+    "grid_energy": "grid energy ↑",
+    "grid_maximum": "maximum ↑",
+    "deletion": "deletion ↓",
+    "insertion": "insertion ↑",
+    "sensitivity": "sensitivity ↑",
+}
+
+
+def photo_table(record: dict[str, Any]) -> str:
+    """Markdown: a table for each network."""
+    parts = []
+    for network, found in record["networks"].items():
+        fastest = min(found["explain_s"].values())
+        caption = (
+            f"**EfficientNet-{network.capitalize()}**, {found['images']} photographs, "
+            f"{found['mosaics']} mosaics; intervals and marks as above; time of an explanation "
+            "relative to the fastest."
+        )
+        head = f"| map | {' | '.join(PHOTO_SHOWN.values())} | time |"
+        lines = [head, "|---" * (len(PHOTO_SHOWN) + 2) + "|"]
+        for name, metrics in found["maps"].items():
+            cells = [_cell(metric, metrics[metric]) for metric in PHOTO_SHOWN]
+            cost = found["explain_s"].get(name)
+            cells.append(f"{cost / fastest:.1f}" if cost else "")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        parts += [caption, "\n".join(lines)]
+    return "\n\n".join(parts)
+
+
 def _images(metrics: dict[str, Any]) -> tuple[int, int]:
     """How many postcards were looked at, and how many had pixels removed."""
     return metrics["pointing"]["images"], metrics.get("deletion", {"images": 0})["images"]

@@ -38,21 +38,29 @@ class Photo:
     x: Tensor
 
 
-def photos(folder: Path, model: LoadedModel, half: str) -> list[Photo]:
-    """The photographs of one half, in an order that depends on their names only.
+def half_of(folder: Path, half: str) -> list[Path]:
+    """The files of one half, in an order that depends on their names only.
 
     Args:
         folder: of images.
-        model: whose preprocessing decodes them.
         half: ``tune`` or ``report``.
     """
-    entries = {zlib.crc32(e.id.encode()): e for e in list_inputs(str(folder))}
-    chosen = [entries[key] for key in sorted(entries) if key % 2 == HALVES.index(half)]
+    names = {zlib.crc32(entry.id.encode()): entry.id for entry in list_inputs(str(folder))}
+    return [folder / names[key] for key in sorted(names) if key % 2 == HALVES.index(half)]
+
+
+def photos(folder: Path, model: LoadedModel, half: str) -> list[Photo]:
+    """The photographs of one half as the model's inputs.
+
+    Args:
+        folder, half: as for :func:`half_of`.
+        model: whose preprocessing decodes them.
+    """
     found = []
-    for entry in chosen:
-        pixels = decode_image(Path(folder, entry.id).read_bytes(), model.preprocess).pixels
+    for path in half_of(folder, half):
+        pixels = decode_image(path.read_bytes(), model.preprocess).pixels
         x = model.preprocess.normalize(torch.from_numpy(pixels)[None])[0].float()
-        found.append(Photo(entry.id, pixels, x))
+        found.append(Photo(path.name, pixels, x))
     return found
 
 

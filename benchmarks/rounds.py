@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.claim import ClaimConfig, claim
-from benchmarks.claim_page import claim_table
+from benchmarks.claim_page import claim_table, photo_table
 from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
 from benchmarks.designs import DesignsConfig, designs
 from benchmarks.geo import GeoBenchmark, geo, geo_table
@@ -17,6 +17,8 @@ from benchmarks.harness import RESULTS, say, write, write_json
 from benchmarks.kernels import KernelsConfig, run_kernels
 from benchmarks.memory import peak_mib_of
 from benchmarks.peers import PeersConfig, peers, peers_table
+from benchmarks.photo_claim import PhotoClaimConfig, photo_claim
+from benchmarks.photos import NETWORKS
 from benchmarks.pipeline import PipelineConfig, pipeline
 from benchmarks.pipeline_page import pipeline_table
 from benchmarks.scaling import ScalingConfig, scaling
@@ -46,10 +48,19 @@ def run_pipeline(config: PipelineConfig) -> None:
 
 def run_claim(config: ClaimConfig) -> None:
     """What the maps are worth, not how fast they are."""
-    record = claim(config, say)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{claim_table(record)}\n\nwritten: {config.output}", flush=True)
+    if config.photos is None:
+        record, table = claim(config, say), claim_table
+    else:
+        networks = config.networks or tuple(NETWORKS)
+        photos = PhotoClaimConfig(
+            config.photos, networks, steps=config.steps, threads=max(2, config.threads)
+        )
+        record, table = photo_claim(photos, say), photo_table
+    name = "claim-cpu.json" if config.photos is None else "claim-photos-cpu.json"
+    output = config.output or RESULTS / name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\n{table(record)}\n\nwritten: {output}", flush=True)
 
 
 def run_designs(config: DesignsConfig) -> None:

@@ -100,6 +100,7 @@ VIEWS: dict[str, View] = {
     "geo": _of_rows(geo_table),
     "scaling": _of_rows(scaling_page.scaling_table),
     "claim": claim_page.claim_table,
+    "photos": claim_page.photo_table,
 }
 # Plots are not compared: their bytes depend on matplotlib's version.
 PLOTS: dict[str, tuple[str, Callable[[Record, Path], None]]] = {

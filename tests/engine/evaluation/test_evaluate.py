@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from combicam import EvaluateConfig, MetricSettings, ModelConfig, cli, open_run
+from combicam.engine.evaluation import evaluate as evaluation_module
 from combicam.engine.evaluation.evaluate import evaluate
 from combicam.engine.evaluation.masks import read_evidence
 from combicam.engine.evaluation.methods import check_network, contestants
@@ -284,3 +285,41 @@ def test_an_exported_file_has_one_computation() -> None:
     config = EvaluateConfig("photos", ModelConfig("model.onnx"), methods=("gradcam",))
     with pytest.raises(ValueError, match="which has one fixed method"):
         contestants(config, None)
+
+
+def test_a_stopped_evaluation_goes_on(planet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluated(output: str) -> dict[str, object]:
+        arguments = ["evaluate", str(planet / "photos"), "-m", MODEL, "-o", str(planet / output)]
+        arguments += ["--layers", "3", "--steps", "3", "-b", "2", "--no-progress"]
+        cli.main([*arguments, "--grid", "2", "--grid-confidence", "0", "--mosaics", "1"])
+        rows = pq.read_table(planet / output / "evaluation.parquet").to_pylist()
+        return {
+            row["id"]: {k: v for k, v in row.items() if not k.endswith("explain_s")} for row in rows
+        }
+
+    calls: list[list[str]] = []
+    batch = evaluation_module._Evaluator.batch
+    stop_at = 2
+
+    def stopping(self: object, images: list[object]) -> None:
+        calls.append([image.row["id"] for image in images])  # type: ignore[attr-defined]
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        batch(self, images)  # type: ignore[arg-type]
+
+    whole = evaluated("whole")
+    monkeypatch.setattr(evaluation_module._Evaluator, "batch", stopping)
+    with pytest.raises(SystemExit):
+        evaluated("stopped")
+    kept = planet / "stopped" / "evaluation.partial.jsonl"
+    assert len(kept.read_text().splitlines()) == 1 + 2
+    stop_at = 0
+    again = evaluated("stopped")
+    assert calls[0] not in calls[2:] and len(calls) == 4  # the first batch is not measured again
+    assert list(again) == list(whole) and again == whole
+    assert not kept.exists()
+    mosaics = [
+        json.loads((planet / name / "evaluation.json").read_text())["mosaics"]
+        for name in ("whole", "stopped")
+    ]
+    assert mosaics[0] == mosaics[1]
