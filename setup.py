@@ -40,12 +40,14 @@ PHOTOS = [
     "scikit-image>=0.24",
     "timm>=1.0.9",
 ]
+OPENVINO = ["openvino>=2026.4"]
 RAY = ["ray[data]>=2.40"]
 # The site needs MkDocs 1: Material does not run on 2.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
 TEST = [
     *MODELS,
     *PHOTOS,
+    *OPENVINO,
     *RAY,
     *SERVING,
     *METRICS,
@@ -104,6 +106,7 @@ setup(
         "models": MODELS,
         "serving": SERVING,
         "ray": RAY,
+        "openvino": OPENVINO,
         "photos": PHOTOS,
         "metrics": METRICS,
         "s3": S3,

@@ -33,7 +33,7 @@ from combicam.engine.explain.artifact_export import natural_noise
 from combicam.export.trace.probe import LayerInfo
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-BACKENDS = ("eager", "torchscript", "onnxruntime", "compile", "aoti")
+BACKENDS = ("eager", "torchscript", "onnxruntime", "openvino", "compile", "aoti")
 PEERS = (*LIBRARIES, *(f"combicam, {backend}" for backend in BACKENDS))
 TOLERANCE = 1e-2  # between our backends
 _CHECKED = 4

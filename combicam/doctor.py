@@ -41,6 +41,7 @@ EXTRAS = {
     "gs": "gcsfs",
     "metrics": "prometheus-client",
     "fiftyone": "fiftyone",
+    "openvino": "openvino",
     "gpu-decode": "nvidia-nvimgcodec-cu13",
 }
 _VERSIONS = ("torch", "triton", "onnx", "onnxruntime-gpu", "onnxruntime", "pyarrow", "pillow")
@@ -142,7 +143,8 @@ def _backends(names: tuple[str, ...]) -> Iterator[Finding]:
         return f"ready in {ready:.1f} s, heatmaps differ by {worst:.1g}"
 
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for backend in names:
+        has_openvino = device == "cpu" and _version("openvino")
+        for backend in (*names, "openvino") if has_openvino else names:
             yield _tried(
                 f"{backend}, {device}",
                 partial(explained, backend, device),

@@ -1,8 +1,9 @@
-"""Execute a joint graph: torch eager or compiled, TorchScript, ONNX Runtime, AOTInductor."""
+"""Execute a joint graph: torch, eager or compiled, or in the runtime of an artifact."""
 
 from __future__ import annotations
 
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
 from combicam.export.trace.snapshot import no_autocast
 from combicam.export.trace.trace import JointGraph
+from combicam.requirements import require
 
-BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "aoti")
+BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "openvino", "aoti")
 # A joint graph as a function: images[, targets] -> outputs, on the backend's device.
 Execute = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -99,6 +101,37 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
     return execute
 
 
+def openvino_backend(path: Path, device: torch.device) -> Execute:
+    """Run an ONNX file in OpenVINO, on the CPU, in float32 if the file is.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+        ArtifactError: it cannot be loaded, or another device than the CPU.
+    """
+    openvino = require("openvino", extra="openvino", operation="backend 'openvino'")
+    if device.type != "cpu":
+        raise ArtifactError(
+            f"openvino: expected device 'cpu', got {str(device)!r}; use backend 'onnxruntime'"
+        )
+    try:
+        # Without the hint it computes in bfloat16 on CPUs that have it.
+        compiled = openvino.Core().compile_model(
+            str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+    except RuntimeError as error:
+        raise ArtifactError(f"artifact: {path} cannot be loaded ({first_line(error)})") from error
+    requests = threading.local()  # a request serves one call at a time
+
+    def execute(inputs: Sequence[Tensor]) -> list[Tensor]:
+        if not hasattr(requests, "mine"):
+            requests.mine = compiled.create_infer_request()
+        feed = [np.ascontiguousarray(t.cpu().numpy()) for t in inputs]
+        found = requests.mine.infer(dict(enumerate(feed)), share_inputs=True)
+        return [torch.from_numpy(np.array(found[output])) for output in compiled.outputs]
+
+    return execute
+
+
 def aoti_backend(path: Path, device: torch.device) -> Execute:
     """Run an AOTInductor package, on the type of device that it was compiled for.
 
@@ -125,9 +158,12 @@ def aoti_backend(path: Path, device: torch.device) -> Execute:
         ) from error
 
 
+# Backends that run the ONNX file; its graph differs from the others'.
+ONNX_BACKENDS = ("onnxruntime", "openvino")
 LOADERS = {
     "torchscript": torchscript_backend,
     "onnxruntime": onnxruntime_backend,
+    "openvino": openvino_backend,
     "aoti": aoti_backend,
 }
 
@@ -139,7 +175,7 @@ def file_backend(joint: JointGraph, backend: str, device: torch.device) -> Execu
         ValueError: a dtype that the format cannot store.
         TraceError: the graph cannot be written in this format.
     """
-    suffix, form = next((s, form) for s, form in FORMATS.items() if form.runtime == backend)
+    suffix, form = next((s, form) for s, form in FORMATS.items() if backend in form.runtimes)
     check_dtype(suffix, joint.signature.dtype)
     with tempfile.TemporaryDirectory(prefix="combicam-") as folder:
         path = Path(folder) / f"graph{suffix}"
@@ -154,10 +190,10 @@ def artifact_backend(path: Path, backend: str, device: torch.device) -> Execute:
         ValueError: a backend that does not run such files.
         ArtifactError: it cannot be loaded.
     """
-    fitting = artifact_format(path).runtime
-    if backend not in ("auto", fitting):
+    fitting = artifact_format(path).runtimes
+    if backend not in ("auto", *fitting):
         raise ValueError(
-            f"Explainer.load: expected backend 'auto' or {fitting!r} for {path.suffix}, "
-            f"got {backend!r}"
+            f"Explainer.load: expected backend 'auto' or {' or '.join(map(repr, fitting))} for "
+            f"{path.suffix}, got {backend!r}"
         )
-    return LOADERS[fitting](path, device)
+    return LOADERS[fitting[0] if backend == "auto" else backend](path, device)

@@ -14,8 +14,8 @@ class ComputeConfig:
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA if available.
         amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
-        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
-            eager, or the runtime of the artifact.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``, ``aoti``;
+            ``auto`` is eager, or the usual runtime of the artifact.
         chunk: of ``scorecam``, masked images per pass; None for as many as easily fit into memory.
         cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
             ``onnxruntime`` or ``scorecam``.

@@ -63,8 +63,8 @@ class Explainer:
             :class:`~combicam.export.spec.CamSpec`.
         device: default: that of the model.
         dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
-        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``aoti``; ``auto`` is
-            eager. ``compile`` and ``aoti`` need a C++ compiler.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``,
+            ``aoti``; ``auto`` is eager. ``compile`` and ``aoti`` need a C++ compiler.
         chunk: of ``scorecam``, masked images per pass; default: as many as easily fit into memory.
             It changes results only by rounding, and is halved when memory is short.
         keep_layers: also return every layer's map.

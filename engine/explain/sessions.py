@@ -13,6 +13,7 @@ from torch import nn
 
 from combicam.engine.explain.backends import (
     LOADERS,
+    ONNX_BACKENDS,
     Execute,
     artifact_backend,
     compile_backend,
@@ -69,7 +70,8 @@ class ModelSession:
     Args:
         module: a snapshot of the model.
         spec, input_size, keep_layers: what to trace.
-        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime`` or ``aoti``.
+        backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino`` or
+            ``aoti``.
         device: of the model.
         chunk: of ``scorecam``, masked images per pass.
     """
@@ -135,7 +137,7 @@ class ModelSession:
         return self._top_joint().output_names
 
     def _top_joint(self) -> JointGraph:
-        return self.joint(self.top, for_onnx=self.backend == "onnxruntime")
+        return self.joint(self.top, for_onnx=self.backend in ONNX_BACKENDS)
 
     def joint(self, request: Request, for_onnx: bool = False) -> JointGraph:
         """The joint graph for a request; traced at its first use.
@@ -172,7 +174,7 @@ class ModelSession:
     def _start(self, request: Request) -> Execute:
         if self.score_cam is not None:
             return self.score_cam.execute(request.target_input, request.count)
-        joint = self.joint(request, for_onnx=self.backend == "onnxruntime")
+        joint = self.joint(request, for_onnx=self.backend in ONNX_BACKENDS)
         if self.backend in LOADERS:
             return file_backend(joint, self.backend, self.device)
         return compile_backend(joint) if self.backend == "compile" else eager_backend(joint)

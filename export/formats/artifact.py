@@ -122,7 +122,7 @@ class Format:
 
     Attributes:
         name: of the format, for messages.
-        runtime: the backend that runs it.
+        runtimes: the backends that run it, the usual one first.
         write: writes a joint graph and its description to a file.
         read: reads the description of a file, or returns None.
         is_compiled: for one device, so it may keep our operators; otherwise it is portable.
@@ -130,7 +130,7 @@ class Format:
     """
 
     name: str
-    runtime: str
+    runtimes: tuple[str, ...]
     write: Callable[[JointGraph, Path, str], None]
     read: Callable[[Path], str | None]
     is_compiled: bool = False
@@ -145,10 +145,14 @@ def _read_onnx(path: Path) -> str | None:
 NO_BFLOAT16 = "ONNX has no bfloat16 convolution before opset 22, nor has ONNX Runtime on CPUs"
 FORMATS = {
     ".onnx": Format(
-        "ONNX", "onnxruntime", write_onnx, _read_onnx, refuses=(("bfloat16", NO_BFLOAT16),)
+        "ONNX",
+        ("onnxruntime", "openvino"),
+        write_onnx,
+        _read_onnx,
+        refuses=(("bfloat16", NO_BFLOAT16),),
     ),
-    ".ts": Format("TorchScript", "torchscript", write_torchscript, read_torchscript),
-    ".pt2": Format("AOTInductor", "aoti", write_aoti, read_aoti, is_compiled=True),
+    ".ts": Format("TorchScript", ("torchscript",), write_torchscript, read_torchscript),
+    ".pt2": Format("AOTInductor", ("aoti",), write_aoti, read_aoti, is_compiled=True),
 }
 SUFFIXES = tuple(FORMATS)
 

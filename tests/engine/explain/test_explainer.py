@@ -209,6 +209,7 @@ def test_threads_share_one_explainer(explainer: Explainer, postcards: Draw) -> N
     [
         "torchscript",
         "onnxruntime",
+        "openvino",
         pytest.param("compile", marks=pytest.mark.slow),
         pytest.param("aoti", marks=pytest.mark.slow),
     ],
@@ -216,7 +217,7 @@ def test_threads_share_one_explainer(explainer: Explainer, postcards: Draw) -> N
 def test_backends_agree(
     backend: str, explainer: Explainer, demo_model: LoadedModel, postcards: Draw
 ) -> None:
-    other = Explainer(demo_model, targets=2, backend=backend)
+    other = Explainer(demo_model, targets=2, backend=backend, device="cpu")
     for count in (3, 1):
         images = postcards(count, 60)
         ours, theirs = other(images), explainer(images)
