@@ -22,6 +22,7 @@ from combicam.engine.evaluation.bootstrap import intervals
 from combicam.engine.evaluation.metrics import Metrics, MetricSettings
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.score_network import score_network
 from combicam.export.spec import CamSpec
 from combicam.kernels.combine import combine_reference
 
@@ -96,8 +97,9 @@ def claim(config: ClaimConfig, say: Callable[[str], None]) -> dict[str, Any]:
     model = load()
     cams = Explainer(model, keep_layers=True)
     others = {name: Explainer(model, **spec.to_dict()) for name, spec in OTHERS.items()}
-    settings = MetricSettings(steps=config.steps, tolerance=config.tolerance)
-    metrics = Metrics(cams.score_network, model.preprocess, settings, batch_size=64)
+    settings = MetricSettings(steps=config.steps, tolerance=config.tolerance, regions=0)
+    scores = score_network(cams.session, by_onnxruntime=True)  # type: ignore[arg-type]
+    metrics = Metrics(scores, model.preprocess, settings, batch_size=64)
     rows, right, probability, evidence = _Rows(), [], [], []
     done = 0
     for start, images, masks, cells in _postcards(config):

@@ -63,7 +63,6 @@ FUSIONS: dict[str, Fusion] = {
     "sum, layers normalised": lambda m: _total(_each(m)),
     "gated": lambda m: _unit(m[-1]) * _unit(_total(m)),
     "gated, layers normalised": lambda m: _unit(m[-1]) * _unit(_total(_each(m))),
-    "gated by the root, layers normalised": lambda m: _unit(m[-1]).sqrt() * _unit(_total(_each(m))),
     "gated by the square, layers normalised": lambda m: (
         _unit(m[-1]).square() * _unit(_total(_each(m)))
     ),
@@ -71,7 +70,7 @@ FUSIONS: dict[str, Fusion] = {
     "geometric mean": _geometric,
     "squared": lambda m: _unit(m[-1]).square(),
 }
-METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "elementwise", "layercam")
+METHODS = ("gradcam", "gradcam++", "hirescam", "layercam")
 REFERENCES = ("gradcam last sum", "gradcam blocks sum")
 
 
@@ -117,7 +116,7 @@ def designs(config: DesignsConfig, say: Callable[[str], None]) -> dict[str, Any]
         worlds["postcards"] = _on_postcards(config)
         say(f"  postcards, {time.perf_counter() - started:.0f} s")
     for network in config.networks if config.photos else ():
-        worlds[network] = _on_photos(config, network)
+        worlds[network] = _on_photos(config, network, say)
         say(f"  {network}, {time.perf_counter() - started:.0f} s")
     return {
         "env": environment(),
@@ -200,7 +199,7 @@ def _on_postcards(config: DesignsConfig) -> Columns:
     return columns
 
 
-def _on_photos(config: DesignsConfig, network: str) -> Columns:
+def _on_photos(config: DesignsConfig, network: str, say: Callable[[str], None]) -> Columns:
     assert config.photos is not None
     model = NETWORKS[network]()
     every = _Designs(config, model)
@@ -217,6 +216,7 @@ def _on_photos(config: DesignsConfig, network: str) -> Columns:
         for name, maps in every(x, targets):
             _add(columns, name, metrics.measure(subject, maps[:, 0]))
         _add(columns, "edges", metrics.measure(subject, edge_baseline(x)))
+        say(f"  {network}: {start + len(x)} photographs")
     side = tuple(2 * n for n in model.preprocess.input_size)
     larger = every.sized(side)  # type: ignore[arg-type]
     for x, targets in photo_mosaics(half, scores, config.mosaics):
@@ -233,7 +233,7 @@ def _summary(columns: Columns) -> dict[str, Any]:
         for metric, values in metrics.items():
             own = np.array(values)
             kinds: list[NDArray[np.float64]] = [own]
-            kinds += [own - np.array(columns[r].get(metric, own)) for r in REFERENCES]
+            kinds += [own - np.array(columns.get(r, {}).get(metric, own)) for r in REFERENCES]
             found = [asdict(i) for i in intervals(np.stack(kinds, 1), 400)]
             record.setdefault(name, {})[metric] = found[0] | {
                 f"minus {reference}": row
