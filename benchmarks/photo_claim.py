@@ -58,8 +58,8 @@ class PhotoClaimConfig:
 
     photos: Path
     networks: tuple[str, ...] = tuple(NETWORKS)
-    images: int = 150
-    mosaics: int = 100
+    images: int = 60
+    mosaics: int = 25
     steps: int = 10
     threads: int = 2
 

@@ -53,7 +53,7 @@ def run_claim(config: ClaimConfig) -> None:
     else:
         networks = config.networks or tuple(NETWORKS)
         photos = PhotoClaimConfig(
-            config.photos, networks, steps=config.steps, threads=max(2, config.threads)
+            config.photos, networks, steps=config.steps, threads=config.threads
         )
         record, table = photo_claim(photos, say), photo_table
     name = "claim-cpu.json" if config.photos is None else "claim-photos-cpu.json"

@@ -26,13 +26,14 @@ from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
 
 MODEL = "combicam.demo.photo_models:lite0"
-# What to use for photographs: the fine grid of all blocks, at the place that the last one knows.
-BEST = CamSpec(fuse="gated")
+# What to use for photographs, by its name.
+PRESET = "combicam+"
+BEST = CamSpec.preset(PRESET)
 # Title, second line, and spec of the columns after the input.
 COLUMNS = (
     ("Grad-CAM", "last block", CamSpec(layers="last")),
     ("Combi-CAM", "all blocks, summed", CamSpec()),
-    ("Combi-CAM, gated", "the sum, within the last block", BEST),
+    (PRESET, "LayerCAM of stages, gated", BEST),
 )
 FOOTER = "EfficientNet-Lite0, trained on ImageNet. Photographs: CC0 and public domain"
 TOP = 3
@@ -88,13 +89,7 @@ def by_hand(folder: Path) -> list[str]:
     Args:
         folder: of the demo.
     """
-    known = CamSpec().to_dict()
-    cam = [
-        f" --{name.replace('_', '-')} {value}"
-        for name, value in BEST.to_dict().items()
-        if value != known[name]
-    ]
-    model = f"-m {MODEL}{''.join(cam)}"
+    model = f"-m {MODEL} --spec {PRESET}"
 
     def path(name: str) -> str:
         return shlex.quote(str(folder / name))

@@ -111,7 +111,7 @@ def _named(specs: Mapping[str, CamSpec]) -> dict[str, CamSpec]:
 def _name(spec: CamSpec, with_fuse: bool = False, with_normalize: bool = False) -> str:
     """Name of a map in columns, such as ``gradcam_blocks``: letters, digits and underscores."""
     layers = spec.layers if isinstance(spec.layers, str) else "_".join(spec.layers)
-    words = [spec.method.replace("+", "p"), layers.replace("*", "all")]
+    words = [spec.method, layers.replace("*", "all")]
     words += [spec.fuse] if with_fuse else []
     words += [spec.normalize] if with_normalize else []
     return word("_".join(words))
@@ -119,7 +119,7 @@ def _name(spec: CamSpec, with_fuse: bool = False, with_normalize: bool = False) 
 
 def word(name: str) -> str:
     """A map's name as it stands in columns."""
-    return re.sub(r"\W+", "_", name)
+    return re.sub(r"\W+", "_", name.replace("+", "p"))
 
 
 def _of_run(run: OpenRun | None) -> CamSpec:

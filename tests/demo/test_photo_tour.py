@@ -85,7 +85,7 @@ def test_the_command_and_those_that_it_prints(capsys: pytest.CaptureFixture[str]
     assert len({row["class_name"] for row in rows}) == 3
     assert len(list((out / "run" / "overlays").iterdir())) == len(PHOTOGRAPHS)
     commands = [line.strip() for line in printed.splitlines() if line.startswith("  combicam ")]
-    assert commands == by_hand(out) and "--fuse gated" in commands[0]
+    assert commands == by_hand(out) and "--spec combicam+" in commands[0]
     for command in commands:
         cli.main(shlex.split(command)[1:])
     assert len(list((out / "overlays").iterdir())) == 3

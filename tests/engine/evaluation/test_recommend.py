@@ -11,9 +11,15 @@ from PIL import Image
 
 from combicam import CamSpec, cli
 from combicam.demo.planet import postcard
+from combicam.engine.evaluation.methods import word
 from combicam.engine.evaluation.recommend import CANDIDATES, rank
 
 SPECS = {name: CANDIDATES[name] for name in ("combicam", "combicam+", "gradcam last")}
+
+
+def test_names_can_be_told_apart_in_columns() -> None:
+    assert len({word(name) for name in CANDIDATES}) == len(CANDIDATES)
+    assert len(set(CANDIDATES.values())) == len(CANDIDATES)
 
 
 def values(*means: float, spread: float = 0.01) -> dict[str, np.ndarray]:
