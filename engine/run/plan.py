@@ -84,4 +84,5 @@ def fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
         "fast_scale": decode.fast_scale,
         **({"decoder": "gpu"} if decode.decoder == "gpu" else {}),
         **({"tolerant": True} if decode.tolerant else {}),
+        **config.selection.to_dict(),
     }

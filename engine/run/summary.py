@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +31,7 @@ class RunSummary:
         halvings: how often the batch was halved because memory was short.
         overlays: PNG files that were drawn.
         accuracy: of the predicted locations; None without ground truth.
+        ignored: what the listing left out: suffix, or reason -> number of files.
     """
 
     run: Path
@@ -46,6 +47,7 @@ class RunSummary:
     halvings: int
     overlays: tuple[Path, ...] = ()
     accuracy: Accuracy | None = None
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write JSON atomically; paths are relative to the run."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from combicam.engine.inputs.manifest import Manifest
@@ -14,7 +15,6 @@ from combicam.engine.run.directory import committed_shards
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.records import statuses_by_shard
 from combicam.engine.run.stage_times import StageTimes
-from combicam.engine.shards.status import OK
 from combicam.engine.storage.paths import read_parquet
 
 
@@ -113,20 +113,20 @@ def committed_rows(run: RunLayout, work: ShardWork) -> CommittedRows | None:
     return CommittedRows(table.take(stay), stay.tolist())
 
 
-def work_left(run: RunLayout, manifest: Manifest, retry_failed: bool) -> list[ShardWork]:
-    """The missing shards and, if requested, the failed rows of the others.
+def work_left(run: RunLayout, manifest: Manifest, retried: Collection[str]) -> list[ShardWork]:
+    """The missing shards and, if requested, failed rows of the others.
 
     Args:
         run: paths of the run.
         manifest: of the run.
-        retry_failed: retry rows whose status is not ok.
+        retried: the statuses of rows to try again.
     """
     committed = committed_shards(run)
     work = [ShardWork(index) for index in range(manifest.shards) if index not in committed]
-    if retry_failed:
+    if retried:
         for shard, statuses in statuses_by_shard(run, committed, repair=True).items():
-            if set(statuses) - {OK}:
+            if set(statuses) & set(retried):
                 status = read_parquet(run.shard(shard), ["status"]).column(0)
-                failed = pc.indices_nonzero(pc.not_equal(status, OK)).to_pylist()
-                work.append(ShardWork(shard, tuple(failed)))
+                failed = pc.indices_nonzero(pc.is_in(status, pa.array(sorted(retried))))
+                work.append(ShardWork(shard, tuple(failed.to_pylist())))
     return sorted(work, key=lambda item: item.index)

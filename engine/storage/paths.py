@@ -144,6 +144,29 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     return [contents[name].decode() for name in names]
 
 
+def read_heads(paths: Sequence[Path], size: int) -> list[bytes]:
+    """The first bytes of files of the same file system or store; none of one that is not readable.
+
+    Args:
+        paths: of files; those of a store are read concurrently.
+        size: number of bytes.
+    """
+    if paths and is_remote(paths[0]):
+        stores: Sequence[Any] = paths
+        names, starts, ends = [p.path for p in stores], [0] * len(paths), [size] * len(paths)
+        found = stores[0].fs.cat_ranges(names, starts, ends, on_error="return")
+        return [head if isinstance(head, bytes) else b"" for head in found]
+    return [_head(path, size) for path in paths]
+
+
+def _head(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 def read_range(path: Path, start: int | None = None, stop: int | None = None) -> bytes:
     """Read an object of a store, or a range of its bytes.
 
