@@ -17,6 +17,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"
 HEAD = 64  # bytes that tell formats apart
 _BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_BMP_HEADERS = {bytes([size, 0, 0, 0]) for size in (12, 40, 108, 124)}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT = {b"tEXt", b"zTXt", b"iTXt"}
 _EXIF = b"Raw profile type exif"
@@ -36,24 +37,19 @@ class TooLargeError(DecodeError):
         self.size = size
 
 
-def looks_like_image(head: bytes) -> bool:
-    """Whether a file's first :data:`HEAD` bytes are those of an image.
+def image_format(head: bytes) -> str | None:
+    """The format of a file by its first :data:`HEAD` bytes, such as ``JPEG``; None for no image.
 
     PPM is left out: its two letters also begin texts.
     """
     if head.startswith(b"BM"):  # two letters, too; but a header of known size follows
-        return head[6:10] == bytes(4) and head[14:18] in {
-            bytes([n, 0, 0, 0]) for n in (12, 40, 108, 124)
-        }
+        return "BMP" if head[6:10] == bytes(4) and head[14:18] in _BMP_HEADERS else None
     Image.init()
-    known = (
-        Image.OPEN[name][1] for name in FORMATS if name not in ("PPM", "BMP") and name in Image.OPEN
-    )
-    return (
-        _is_heif(head)
-        or head.startswith(_JXL)
-        or any(accept is not None and bool(accept(head[:16])) for accept in known)
-    )
+    for name in FORMATS:
+        _, accept = Image.OPEN.get(name, (None, None))
+        if name not in ("PPM", "BMP") and accept is not None and accept(head[:16]):
+            return name
+    return "HEIF" if _is_heif(head) else "JXL" if head.startswith(_JXL) else None
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:

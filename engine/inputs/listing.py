@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from combicam.engine.images.formats import HEAD, looks_like_image
+from combicam.engine.images.formats import HEAD, image_format
 from combicam.engine.inputs.entry import Entry, path_uri, printable
 from combicam.engine.inputs.lists import (
     LIST_SUFFIXES,
@@ -140,7 +140,7 @@ class _Found:
     def _look(self, paths: list[Path]) -> None:
         """Look at the first bytes of files without a suffix."""
         for path, head in zip(paths, read_heads(paths, HEAD), strict=True):
-            if looks_like_image(head):
+            if image_format(head) is not None:
                 self.images.append(_encoded(path))
             else:
                 self._tally.leave_out(path.name)

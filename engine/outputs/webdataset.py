@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from combicam.engine.images.formats import HEAD, image_format
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.run.open_run import open_run
@@ -75,13 +76,15 @@ def _files(shard: ShardData, row: int, entry: Entry | None) -> Iterator[tuple[st
         Image.fromarray(heatmap).save(buffer, "PNG")
         yield f"heatmap{k}.png", buffer.getvalue()
     if entry is not None:
-        # An id need not be a file name, except for a tar's member.
-        name = entry.uri if entry.offset is None else entry.id.rpartition("::")[2]
-        suffix = Path(name).suffix.lower().lstrip(".") or "bin"
         try:
-            yield suffix, entry.read()
+            data = entry.read()
         except OSError:
             return  # deleted since; the sample has its path
+        # An id need not be a file name, except for a tar's member; in tables images have no names.
+        name = entry.uri if entry.offset is None else entry.id.rpartition("::")[2]
+        in_table = entry.offset is not None and entry.size is None
+        suffix = "" if in_table else Path(name).suffix.lower().lstrip(".")
+        yield suffix or (image_format(data[:HEAD]) or "bin").lower(), data
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -107,6 +107,9 @@ class RunDirectory:
             self._check(fingerprint)
         if not is_remote(self.path):
             self.layout.shards.mkdir(exist_ok=True)
+            self.layout.records.mkdir(exist_ok=True)
+            for left in self.layout.shards.glob(".*.tmp"):  # of earlier versions that were killed
+                left.unlink()
         return is_new
 
     def _check(self, fingerprint: dict[str, Any]) -> None:

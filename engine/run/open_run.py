@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from combicam.engine.run.layout import RunLayout
-from combicam.engine.shards.files import MAP_COLUMNS, ShardData, read_shard_file
+from combicam.engine.shards.files import ShardData, read_shard_file
 from combicam.engine.shards.map_format import MapFormat
+from combicam.engine.shards.stored_maps import MAP_COLUMNS
 from combicam.engine.storage.paths import arrow_file, location, open_parquet, read_parquet
 from combicam.errors import RunError
 from combicam.export.classes.classes import ClassTable

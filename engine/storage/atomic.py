@@ -13,8 +13,9 @@ from typing import Any
 from combicam.engine.storage.paths import is_remote
 
 
-def temporary_path(path: Path) -> Path:
-    """The path at which ``path`` is written before it appears: a hidden file in the same folder.
+def temporary_path(path: Path, folder: Path | None = None) -> Path:
+    """The path at which ``path`` is written before it appears: a hidden file in ``folder``, which
+    is of the same file system; default: that of ``path``.
 
     Objects of a store are written on this machine first, so its temporary folder needs room for a
     few shards.
@@ -22,15 +23,15 @@ def temporary_path(path: Path) -> Path:
     if is_remote(path):
         # A key may be longer than a file name can be.
         return Path(_scratch().name, f"{sha256(str(path).encode()).hexdigest()}-{path.name}")
-    return path.with_name(f".{path.name}.tmp")
+    return (folder or path.parent) / f".{path.name}.tmp"
 
 
-def commit(path: Path) -> None:
-    """Make the file written at ``temporary_path(path)`` appear at ``path``, durably.
+def commit(path: Path, folder: Path | None = None) -> None:
+    """Make the file written at ``temporary_path(path, folder)`` appear at ``path``, durably.
 
     A file is renamed after fsync; an object appears when its upload is complete.
     """
-    temporary = temporary_path(path)
+    temporary = temporary_path(path, folder)
     if is_remote(path):
         store: Any = path
         store.fs.put_file(str(temporary), store.path)

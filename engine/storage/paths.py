@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,13 +113,19 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
         FileNotFoundError: no such file.
         RunError: it is damaged, or not a Parquet file.
     """
-    with open_parquet(path) as file:
-        try:
-            return file.read(columns=None if columns is None else list(columns))
-        except OSError as error:
-            if error.errno is not None:  # of the disk; pyarrow's errors for damaged pages have none
-                raise
-            raise _damaged(path, error) from error
+    with open_parquet(path) as file, damage_named(path):
+        return file.read(columns=None if columns is None else list(columns))
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Report damaged pages of a Parquet file as RunError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # of the disk; pyarrow's errors for damaged pages have none
+            raise
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> RunError:
@@ -131,17 +138,19 @@ def _damaged(path: Path, error: Exception) -> RunError:
 def read_texts(paths: Sequence[Path]) -> list[str]:
     """Read small files of the same file system or store; those of a store concurrently.
 
+    Bytes that are not UTF-8, as in damaged files, are replaced.
+
     Raises:
         FileNotFoundError: one of them does not exist.
     """
     if not paths or not is_remote(paths[0]):
-        return [path.read_text(encoding="utf-8") for path in paths]
+        return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
     stores: Sequence[Any] = paths
     names = [store.path for store in stores]
     found = stores[0].fs.cat(names)
     # `cat` of one name returns bytes, of several a dictionary.
     contents = found if isinstance(found, dict) else {names[0]: found}
-    return [contents[name].decode() for name in names]
+    return [contents[name].decode(errors="replace") for name in names]
 
 
 def read_heads(paths: Sequence[Path], size: int) -> list[bytes]:
