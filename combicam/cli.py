@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from combicam.console import console
 from combicam.errors import CombicamError
 
 # name -> summary; combicam/commands/NAME.py (dashes as underscores) defines its Config and main().
@@ -30,6 +31,7 @@ COMMANDS = {
 }
 
 
+@console()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``combicam`` command."""
     given = sys.argv[1:] if arguments is None else arguments

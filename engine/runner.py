@@ -9,7 +9,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from combicam.engine.distribution.executor import DistributedExecutor
-from combicam.engine.distribution.process_backend import ProcessBackend, named_devices
+from combicam.engine.distribution.process_backend import (
+    ProcessBackend,
+    check_not_imported_by_worker,
+    named_devices,
+)
 from combicam.engine.distribution.ray_backend import RayBackend
 from combicam.engine.distribution.worker import WorkerTask
 from combicam.engine.explain.protocol import BatchExplainer, has_places
@@ -64,6 +68,7 @@ def run(
             :func:`~combicam.engine.run.explainer.make_run_explainer`.
         RunError: also if workers are lost repeatedly at the same shard.
     """
+    check_not_imported_by_worker()
     with _storage_errors(config):
         return _run(config, explainer or make(config), make)
 
@@ -176,9 +181,11 @@ def _executor(
 def _nothing_done(layout: RunLayout, manifest: Manifest) -> RunSummary:
     """Keep the speed of the invocation that did the work; zeros would tell nothing."""
     summary = _summary(layout, manifest, ShardReport(), StageTimes())
-    if not layout.summary.exists():
+    try:
+        earlier = RunSummary.read(layout.summary)
+    except (FileNotFoundError, RunError, TypeError, KeyError):  # damaged, or of another version
         return summary
-    return dataclasses.replace(RunSummary.read(layout.summary), failures=summary.failures)
+    return dataclasses.replace(earlier, failures=summary.failures, ignored=summary.ignored)
 
 
 def _summary(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.selection import IMAGE_SUFFIXES, Tally, ignored_words
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import arrow_file, open_parquet
 
 SCHEMA = pa.schema(
@@ -64,10 +64,10 @@ def write_manifest(
         table = table.drop_columns(_TRUTH)
     if ignored:
         table = table.replace_schema_metadata({_IGNORED: json.dumps(ignored)})
-    name, system = arrow_file(temporary_path(path))
-    with pq.ParquetWriter(name, table.schema, filesystem=system, compression="zstd") as writer:
-        writer.write_table(table, row_group_size=shard_size)
-    commit(path)
+    with new_file(path, "run") as temporary:
+        name, system = arrow_file(temporary)
+        with pq.ParquetWriter(name, table.schema, filesystem=system, compression="zstd") as writer:
+            writer.write_table(table, row_group_size=shard_size)
 
 
 def _batches(entries: Iterable[Entry], shard_size: int) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.run.open_run import open_run
 from combicam.engine.shards.files import ShardData
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import RunError
 
@@ -58,13 +58,12 @@ def write_webdataset(run: str | Path, folder: str | Path, photos: bool = False) 
             if path.exists():
                 continue
             shard, entries = opened.shard(index), manifest.shard(index)
-            with tarfile.open(temporary_path(path), "w") as tar:
+            with new_file(path, "convert") as temporary, tarfile.open(temporary, "w") as tar:
                 for row in np.flatnonzero(shard.ok):
                     key = f"{index:05d}{row:06d}"
                     for suffix, data in _files(shard, int(row), entries[row] if photos else None):
                         _add(tar, f"{key}.{suffix}", data)
                     samples += 1
-            commit(path)
     return samples
 
 

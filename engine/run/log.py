@@ -38,13 +38,20 @@ class _AboveBar(logging.Handler):
     """Prints warnings above the progress bar; errors are raised, not logged here."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno != logging.WARNING:
+        if record.levelno != logging.WARNING or sys.stderr is None:
             return
         fields = ", ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
         text = f"combicam: {record.getMessage().replace('_', ' ')}" + (
             f" ({fields})" if fields else ""
         )
         tqdm.write(text, file=sys.stderr)
+
+
+class _File(logging.FileHandler):
+    """Drops what a full disk does not take: the shards will say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing."""
 
 
 @contextmanager
@@ -71,7 +78,7 @@ def run_log(run: RunLayout, show: bool) -> Iterator[Callable[[], None]]:
             run.log.write_bytes(path.read_bytes())
 
     _end_last_line(path)
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file = _File(path, encoding="utf-8")
     to_file.setFormatter(JsonLines())
     handlers: list[logging.Handler] = [to_file, *([_AboveBar()] if show else [])]
     if log.level == logging.NOTSET:

@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from combicam.engine.run.directory import DAMAGED
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.shards.files import ShardData, read_shard_file
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.shards.stored_maps import MAP_COLUMNS
+from combicam.engine.storage.atomic import read_json
 from combicam.engine.storage.paths import arrow_file, location, open_parquet, read_parquet
 from combicam.errors import RunError
 from combicam.export.classes.classes import ClassTable
@@ -60,12 +62,12 @@ class OpenRun:
         """Names and locations of all classes; None if the model has none."""
         if not self.layout.classes.exists():
             return None
-        return ClassTable.from_dict(_json(self.layout.classes))
+        return ClassTable.from_dict(read_json(self.layout.classes, DAMAGED))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the rows, as in ``run.json``."""
-        return _json(self.layout.fingerprint)
+        return read_json(self.layout.fingerprint, DAMAGED)
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -154,7 +156,3 @@ def open_run(path: str | Path) -> OpenRun:
         RunError: no run directory, or one without a committed shard.
     """
     return OpenRun(RunLayout(location(path)))
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from combicam.engine.run.log import read_log
 from combicam.engine.run.progress import heartbeat_s
 from combicam.engine.run.records import count_statuses
 from combicam.engine.shards.status import OK
+from combicam.engine.storage.atomic import read_json
 from combicam.engine.storage.paths import location, open_parquet
 from combicam.errors import RunError
 
@@ -130,10 +130,9 @@ def run_status(path: str | Path) -> RunStatus:
 
 def _heartbeat(run: RunLayout) -> dict[str, Any] | None:
     try:
-        values: dict[str, Any] = json.loads(run.progress.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return read_json(run.progress, "it is written again")
+    except (FileNotFoundError, RunError):
         return None  # written without fsync: a power failure may leave an empty file
-    return values
 
 
 def _process(values: Mapping[str, Any]) -> str:

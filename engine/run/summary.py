@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Self
 
 from combicam.engine.geo.accuracy import Accuracy
 from combicam.engine.run.stage_times import StageSeconds
-from combicam.engine.storage.atomic import write_json
+from combicam.engine.storage.atomic import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,12 @@ class RunSummary:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The inverse of :meth:`write`."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        """The inverse of :meth:`write`.
+
+        Raises:
+            RunError: a damaged file.
+        """
+        values = read_json(path, "run again to write it")
         values["stages"] = {k: StageSeconds(**v) for k, v in values["stages"].items()}
         values["overlays"] = tuple(path.parent / name for name in values["overlays"])
         if (accuracy := values.get("accuracy")) is not None:

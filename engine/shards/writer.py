@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.shards.row_format import ShardFormat
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.atomic import commit, remove, temporary_path
 from combicam.engine.storage.paths import arrow_file
 
 _GROUP_BYTES = 16 * 2**20
@@ -122,8 +123,9 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Delete the temporary file."""
-        self._writer.close()
-        temporary_path(self._path, self._folder).unlink(missing_ok=True)
+        with suppress(OSError, pa.ArrowException):  # of a full disk
+            self._writer.close()
+        remove(temporary_path(self._path, self._folder))
 
 
 def _row_bytes(maps: MapFormat) -> int:

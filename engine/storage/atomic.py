@@ -6,11 +6,13 @@ import functools
 import json
 import os
 import tempfile
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from combicam.engine.storage.paths import is_remote
+from combicam.errors import RunError, first_line
 
 
 def temporary_path(path: Path, folder: Path | None = None) -> Path:
@@ -54,11 +56,45 @@ def write_json(path: Path, values: dict[str, Any], durable: bool = True) -> None
     if is_remote(path):
         path.write_text(text, encoding="utf-8")
         return
-    temporary_path(path).write_text(text, encoding="utf-8")
-    if durable:
-        commit(path)
-    else:
-        temporary_path(path).replace(path)
+    try:
+        temporary_path(path).write_text(text, encoding="utf-8")
+        if durable:
+            commit(path)
+        else:
+            temporary_path(path).replace(path)
+    except BaseException:
+        remove(temporary_path(path))
+        raise
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: of the file.
+        advice: what to do if it is damaged.
+
+    Raises:
+        FileNotFoundError: no such file.
+        RunError: it is damaged.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"read: expected {path} to be intact JSON, got {first_line(error)}; {advice}"
+        ) from error
+    if not isinstance(values, dict):
+        raise RunError(
+            f"read: expected {path} to be a JSON object, got {type(values).__name__}; {advice}"
+        )
+    return values
+
+
+def remove(path: Path) -> None:
+    """Delete a temporary file if it is there, and if the disk permits."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 @functools.cache

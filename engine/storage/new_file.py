@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.atomic import commit, remove, temporary_path
 from combicam.engine.storage.paths import is_remote
 
 
@@ -29,4 +29,4 @@ def new_file(path: Path, what: str) -> Iterator[Path]:
         yield temporary_path(path)
         commit(path)
     finally:
-        temporary_path(path).unlink(missing_ok=True)
+        remove(temporary_path(path))
