@@ -40,11 +40,6 @@ def console() -> Iterator[None]:
     except OSError as error:
         _discard_output()
         raise SystemExit(f"combicam: error: {os_error_words(error)}") from error
-    except SystemExit as error:
-        if isinstance(error.code, str):  # here, where stderr is forgiving
-            print(error.code, file=sys.stderr)
-            raise SystemExit(1) from error
-        raise
     finally:
         sys.stdout, sys.stderr = before
 
@@ -59,7 +54,7 @@ def os_error_words(error: OSError) -> str:
         errno.EPERM: "change its permissions, or choose another path",
     }
     what = error.filename if error.filename is not None else "the output"
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     return f"{what}: {reason}; {advice.get(error.errno or 0, 'choose another path')}"
 
 

@@ -91,9 +91,8 @@ def test_output_on_a_full_disk(run: Path) -> None:
 def test_progress_that_nobody_reads_does_not_end_a_run(tmp_path: Path) -> None:
     save_photos(tmp_path / "in", 20)
     command = f"{COMBICAM} run {tmp_path}/in -o {tmp_path}/run -m demo --layers last -b 2"
-    for redirected in ("2> /dev/full", "2> >(true)"):
-        done = shell(f"{command} {redirected}")
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = shell(f"{command} 2> >(true)")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "summary.json").exists()
 
 

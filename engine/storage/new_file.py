@@ -28,5 +28,9 @@ def new_file(path: Path, what: str) -> Iterator[Path]:
     try:
         yield temporary_path(path)
         commit(path)
+    except OSError as error:
+        if error.filename is None:  # as while writing
+            error.filename = str(path)
+        raise
     finally:
         remove(temporary_path(path))
