@@ -13,7 +13,7 @@ from typing import Any
 from combicam.engine.inputs.entry import Entry, path_uri, printable, uri_path
 from combicam.engine.inputs.ground_truth import place_columns, read_place, text_encoding
 from combicam.engine.inputs.table_images import ARROW, image_column, open_arrow
-from combicam.engine.storage.paths import is_remote, open_parquet
+from combicam.engine.storage.paths import damage_named, is_remote, open_parquet
 
 TEXT_SUFFIXES = (".txt", ".lst", ".list")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -186,6 +186,7 @@ class _Table:
     """A Parquet or an Arrow file, opened to read some columns."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._arrow = open_arrow(path) if path.suffix.lower() == ARROW else None
         self._parquet = open_parquet(path) if self._arrow is None else None
 
@@ -200,6 +201,10 @@ class _Table:
     def schema(self) -> Any:
         return self._arrow.schema if self._parquet is None else self._parquet.schema_arrow
 
+    def _intact(self, batches: Iterable[Any]) -> Iterator[Any]:
+        with damage_named(self._path):
+            yield from batches
+
     def rows(self, columns: list[str]) -> Iterator[Row]:
         if not columns:
             file = self._arrow if self._parquet is None else self._parquet.metadata
@@ -209,7 +214,7 @@ class _Table:
             batches = self._arrow.select(columns).to_batches(_CHUNK)
         else:
             batches = self._parquet.iter_batches(_CHUNK, columns=columns)
-        for batch in batches:
+        for batch in self._intact(batches):
             values = [column.to_pylist() for column in batch.columns]
             for row in zip(*values, strict=True):
                 yield dict(zip(batch.schema.names, row, strict=True))
