@@ -43,11 +43,11 @@ class Entry:
                 an empty row.
             RunError: the object store does not answer, so that the next image would fail, too.
         """
-        if "\0" in self.uri:  # no file system has it, and Python raises ValueError
-            raise OSError(f"expected a name without a NUL, got {self.uri!r}")
         if not self.uri:
             raise OSError("expected a path, got none in the list")
         path = uri_path(self.uri)
+        if "\0" in str(path):  # no file system has it, and Python raises ValueError
+            raise OSError(f"expected a name without a NUL, got {self.uri!r}")
         if self.offset is not None and self.size is None:
             return self._in_table(path, self.offset)
         if is_remote(path):

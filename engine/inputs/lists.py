@@ -12,7 +12,7 @@ from typing import Any
 
 from combicam.engine.inputs.entry import Entry, path_uri, printable, uri_path
 from combicam.engine.inputs.ground_truth import place_columns, read_place, text_encoding
-from combicam.engine.inputs.table_images import ARROW, image_column, open_arrow
+from combicam.engine.inputs.table_images import ARROW, image_column, intact, open_arrow
 from combicam.engine.storage.paths import damage_named, is_remote, open_parquet
 
 TEXT_SUFFIXES = (".txt", ".lst", ".list")
@@ -211,7 +211,7 @@ class _Table:
             yield from ({} for _ in range(file.num_rows))
             return
         if self._parquet is None:
-            batches = self._arrow.select(columns).to_batches(_CHUNK)
+            batches = intact(self._arrow.select(columns)).to_batches(_CHUNK)
         else:
             batches = self._parquet.iter_batches(_CHUNK, columns=columns)
         for batch in self._intact(batches):

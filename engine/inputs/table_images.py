@@ -82,7 +82,8 @@ class ArrowImages:
     """Images of an Arrow file of this machine, which is not read but mapped into memory."""
 
     def __init__(self, path: Path) -> None:
-        self._column = open_arrow(path).column(image_column(open_arrow(path).schema))
+        table = open_arrow(path)
+        self._column = intact(table.select([image_column(table.schema)])).column(0)
 
     def __getitem__(self, row: int) -> Any:
         return self._column[row].as_py()
@@ -100,6 +101,16 @@ def open_arrow(path: Path) -> Any:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
+def intact(table: Any) -> Any:
+    """A mapped table whose offsets are checked: Arrow would follow wrong ones anywhere.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is damaged.
+    """
+    table.validate(full=True)
+    return table
+
+
 class ParquetImages:
     """Images of a Parquet file, read some rows at a time; from several threads.
 
@@ -112,6 +123,7 @@ class ParquetImages:
         self._rows: deque[tuple[int, Any, int]] = deque()  # first row, images, bytes
         self._batches: Iterator[Any]
         self._next: int
+        self._is_broken = False  # the last row could not be read; others may be intact
         self._begin(0)
 
     @cached_property
@@ -126,10 +138,12 @@ class ParquetImages:
             raise IndexError(row)
         with self._lock:
             before = bool(self._rows) and row < self._rows[0][0]
-            if before or self._group(row) > self._group(self._next) + 1:
+            if before or self._is_broken or self._group(row) > self._group(self._next) + 1:
                 self._begin(row)
+            self._is_broken = True
             while row >= self._next:
                 self._read()
+            self._is_broken = False
             for first, images, _ in self._rows:
                 if first <= row < first + len(images):
                     return images[row - first].as_py()
@@ -147,7 +161,10 @@ class ParquetImages:
         self._batches = self._file.iter_batches(_ROWS, range(group, len(self._ends)), [column])
 
     def _read(self) -> None:
-        images = next(self._batches).column(0)
+        batch = next(self._batches, None)
+        if batch is None:  # fewer rows than the file says
+            raise IndexError(self._next)
+        images = batch.column(0)
         self._rows.append((self._next, images, images.nbytes))
         self._next += len(images)
         while len(self._rows) > 2 and sum(size for *_, size in self._rows) > _REMEMBERED:

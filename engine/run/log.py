@@ -17,6 +17,7 @@ from combicam.engine.run.layout import RunLayout
 from combicam.engine.storage.atomic import temporary_path
 from combicam.engine.storage.paths import is_remote
 
+_NEEDED = ("time", "event")
 log = logging.getLogger("combicam.run")
 
 
@@ -116,7 +117,9 @@ def read_log(run: RunLayout) -> list[dict[str, Any]]:
     events = []
     for line in run.log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue  # truncated
+        if isinstance(found, dict) and all(isinstance(found.get(k), str) for k in _NEEDED):
+            events.append(found)
     return events

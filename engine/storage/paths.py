@@ -94,10 +94,8 @@ def open_parquet(path: Path) -> Any:
         RunError: it is damaged, or not a Parquet file.
     """
     name, system = arrow_file(path)
-    try:
+    with damage_named(path):
         return pq.ParquetFile(name, filesystem=system)
-    except pa.ArrowInvalid as error:
-        raise _damaged(path, error) from error
 
 
 def arrow_file(path: Path) -> tuple[str, Any]:
@@ -119,18 +117,18 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Report damaged pages of a Parquet file as RunError."""
+    """Report what pyarrow says of a damaged Parquet file as RunError."""
     try:
         yield
-    except OSError as error:
-        if error.errno is not None:  # of the disk; pyarrow's errors for damaged pages have none
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; pyarrow has none
             raise
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"read: expected {path} to be an intact Parquet file, got {first_line(error)}; write it "
+        f"read: expected {path} to be intact Parquet, got {first_line(error)}; write it "
         "again; if it is a run's shard, delete it and run again"
     )
 
