@@ -34,7 +34,7 @@ def eight_bits(image: Image.Image) -> NDArray[np.uint8]:
         UnsupportedError: the range is not known.
     """
     samples = np.asarray(image)
-    tags: Any = image.tag_v2 if image.format == "TIFF" else {}
+    tags: Any = getattr(image, "tag_v2", {})  # of a TIFF
     low, high = _range(image, samples, tags)
     if (low, high) == (0, 65535):
         scaled = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -155,24 +155,18 @@ def _not_json(path: Path, number: int, got: str) -> ValueError:
 
 def _table_entries(path: Path, name: str) -> Iterator[Entry]:
     with _Table(path) as table:
-        images = image_column(table.schema)
         names = table.schema.names
-        if images is None:
-            place = place_columns(names, path) or ()
-            wanted = [_path_column(path, names), *(n for n in ("id", *place) if n in names)]
-            yield from _entries(path, names, table.rows(wanted))
+        place = place_columns(names, path) or ("", "")
+        known = [column for column in ("id", *place) if column in names]
+        if image_column(table.schema) is None:
+            yield from _entries(path, names, table.rows([_path_column(path, names), *known]))
             return
-        place = place_columns(names, path) or ()
-        wanted = [n for n in ("id", *place) if n in names]
         uri = path_uri(path)
-        for number, row in enumerate(table.rows(wanted)):
+        for number, row in enumerate(table.rows(known)):
             identity = row.get("id")
-            lat, lon = (
-                read_place(*(row[n] for n in place), f"row {number + 1} of {path}")
-                if place
-                else (None, None)
-            )
             has_id = identity is not None and identity != ""
+            where = f"row {number + 1} of {path}"
+            lat, lon = read_place(row.get(place[0]), row.get(place[1]), where)
             yield Entry(
                 printable(str(identity)) if has_id else f"{name}::{number}",
                 uri,
@@ -187,34 +181,36 @@ class _Table:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._arrow = open_arrow(path) if path.suffix.lower() == ARROW else None
-        self._parquet = open_parquet(path) if self._arrow is None else None
+        self._is_arrow = path.suffix.lower() == ARROW
+        self._file: Any = open_arrow(path) if self._is_arrow else open_parquet(path)
 
     def __enter__(self) -> _Table:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._parquet is not None:
-            self._parquet.close()
+        if not self._is_arrow:
+            self._file.close()
 
     @property
     def schema(self) -> Any:
-        return self._arrow.schema if self._parquet is None else self._parquet.schema_arrow
-
-    def _intact(self, batches: Iterable[Any]) -> Iterator[Any]:
-        with damage_named(self._path):
-            yield from batches
+        return self._file.schema if self._is_arrow else self._file.schema_arrow
 
     def rows(self, columns: list[str]) -> Iterator[Row]:
-        if not columns:
-            file = self._arrow if self._parquet is None else self._parquet.metadata
-            yield from ({} for _ in range(file.num_rows))
-            return
-        if self._parquet is None:
-            batches = intact(self._arrow.select(columns)).to_batches(_CHUNK)
-        else:
-            batches = self._parquet.iter_batches(_CHUNK, columns=columns)
-        for batch in self._intact(batches):
-            values = [column.to_pylist() for column in batch.columns]
-            for row in zip(*values, strict=True):
-                yield dict(zip(batch.schema.names, row, strict=True))
+        """The rows of some columns.
+
+        Raises:
+            RunError: a damaged file.
+        """
+        with damage_named(self._path):
+            if not columns:
+                count = (self._file if self._is_arrow else self._file.metadata).num_rows
+                yield from ({} for _ in range(count))
+                return
+            if self._is_arrow:
+                batches = intact(self._file.select(columns)).to_batches(_CHUNK)
+            else:
+                batches = self._file.iter_batches(_CHUNK, columns=columns)
+            for batch in batches:
+                values = [column.to_pylist() for column in batch.columns]
+                for row in zip(*values, strict=True):
+                    yield dict(zip(batch.schema.names, row, strict=True))

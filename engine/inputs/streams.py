@@ -38,8 +38,8 @@ def is_compressed(name: str) -> bool:
     return name.lower().endswith((*_SHORT, *_LONG))
 
 
-def open_decompressed(file: IO[bytes], name: str) -> IO[bytes]:
-    """The content of a tar; seeking back may start again from its beginning.
+def open_decompressed(file: IO[bytes], name: str) -> Any:
+    """The content of a tar, as a binary file; seeking back may start again from its beginning.
 
     Args:
         file: open for reading, and seekable.

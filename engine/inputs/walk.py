@@ -13,6 +13,7 @@ from combicam.engine.inputs.selection import is_junk
 from combicam.engine.storage.paths import is_remote
 
 Enter = Callable[[Path], bool]
+_Identity = tuple[int, int]
 
 
 def walk(folder: Path, enter: Enter = lambda path: True) -> Iterator[Path]:
@@ -32,7 +33,7 @@ def walk(folder: Path, enter: Enter = lambda path: True) -> Iterator[Path]:
         names = (store.with_segments(name) for name in store.fs.find(store.path))
         yield from (path for path in names if not is_junk(path.name))
         return
-    waiting = [(folder, (_identity(folder),))]
+    waiting: list[tuple[Path, tuple[_Identity, ...]]] = [(folder, (_identity(folder),))]
     while waiting:
         here, above = waiting.pop()
         with os.scandir(here) as found:
@@ -85,6 +86,6 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _identity(folder: Path) -> _Identity:
     status = folder.stat()
     return status.st_dev, status.st_ino
