@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -140,14 +140,23 @@ class ParquetImages:
             before = bool(self._rows) and row < self._rows[0][0]
             if before or self._is_broken or self._group(row) > self._group(self._next) + 1:
                 self._begin(row)
-            self._is_broken = True
-            while row >= self._next:
-                self._read()
-            self._is_broken = False
+            try:
+                self._read_to(row)
+            except (OSError, pa.ArrowException, IndexError):
+                if self._group(row) == self._group(self._next):
+                    raise
+                self._begin(row)  # the damage was before its row group
+                self._read_to(row)
             for first, images, _ in self._rows:
                 if first <= row < first + len(images):
                     return images[row - first].as_py()
         raise IndexError(row)
+
+    def _read_to(self, row: int) -> None:
+        self._is_broken = True
+        while row >= self._next:
+            self._read()
+        self._is_broken = False
 
     def _group(self, row: int) -> int:
         return bisect_right(self._ends, row)
@@ -158,7 +167,11 @@ class ParquetImages:
         self._rows.clear()
         self._next = self._ends[group - 1] if group else 0
         column = image_column(self._file.schema_arrow)
-        self._batches = self._file.iter_batches(_ROWS, range(group, len(self._ends)), [column])
+        # One row group after another: a batch of two would fail if either is damaged.
+        self._batches = chain.from_iterable(
+            self._file.iter_batches(_ROWS, [index], [column])
+            for index in range(group, len(self._ends))
+        )
 
     def _read(self) -> None:
         batch = next(self._batches, None)

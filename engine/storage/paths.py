@@ -128,7 +128,7 @@ def damage_named(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"read: expected {path} to be intact Parquet, got {first_line(error)}; write it "
+        f"read: expected {path} to be an intact Parquet file, got {first_line(error)}; write it "
         "again; if it is a run's shard, delete it and run again"
     )
 

@@ -102,7 +102,7 @@ def test_files_of_truth_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "e.parquet").write_text("no table")
     with pytest.raises(ValueError, match=r"ground truth: expected \S+e.csv as CSV in UTF-8"):
         read_truth(tmp_path / "e.csv")
-    with pytest.raises(RunError, match=r"expected \S+e.parquet to be intact Parquet"):
+    with pytest.raises(RunError, match=r"expected \S+e.parquet to be an intact Parquet file"):
         read_truth(tmp_path / "e.parquet")
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(FileNotFoundError, match="ground truth: expected a file"):

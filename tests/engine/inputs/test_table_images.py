@@ -160,3 +160,20 @@ def test_tables_that_change_or_vanish(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError):
         entries[0].read()
+
+
+def test_a_damaged_row_group_leaves_the_others(tmp_path: Path) -> None:
+    path, source = tmp_path / "t.parquet", random.Random(0)
+    images = [source.randbytes(300) for _ in range(30)]
+    table = pa.table({"image": pa.array(images, pa.binary())})
+    pq.write_table(table, path, row_group_size=10, use_dictionary=False, compression="zstd")
+    entries = list(list_inputs(str(path)))
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 100] = bytes(100)
+    path.write_bytes(data)
+    found = [read(entry) for entry in entries]
+    assert found[:10] == images[:10] and found[20:] == images[20:]
+    assert found[10:20] == [None] * 10
+    order = source.sample(range(30), 30)
+    assert [read(entries[i]) for i in order] == [found[i] for i in order]
