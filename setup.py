@@ -30,6 +30,8 @@ STORES = ["fsspec>=2026.9", "universal-pathlib>=0.3.10"]
 # Conditional writes, which locks need, came with these.
 S3 = [*STORES, "s3fs>=2026.9"]
 GS = [*STORES, "gcsfs>=2026.9"]
+# HEIC, JPEG XL and DNG.
+FORMATS = ["pillow-heif>=1.8", "pillow-jxl-plugin>=1.3.8", "rawpy>=0.28"]
 METRICS = ["prometheus-client>=0.20"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.29"]
@@ -46,6 +48,7 @@ RAY = ["ray[data]>=2.40"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
 TEST = [
     *MODELS,
+    *FORMATS,
     *PHOTOS,
     *OPENVINO,
     *RAY,
@@ -63,6 +66,7 @@ TEST = [
     "hypothesis>=6.100",
     "pandas>=2",
     "polars>=1",
+    "datasets>=5.2",
     "grad-cam>=1.5.5",
     "torchcam>=0.5",
     "captum>=0.7",
@@ -111,6 +115,7 @@ setup(
         "metrics": METRICS,
         "s3": S3,
         "gs": GS,
+        "formats": FORMATS,
         "gpu-decode": GPU_DECODE,
         "figures": FIGURES,
         "fiftyone": ["fiftyone>=1.0"],

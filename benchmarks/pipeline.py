@@ -225,7 +225,7 @@ def growth_rows(
 
     def watch() -> None:
         while not done.wait(0.1):
-            shards = len(list(RunLayout(config.output).shards.glob("*.json")))
+            shards = len(list(RunLayout(config.output).records.glob("*.json")))
             samples.append(
                 (shards * config.storage.shard_size, time.perf_counter() - started, _rss_mib())
             )

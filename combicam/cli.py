@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from combicam.allocator import tune_allocator
+from combicam.console import console
 from combicam.errors import CombicamError
 
 # name -> summary; combicam/commands/NAME.py (dashes as underscores) defines its Config and main().
@@ -32,6 +33,7 @@ COMMANDS = {
 }
 
 
+@console()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``combicam`` command."""
     given = sys.argv[1:] if arguments is None else arguments

@@ -26,3 +26,10 @@ def require(module: str, *, extra: str, operation: str) -> Any:
             f"{operation}: expected {module} to be installed, got {error}; run: "
             f"pip install 'combicam[{extra}]'"
         ) from error
+
+
+def onnxruntime() -> Any:
+    """Import ONNX Runtime with its telemetry off: combicam sends nothing anywhere."""
+    module = importlib.import_module("onnxruntime")
+    module.disable_telemetry_events()
+    return module

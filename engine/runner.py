@@ -6,14 +6,20 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from combicam.engine.distribution.executor import DistributedExecutor
-from combicam.engine.distribution.process_backend import ProcessBackend, named_devices
+from combicam.engine.distribution.process_backend import (
+    ProcessBackend,
+    check_not_imported_by_worker,
+    named_devices,
+)
 from combicam.engine.distribution.ray_backend import RayBackend
 from combicam.engine.distribution.worker import WorkerTask
 from combicam.engine.explain.protocol import BatchExplainer, has_places
 from combicam.engine.geo.location_target import located
 from combicam.engine.inputs.manifest import Manifest, write_manifest
+from combicam.engine.inputs.selection import Tally
 from combicam.engine.outputs.accuracy import accuracy
 from combicam.engine.outputs.run_overlays import draw_overlays
 from combicam.engine.pipeline.pipeline import Pipeline
@@ -62,6 +68,7 @@ def run(
             :func:`~combicam.engine.run.explainer.make_run_explainer`.
         RunError: also if workers are lost repeatedly at the same shard.
     """
+    check_not_imported_by_worker()
     with _storage_errors(config):
         return _run(config, explainer or make(config), make)
 
@@ -96,15 +103,13 @@ def _run(config: RunConfig, explainer: BatchExplainer, make: MakeExplainer) -> R
         layout = directory.layout
         is_new = directory.prepare(
             fingerprint(config, explainer),
-            lambda path: write_manifest(
-                path, located(run_inputs(config), needs_truth), config.storage.shard_size
-            ),
+            lambda path: _list(config, path, needs_truth),
             explainer.classes,
         )
         with Manifest(layout.manifest) as manifest:
             if not is_new:
                 warn_of_other_inputs(config, manifest)
-            work = work_left(layout, manifest, config.retry_failed)
+            work = work_left(layout, manifest, config.retried)
             if work:
                 summary = _process(config, plan, directory, manifest, work, make)
             else:
@@ -116,6 +121,13 @@ def _run(config: RunConfig, explainer: BatchExplainer, make: MakeExplainer) -> R
                 summary = dataclasses.replace(summary, accuracy=accuracy(layout.path))
         summary.write(layout.summary)
     return summary
+
+
+def _list(config: RunConfig, path: Path, needs_truth: bool) -> None:
+    """Write the manifest."""
+    tally = Tally()
+    entries = located(run_inputs(config, tally), needs_truth)
+    write_manifest(path, entries, config.storage.shard_size, tally)
 
 
 def _process(
@@ -169,9 +181,11 @@ def _executor(
 def _nothing_done(layout: RunLayout, manifest: Manifest) -> RunSummary:
     """Keep the speed of the invocation that did the work; zeros would tell nothing."""
     summary = _summary(layout, manifest, ShardReport(), StageTimes())
-    if not layout.summary.exists():
+    try:
+        earlier = RunSummary.read(layout.summary)
+    except (FileNotFoundError, RunError, TypeError, KeyError):  # damaged, or of another version
         return summary
-    return dataclasses.replace(RunSummary.read(layout.summary), failures=summary.failures)
+    return dataclasses.replace(earlier, failures=summary.failures, ignored=summary.ignored)
 
 
 def _summary(
@@ -191,6 +205,7 @@ def _summary(
         bottleneck=times.bottleneck if done.images else None,
         batch_limit=done.batch_limit,
         halvings=done.halvings,
+        ignored=manifest.ignored,
     )
 
 

@@ -46,6 +46,7 @@ LAYERS = (
     "engine.__init__",
     "demo",
     "doctor",
+    "console",
     "commands",
     "cli",
     "__init__",

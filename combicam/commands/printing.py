@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from combicam.engine.inputs.selection import ignored_words
 from combicam.engine.run.status import rate_words
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def summary_rows(summary: RunSummary) -> Rows:
     rows = [
         ("images", str(summary.images)),
         ("failures", f"{sum(summary.failures.values())}" + (f" ({failed})" if failed else "")),
+        *([("ignored", ignored_words(summary.ignored))] if summary.ignored else []),
         ("images/s", rate_words(summary.images_per_s)),
         ("slowest stage", summary.bottleneck or "nothing was left to do"),
         ("run", str(summary.run)),

@@ -8,7 +8,7 @@ import pickle
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -27,6 +27,7 @@ from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.errors import RunError, first_line
 
 _STOP_S = 10.0
+_STARTED_AGAIN = 64  # exit code of a worker that ran the whole script instead of serving
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -107,6 +108,7 @@ class ProcessBackend:
         """Messages of the processes, and those that died.
 
         Raises:
+            RunError: the script begins its work again in every process.
             Exception: a process raised it.
         """
         by_connection = {child.connection: slot for slot, child in self._children.items()}
@@ -133,6 +135,12 @@ class ProcessBackend:
             child.process.kill()
             child.process.join()
         code = child.process.exitcode or 0
+        if code == _STARTED_AGAIN:
+            raise RunError(
+                "run: expected a script that begins its work under `if __name__ == '__main__':`, "
+                "got one that every worker process begins again, because it imports the script; "
+                "write the call under such a line"
+            )
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"process {child.process.pid}, {how}"
 
@@ -143,7 +151,18 @@ class ProcessBackend:
             if slot not in self._ready:
                 child.process.kill()
         for slot in list(self._children):
-            self._buried(slot)
+            with suppress(RunError):
+                self._buried(slot)
+
+
+def check_not_imported_by_worker() -> None:
+    """End a process that was spawned to serve, and imports a script that begins its work at once.
+
+    Raises:
+        SystemExit: to be told from other deaths.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(_STARTED_AGAIN)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from combicam.engine.evaluation.metrics import METRICS
 from combicam.engine.evaluation.randomisation import RandomisedStep
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.shards.status import OK
-from combicam.engine.storage.atomic import commit, temporary_path, write_json
+from combicam.engine.storage.atomic import write_json
+from combicam.engine.storage.new_file import new_file
 from combicam.version import __version__
 
 EDGES = "edges"
@@ -94,8 +95,8 @@ def write_results(
     columns += [key for row in rows for key in row if key not in columns]
     columns = list(dict.fromkeys(columns))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
-    pq.write_table(table, temporary_path(path), compression="zstd")
-    commit(path)
+    with new_file(path, "evaluate") as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     measured = [row for row in rows if row["status"] == OK]
     failures = Counter(row["status"] for row in rows if row["status"] != OK)
     maps = _maps(measured, names) if measured else {}

@@ -15,6 +15,7 @@ from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import FORWARD_METHODS, check_choice
 from combicam.export.trace.snapshot import check_finite, snapshot
+from combicam.requirements import onnxruntime
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -133,7 +134,7 @@ def best_device(path: Path) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if path.suffix == ".onnx":
-        import onnxruntime as ort
+        ort = onnxruntime()
 
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             return torch.device("cpu")

@@ -18,7 +18,7 @@ from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
 from combicam.export.trace.snapshot import no_autocast
 from combicam.export.trace.trace import JointGraph
-from combicam.requirements import require
+from combicam.requirements import onnxruntime, require
 
 BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "openvino", "aoti")
 # A joint graph as a function: images[, targets] -> outputs, on the backend's device.
@@ -64,7 +64,7 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
     Raises:
         ArtifactError: it cannot be loaded, or the CUDA provider is missing.
     """
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from combicam.engine.explain.arguments import (
     prepared,
 )
 from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.image_batch import image_tensor
 from combicam.engine.explain.score_network import Network, score_network
 from combicam.engine.explain.sessions import (
     ArtifactSession,
@@ -273,12 +273,13 @@ class Explainer:
             "combicam": __version__,
         }
 
-    def __call__(self, images: Tensor | np.ndarray[Any, Any], targets: Any = None) -> Explanation:
+    def __call__(self, images: Any, targets: Any = None) -> Explanation:
         """Explain a batch.
 
         Args:
-            images: float [B,3,H,W], normalised; or uint8 [B,H,W,3], RGB. (H, W) is ``input_size``;
-                with ``short-side`` preprocessing only the shorter side must match.
+            images: a tensor or an array, float [B,3,H,W], normalised, or uint8 [B,H,W,3] or
+                [B,3,H,W], RGB; or a list of images, also of PIL. (H, W) is ``input_size``; with
+                ``short-side`` preprocessing only the shorter side must match.
             targets: None for the K best classes of each image; a class as int, or classes as int
                 [B] or [B,K], -1 the best, -2 the second best, …, -n the worst (with more than 1024
                 classes: down to -1024); a region as float [n], or regions as float [B,K,n], one
@@ -320,8 +321,8 @@ class Explainer:
             return self.session
         return self._sized.at(size)
 
-    def _images(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        batch = torch.as_tensor(images)
+    def _images(self, images: Any) -> Tensor:
+        batch = image_tensor(images)
         by_bytes = batch.dtype == torch.uint8
         fits = (by_bytes or batch.is_floating_point()) and batch.ndim == 4 and len(batch) > 0
         if fits:

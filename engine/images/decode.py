@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from combicam.engine.images.formats import (
+    TooLargeError,
+    UnsupportedError,
+    open_image,
+    without_texts,
+)
 from combicam.engine.images.gpu_jpeg import decode_jpeg_on_gpu
 from combicam.engine.images.jpeg import JPEGS, decode_jpeg
 from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, swaps_axes
+from combicam.engine.images.sample_depth import eight_bits, is_deep
+from combicam.engine.images.truncation import load_rest
 from combicam.errors import DecodeError, MissingExtra
 from combicam.export.preprocess import Preprocess
 
-# An explicit list, because Pillow starts other programs for some formats (EPS: Ghostscript).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+__all__ = ["DecodeConfig", "Decoded", "TooLargeError", "UnsupportedError", "decode_image"]
+
 MAX_PIXELS = 200_000_000
 DECODERS = ("auto", "pillow", "gpu")
-_PILLOW, _SIMPLEJPEG, _NVIMAGECODEC = "pillow", "simplejpeg", "nvimagecodec"
+_PILLOW, _SIMPLEJPEG, _NVIMAGECODEC, _LIBRAW = "pillow", "simplejpeg", "nvimagecodec", "libraw"
 _ORIENTATION = 0x0112
 
 
@@ -35,8 +42,8 @@ class DecodeConfig:
         fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 of their size (if it divides their sides)
             but at least twice the model's: up to twice as fast for 12 megapixels, but some pixels
             differ by several levels. Not on a GPU.
-        max_pixels: images with more pixels, by their header, are refused as ``too_large``
-            (Pillow itself refuses above 178,956,970).
+        max_pixels: images with more pixels, by their header, are refused as ``too_large``.
+        tolerant: decode what is there of a truncated file; its row is ``ok``, and ``truncated``.
 
     Raises:
         ValueError: an unknown decoder, fast_scale on a GPU, or max_pixels below 1.
@@ -45,6 +52,7 @@ class DecodeConfig:
     decoder: str = "auto"
     fast_scale: bool = False
     max_pixels: int = MAX_PIXELS
+    tolerant: bool = False
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
@@ -61,14 +69,6 @@ class DecodeConfig:
 _DEFAULT = DecodeConfig()
 
 
-class TooLargeError(DecodeError):
-    """More pixels than allowed; ``size`` is (width, height) if the header was readable."""
-
-    def __init__(self, message: str, size: tuple[int, int] | None = None) -> None:
-        super().__init__(message)
-        self.size = size
-
-
 @dataclass(frozen=True)
 class Decoded:
     """An image at a model's input size.
@@ -76,19 +76,22 @@ class Decoded:
     Attributes:
         pixels: uint8 [H,W,3].
         width, height: of the upright image before resizing.
-        decoder: ``simplejpeg``, ``nvimagecodec`` or ``pillow``.
+        decoder: ``simplejpeg``, ``nvimagecodec``, ``pillow`` or, of a DNG, ``libraw``.
+        truncated: whether the file ends too early; the missing pixels are black or grey.
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
     decoder: str
+    truncated: bool = False
 
 
 def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) -> Decoded:
     """Decode, convert to RGB, turn upright (EXIF), resize.
 
-    Transparency is blended on white, 16 bits are scaled to 8; animations give their first frame.
+    Transparency is blended on white; samples of more than 8 bits are scaled to 8 by the range that
+    the file says; animations give their first frame.
     Pillow reads every header, and decodes or refuses every file that a faster decoder declines, so
     pixels and errors do not depend on the installed decoders.
 
@@ -98,12 +101,18 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
         config: of decoding; max_pixels is checked against the header, before decoding.
 
     Raises:
-        TooLargeError: more pixels than the config allows, or than Pillow allows.
+        TooLargeError: more pixels than the config allows.
+        UnsupportedError: a format whose plug-in is not installed, or samples of unknown range.
         DecodeError: not an image, or a damaged one.
     """
     try:
-        with _open(data, config.max_pixels) as image:
-            return _decoded(data, image, preprocess, config)
+        try:
+            return _decoded(data, preprocess, config)
+        except ValueError:
+            # Texts may be longer than Pillow reads, while the pixels are whole.
+            if (bare := without_texts(data)) == data:
+                raise
+            return _decoded(bare, preprocess, config)
     except (DecodeError, MissingExtra):
         raise
     except Image.DecompressionBombError as error:
@@ -113,30 +122,40 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
         raise DecodeError(f"decode: {type(error).__name__}: {error}") from error
 
 
-def _decoded(
+def _decoded(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decoded:
+    with open_image(data, config.max_pixels) as image:
+        return _loaded(data, image, preprocess, config)
+
+
+def _loaded(
     data: bytes, image: Image.Image, preprocess: Preprocess, config: DecodeConfig
 ) -> Decoded:
     scale = 1
     if config.fast_scale and image.format in JPEGS:
         scale = fast_scale(_upright(image.size, _orientation(image)), preprocess)
-    stored = image.size
-    pixels, decoder = None, _NVIMAGECODEC
+    opened, stored = image, image.size
+    pixels, decoder, truncated = None, _NVIMAGECODEC, False
     if config.decoder == "gpu":
         pixels = decode_jpeg_on_gpu(data, image)
     if pixels is None and config.decoder != "pillow":
         pixels, decoder = decode_jpeg(data, image, scale), _SIMPLEJPEG
     if pixels is None:
-        decoder = _PILLOW
+        decoder = _PILLOW if image.format else _LIBRAW
         if scale > 1:
             image.draft(image.mode, (stored[0] // scale, stored[1] // scale))
-        image.load()
+        try:
+            image.load()
+        except Exception as error:
+            if not config.tolerant:
+                raise
+            image, truncated = load_rest(data, image, error), True
         pixels = np.array(_rgb(image))
     # Pillow turns TIFFs upright while it loads them.
-    orientation = _orientation(image)
+    orientation = _orientation(opened)
     if scale == 1:
         stored = (pixels.shape[1], pixels.shape[0])
     photo = _upright(stored, orientation)
-    return Decoded(resize(pixels, orientation, photo, preprocess), *photo, decoder)
+    return Decoded(resize(pixels, orientation, photo, preprocess), *photo, decoder, truncated)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -152,41 +171,11 @@ def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return size[::-1] if swaps_axes(orientation) else size
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    if not data:
-        raise DecodeError("decode: expected an image, got an empty file")
-    Image.init()  # registers the less common formats; free after the first call
-    try:
-        image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
-    except UnidentifiedImageError as error:
-        raise DecodeError(
-            f"decode: expected an image ({', '.join(FORMATS)}), got {len(data)} bytes "
-            f"that start with {data[:12]!r}"
-        ) from error
-    width, height = image.size
-    if width * height > max_pixels:
-        image.close()
-        raise TooLargeError(
-            f"decode: expected at most {max_pixels} pixels, got {width}x{height}; raise max_pixels",
-            (width, height),
-        )
-    return image
-
-
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise DecodeError("decode: expected integer samples, got floating point without a scale")
-    if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if is_deep(image):
+        return Image.fromarray(eight_bits(image)).convert("RGB")
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         return canvas.convert("RGB")
     return image.convert("RGB")
-
-
-def _eight_bits(samples: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """16 bits -> 8, rounded: 65535 is white."""
-    if samples.min() < 0 or samples.max() > 65535:
-        raise DecodeError("decode: expected 16 bits a sample, got more, of unknown scale")
-    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)

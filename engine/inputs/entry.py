@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from combicam.engine.inputs.streams import is_compressed, read_member
+from combicam.engine.inputs.table_images import read_image
 from combicam.engine.storage.paths import is_client_error, is_remote, location, read_range
 from combicam.errors import RunError, first_line
 
@@ -19,9 +21,10 @@ class Entry:
 
     Attributes:
         id: unique in the run; the relative path, or ``tar::member``.
-        uri: absolute path of the file or tar; ``file://…`` if its name is not UTF-8; or
-            ``s3://bucket/key``.
-        offset, size: of a tar's member, bytes; None for a whole file.
+        uri: absolute path of the file, tar or table; ``file://…`` if its name is not UTF-8; or
+            ``s3://bucket/key``; empty if a list's row has no path.
+        offset, size: of a tar's member, bytes, in a compressed tar of its content; a row's number,
+            and None, of an image in a table; both None for a whole file.
         true_lat, true_lon: where the photo was taken, degrees; None if unknown.
     """
 
@@ -36,12 +39,17 @@ class Entry:
         """Read the encoded image.
 
         Raises:
-            OSError: a missing file, not a regular file, or a tar that was truncated since indexing.
+            OSError: a missing file, not a regular file, a tar that was truncated since indexing, or
+                an empty row.
             RunError: the object store does not answer, so that the next image would fail, too.
         """
-        if "\0" in self.uri:  # no file system has it, and Python raises ValueError
-            raise OSError(f"expected a name without a NUL, got {self.uri!r}")
+        if not self.uri:
+            raise OSError("expected a path, got none in the list")
         path = uri_path(self.uri)
+        if "\0" in str(path):  # no file system has it, and Python raises ValueError
+            raise OSError(f"expected a name without a NUL, got {self.uri!r}")
+        if self.offset is not None and self.size is None:
+            return self._in_table(path, self.offset)
         if is_remote(path):
             return self._fetched(path)
         # Opening a named pipe would wait forever.
@@ -49,6 +57,8 @@ class Entry:
             raise OSError(f"expected a regular file, got another type: {self.uri}")
         if self.offset is None or self.size is None:
             return path.read_bytes()
+        if is_compressed(path.name):
+            return self._whole(read_member(path, self.offset, self.size))
         with path.open("rb") as file:
             file.seek(self.offset)
             return self._whole(file.read(self.size))
@@ -59,6 +69,8 @@ class Entry:
                 return read_range(path)
             if self.size == 0:  # ranges cannot be empty
                 return b""
+            if is_compressed(path.name):
+                return self._whole(read_member(path, self.offset, self.size))
             return self._whole(read_range(path, self.offset, self.offset + self.size))
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, "no such object", self.uri) from error
@@ -68,6 +80,16 @@ class Entry:
             if not is_client_error(error):
                 raise
             raise _away(self.uri, error) from error
+
+    def _in_table(self, path: Path, row: int) -> bytes:
+        image = read_image(path, row)
+        if image.data is not None:
+            return image.data
+        if image.path is None:
+            raise OSError(f"expected an image in row {row} of {self.uri}, got none")
+        named = uri_path(image.path)
+        is_whole = is_remote(named) or named.is_absolute()
+        return Entry(self.id, path_uri(named if is_whole else path.parent / image.path)).read()
 
     def _whole(self, data: bytes) -> bytes:
         if len(data) != self.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import math
@@ -15,7 +16,13 @@ from combicam.engine.storage.paths import open_parquet
 from combicam.export.classes.tables import readable
 
 # The first pair that a list has is read. A run's own rows have the first and the last pair.
-PLACE_COLUMNS = (("true_lat", "true_lon"), ("latitude", "longitude"), ("lat", "lon"))
+PLACE_COLUMNS = (
+    ("true_lat", "true_lon"),
+    ("latitude", "longitude"),
+    ("lat", "lon"),
+    ("lat", "lng"),
+    ("latitude", "lng"),
+)
 _NONE = frozenset({"", "na", "n/a", "nan", "none", "null"})
 
 Place = tuple[float | None, float | None]
@@ -76,7 +83,7 @@ def _number(value: Any, where: str) -> float | None:
 
 
 def read_truth(path: Path) -> dict[str, Place]:
-    """Read a CSV or Parquet file with columns ``id`` and a pair of :data:`PLACE_COLUMNS`.
+    """Read a CSV, TSV or Parquet file with columns ``id`` and a pair of :data:`PLACE_COLUMNS`.
 
     Raises:
         ValueError: missing columns, a missing or repeated id, or an invalid location.
@@ -105,12 +112,19 @@ def _rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
             for batch in file.iter_batches(columns=list(columns)):
                 yield from zip(*(batch.column(n).to_pylist() for n in columns), strict=True)
         return
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    with path.open(newline="", encoding=text_encoding(path)) as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         columns = _columns(reader.fieldnames or (), path)
         for row in reader:
             identity, latitude, longitude = (row[name] for name in columns)
             yield identity, latitude, longitude
+
+
+def text_encoding(path: Path) -> str:
+    """``utf-16`` if a text begins with its mark, as Windows writes it; otherwise ``utf-8-sig``."""
+    with path.open("rb") as file:
+        mark = file.read(2)
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _columns(names: Iterable[str], path: Path) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from combicam.engine.inputs.entry import Entry
-from combicam.engine.inputs.listing import IMAGE_SUFFIXES
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.inputs.selection import IMAGE_SUFFIXES, Tally, ignored_words
+from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import arrow_file, open_parquet
 
 SCHEMA = pa.schema(
@@ -28,31 +29,45 @@ SCHEMA = pa.schema(
         pa.field("true_lon", pa.float64()),
     ]
 )
+_IGNORED = b"combicam.ignored"
 _TRUTH = ["true_lat", "true_lon"]
 _CHUNK = 65536
 
 
-def write_manifest(path: Path, entries: Iterable[Entry], shard_size: int) -> None:
+def write_manifest(
+    path: Path, entries: Iterable[Entry], shard_size: int, tally: Tally | None = None
+) -> None:
     """Write ``manifest.parquet`` atomically; row group i is shard i.
 
     It has the columns ``true_lat`` and ``true_lon`` if an entry has ground truth.
+
+    Args:
+        path: of the manifest.
+        entries: all inputs, in order.
+        shard_size: inputs of a shard.
+        tally: what the listing of ``entries`` leaves out; kept in the metadata.
 
     Raises:
         ValueError: no entries, or two with the same id.
     """
     table = pa.Table.from_batches(_batches(entries, shard_size), SCHEMA)
+    ignored = {} if tally is None else dict(tally.ignored)
     if table.num_rows == 0:
+        others = f", but {ignored_words(ignored)} other files" if ignored else ""
         raise ValueError(
-            "list inputs: expected at least one image, got none; folders, globs and tars are "
-            f"searched for {' '.join(sorted(IMAGE_SUFFIXES))}"
+            f"list inputs: expected at least one image, got none{others}; folders, globs and tars "
+            f"are searched for {' '.join(sorted(IMAGE_SUFFIXES))}, and for files without a suffix "
+            "that begin like images"
         )
     _check_unique(table)
     if table.column("true_lat").null_count == table.num_rows:
         table = table.drop_columns(_TRUTH)
-    name, system = arrow_file(temporary_path(path))
-    with pq.ParquetWriter(name, table.schema, filesystem=system, compression="zstd") as writer:
-        writer.write_table(table, row_group_size=shard_size)
-    commit(path)
+    if ignored:
+        table = table.replace_schema_metadata({_IGNORED: json.dumps(ignored)})
+    with new_file(path, "run") as temporary:
+        name, system = arrow_file(temporary)
+        with pq.ParquetWriter(name, table.schema, filesystem=system, compression="zstd") as writer:
+            writer.write_table(table, row_group_size=shard_size)
 
 
 def _batches(entries: Iterable[Entry], shard_size: int) -> Iterator[Any]:
@@ -86,7 +101,7 @@ def _check_unique(table: Any) -> None:
         places.append(f"input {row + 1}: {uri}" + ("" if offset is None else f" at byte {offset}"))
     raise ValueError(
         f"list inputs: expected unique ids, got {name!r} twice ({'; '.join(places)}); "
-        "remove one, or give ids in an id column"
+        "remove one, or give ids in an id column of a list"
     )
 
 
@@ -121,6 +136,13 @@ class Manifest:
     def has_truth(self) -> bool:
         """Whether some inputs have ground truth."""
         return set(_TRUTH) <= set(self._file.schema_arrow.names)
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """What the listing left out: suffix, or reason -> number of files."""
+        metadata = self._file.schema_arrow.metadata or {}
+        ignored: dict[str, int] = json.loads(metadata.get(_IGNORED, b"{}"))
+        return ignored
 
     def shard_images(self, index: int) -> int:
         """Number of inputs of a shard."""

@@ -19,6 +19,7 @@ from combicam.engine.explain.targets import Targets
 from combicam.engine.geo.location_target import LocationTarget
 from combicam.engine.images.decode import MAX_PIXELS, DecodeConfig, decode_image
 from combicam.engine.images.resize import visible_box
+from combicam.engine.storage.new_file import new_file
 from combicam.export.preprocess import Preprocess
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
@@ -83,7 +84,8 @@ class PhotoPictures:
         for k, heat in enumerate(explanation.heatmaps[0].float().cpu().numpy()):
             file = stem.with_name(f"{stem.name}.overlay{f'-{k + 1}' if k else ''}.png")
             picture = overlay(pixels, heat, self._colormap, box)
-            Image.fromarray(_framed(picture, box)).save(file)
+            with new_file(file, "overlay") as temporary:
+                Image.fromarray(_framed(picture, box)).save(temporary, "PNG")
             score = probability(float(explanation.scores[0, k]))
             lines.append(f"{names[k]}, {score}, {file}")
         if self._figure is not None:
@@ -91,7 +93,8 @@ class PhotoPictures:
             left, top, right, bottom = box
             shown = replace(explanation, photos=(pixels[top:bottom, left:right],))
             figure = draw_figure(shown, [names], [photo.name], self._colormap, layers=4)
-            figure.savefig(file)
+            with new_file(file, "overlay") as temporary:
+                figure.savefig(temporary, format=self._figure)
             lines.append(str(file))
         return lines
 

@@ -18,7 +18,7 @@ from combicam.engine.run.config import RunConfig
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.status import OK
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import is_remote, open_parquet
 
 _ROWS = 16
@@ -59,8 +59,8 @@ def draw_overlays(
         )
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(entry.id).stem)[-80:]
         path = folder / f"{number:06d}_{name}.png"
-        Image.fromarray(picture).save(temporary_path(path), format="PNG")
-        commit(path)
+        with new_file(path, "overlays") as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
         paths.append(path)
     return tuple(paths)
 

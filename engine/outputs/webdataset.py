@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from combicam.engine.images.formats import HEAD, image_format
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.run.open_run import open_run
 from combicam.engine.shards.files import ShardData
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import RunError
 
@@ -57,13 +58,12 @@ def write_webdataset(run: str | Path, folder: str | Path, photos: bool = False) 
             if path.exists():
                 continue
             shard, entries = opened.shard(index), manifest.shard(index)
-            with tarfile.open(temporary_path(path), "w") as tar:
+            with new_file(path, "convert") as temporary, tarfile.open(temporary, "w") as tar:
                 for row in np.flatnonzero(shard.ok):
                     key = f"{index:05d}{row:06d}"
                     for suffix, data in _files(shard, int(row), entries[row] if photos else None):
                         _add(tar, f"{key}.{suffix}", data)
                     samples += 1
-            commit(path)
     return samples
 
 
@@ -75,13 +75,15 @@ def _files(shard: ShardData, row: int, entry: Entry | None) -> Iterator[tuple[st
         Image.fromarray(heatmap).save(buffer, "PNG")
         yield f"heatmap{k}.png", buffer.getvalue()
     if entry is not None:
-        # An id need not be a file name, except for a tar's member.
-        name = entry.uri if entry.offset is None else entry.id.rpartition("::")[2]
-        suffix = Path(name).suffix.lower().lstrip(".") or "bin"
         try:
-            yield suffix, entry.read()
+            data = entry.read()
         except OSError:
             return  # deleted since; the sample has its path
+        # An id need not be a file name, except for a tar's member; in tables images have no names.
+        name = entry.uri if entry.offset is None else entry.id.rpartition("::")[2]
+        in_table = entry.offset is not None and entry.size is None
+        suffix = "" if in_table else Path(name).suffix.lower().lstrip(".")
+        yield suffix or (image_format(data[:HEAD]) or "bin").lower(), data
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

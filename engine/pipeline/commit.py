@@ -11,11 +11,11 @@ from combicam.engine.pipeline.explain_stage import ExplainedBatch
 from combicam.engine.run.failure_limit import FailureLimit
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.log import event
-from combicam.engine.run.records import write_record
-from combicam.engine.run.work import ShardReport, committed_rows
-from combicam.engine.shards.files import ShardWriter
+from combicam.engine.run.records import remove_record, write_record
+from combicam.engine.run.work import ShardReport, kept_rows, kept_statuses
 from combicam.engine.shards.row_format import ShardFormat
 from combicam.engine.shards.status import OK
+from combicam.engine.shards.writer import ShardWriter
 
 
 def write_shards(
@@ -40,10 +40,11 @@ def write_shards(
             batch, shard = item.batch, item.batch.work.index
             start = perf_counter()
             if writer is None:
-                writer = ShardWriter(run.shard(shard), rows)
-                if (old := committed_rows(run, batch.work)) is not None:
-                    writer.add(old.table, old.rows)
-                    statuses.update(old.table.column("status").to_pylist())
+                # In the run's folder, so that readers of the shards see no file of it yet.
+                writer = ShardWriter(
+                    run.shard(shard), rows, run.path, kept=kept_rows(run, batch.work)
+                )
+                statuses.update(kept_statuses(run, batch.work))
             table = rows.table(batch.records, item.results)
             writer.add(table, batch.rows)
             statuses.update(table.column("status").to_pylist())
@@ -52,7 +53,7 @@ def write_shards(
             encoded = perf_counter()
             batch.add_seconds("encode", encoded - start)
             if batch.is_last:
-                run.record(shard).unlink(missing_ok=True)  # belongs to the file being replaced
+                remove_record(run, shard)
                 writer.commit()
                 writer = None
                 batch.add_seconds("commit", perf_counter() - encoded)

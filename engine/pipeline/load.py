@@ -11,10 +11,11 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from combicam.engine.images.decode import DecodeConfig, TooLargeError, decode_image
+from combicam.engine.images.decode import DecodeConfig, decode_image
+from combicam.engine.images.formats import TooLargeError, UnsupportedError
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.shards.row_format import Record
-from combicam.engine.shards.status import DECODE_ERROR, MISSING, TOO_LARGE
+from combicam.engine.shards.status import DECODE_ERROR, MISSING, TOO_LARGE, UNSUPPORTED
 from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
 
@@ -46,11 +47,19 @@ def load(entry: Entry, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) 
     except TooLargeError as error:
         width, height = error.size or (None, None)
         record = Record(entry, TOO_LARGE, str(error), width, height)
+    except UnsupportedError as error:
+        record = Record(entry, UNSUPPORTED, str(error))
     except DecodeError as error:
         record = Record(entry, DECODE_ERROR, str(error))
     else:
         pixels = decoded.pixels
-        record = Record(entry, width=decoded.width, height=decoded.height, decoder=decoded.decoder)
+        record = Record(
+            entry,
+            width=decoded.width,
+            height=decoded.height,
+            decoder=decoded.decoder,
+            truncated=decoded.truncated,
+        )
     return Loaded(record, pixels, middle - start, perf_counter() - middle)
 
 

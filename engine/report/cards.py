@@ -16,8 +16,8 @@ from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.report.packed_maps import pack_maps
 from combicam.engine.report.thumbnails import RunFacts, picture
 from combicam.engine.run.open_run import OpenRun
-from combicam.engine.shards.files import MAP_COLUMNS
 from combicam.engine.shards.status import OK
+from combicam.engine.shards.stored_maps import MAP_COLUMNS
 
 _DIGITS = 6
 # Columns that the page shows in its own way; other columns with scalar values are listed.

@@ -18,7 +18,7 @@ from combicam.engine.report.selection import choose_rows
 from combicam.engine.report.thumbnails import run_facts
 from combicam.engine.run.open_run import open_run
 from combicam.engine.run.status import run_status
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import location
 
 _COLOUR_STEPS = 64
@@ -79,8 +79,8 @@ def write_report(
         "maps": {"corners": opened.maps.align_corners, "layers": list(opened.maps.layers)},
         "cards": shown,
     }
-    temporary_path(path).write_text(page(f"{name} · combicam", data), encoding="utf-8")
-    commit(path)
+    with new_file(path, "report") as temporary:
+        temporary.write_text(page(f"{name} · combicam", data), encoding="utf-8")
     return path
 
 

@@ -15,7 +15,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.geo.location_estimate import TOP_PLACES
 from combicam.engine.images.decode import DecodeConfig
+from combicam.engine.inputs.selection import SelectionConfig
 from combicam.engine.run.nested import accepts_flat_keywords
+from combicam.engine.shards.status import FAILURES
 from combicam.engine.storage.paths import LOCATION, location
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
@@ -125,7 +127,8 @@ class RunConfig:
     keywords: ``RunConfig("photos/", "run/", "model.onnx", shard_size=100)``.
 
     Args:
-        input: folder, glob, list (text, CSV, Parquet) or WebDataset tars; ``s3://…`` too.
+        input: folder, glob, list (text, CSV, TSV, JSON lines, Parquet), Parquet or Arrow files
+            with images, or WebDataset tars; ``s3://…`` too.
         output: run directory; an existing run is continued; ``s3://bucket/run`` too.
         model: which model; a name is enough.
         cam: what to compute; an artifact has its own.
@@ -133,6 +136,7 @@ class RunConfig:
             ``pytorch-grad-cam`` or ``torchcam``; or a JSON file of ``combicam recommend``. Options
             of the method that are not at their defaults override it.
         compute: device, precision and backend.
+        selection: which of the images found are inputs.
         decode: how images are decoded.
         storage: which results are stored.
         distribution: which processes do the work.
@@ -150,6 +154,7 @@ class RunConfig:
             photos were taken. Input lists may have these columns, too. Rows then have the error.
         retry_failed: retry the failed images of committed shards (their files may have been fixed
             since); other rows stay unchanged.
+        retry: retry only failed images of these statuses, such as ``decode_error,missing``.
         max_failures: stop the run when more images fail, counting earlier invocations: a number,
             or a share of all inputs such as ``5%``; None for no limit.
         progress: show a progress bar on stderr.
@@ -163,6 +168,7 @@ class RunConfig:
     model: ModelConfig
     cam: CamSpec = field(default_factory=CamSpec)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
@@ -173,6 +179,7 @@ class RunConfig:
     overlays: int = 0
     truth: Annotated[Path | None, LOCATION] = None
     retry_failed: bool = False
+    retry: tuple[str, ...] = ()
     max_failures: str | None = None
     progress: bool = True
     spec: str | None = None
@@ -194,6 +201,7 @@ class RunConfig:
                 raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
         self._check_explain()
         self._check_crops()
+        self._check_retry()
         if self.max_failures is not None:
             object.__setattr__(self, "max_failures", str(self.max_failures))
             self.failure_limit(1)
@@ -233,6 +241,20 @@ class RunConfig:
                 "RunConfig: expected crops='five' or cuda_graphs, got both: a captured graph holds "
                 "no targets, which five crops share; leave one out"
             )
+
+    def _check_retry(self) -> None:
+        given = (self.retry,) if isinstance(self.retry, str) else self.retry
+        words = tuple(word.strip() for value in given for word in value.split(","))
+        if not set(words) <= set(FAILURES):
+            raise ValueError(
+                f"RunConfig: expected retry as some of {', '.join(FAILURES)}, got {given!r}"
+            )
+        object.__setattr__(self, "retry", words)
+
+    @property
+    def retried(self) -> frozenset[str]:
+        """The statuses whose rows are tried again."""
+        return frozenset(FAILURES if self.retry_failed and not self.retry else self.retry)
 
     @property
     def photos_at_once(self) -> int:

@@ -10,12 +10,13 @@ from typing import Any, Self
 
 from combicam.engine.inputs.entry import printable
 from combicam.engine.run.layout import RunLayout
-from combicam.engine.storage.atomic import write_json
+from combicam.engine.storage.atomic import read_json, write_json
 from combicam.engine.storage.locks import lock
 from combicam.engine.storage.paths import is_remote
 from combicam.errors import RunError
 from combicam.export.classes.classes import ClassTable
 
+DAMAGED = "take it from a backup, or use another output"
 _PARQUET_END = b"PAR1"
 
 
@@ -107,10 +108,13 @@ class RunDirectory:
             self._check(fingerprint)
         if not is_remote(self.path):
             self.layout.shards.mkdir(exist_ok=True)
+            self.layout.records.mkdir(exist_ok=True)
+            for left in self.layout.shards.glob(".*.tmp"):  # of earlier versions that were killed
+                left.unlink()
         return is_new
 
     def _check(self, fingerprint: dict[str, Any]) -> None:
-        earlier = _flat(json.loads(self.layout.fingerprint.read_text(encoding="utf-8")))
+        earlier = _flat(read_json(self.layout.fingerprint, DAMAGED))
         now = _flat(json.loads(json.dumps(fingerprint)))
         differences = [
             f"{key}: {_short(earlier.get(key))} there, {_short(now.get(key))} now"

@@ -8,6 +8,7 @@ from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.ground_truth import read_truth, with_truth
 from combicam.engine.inputs.listing import list_inputs
 from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.inputs.selection import Tally
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.log import log
 from combicam.engine.storage.paths import names_store
@@ -16,15 +17,19 @@ from combicam.errors import RunError, first_line
 _LISTED_AGAIN = 200_000  # images at most: listing more takes long
 
 
-def run_inputs(config: RunConfig) -> Iterator[Entry]:
+def run_inputs(config: RunConfig, tally: Tally | None = None) -> Iterator[Entry]:
     """Every input of a run in a fixed order, with its ground truth if known.
+
+    Args:
+        config: of the run.
+        tally: counts what is left out.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`~combicam.engine.inputs.listing.list_inputs`.
         RunError: something that cannot be listed.
     """
     try:
-        entries = list_inputs(config.input)
+        entries = list_inputs(config.input, config.selection, tally)
         if config.truth is not None:
             entries = with_truth(entries, read_truth(config.truth))
         yield from entries

@@ -40,8 +40,13 @@ class RunLayout:
 
     @property
     def shards(self) -> Path:
-        """The folder of committed shards and their records."""
+        """The folder of committed shards, and nothing else: readers take it as a data set."""
         return self.path / "shards"
+
+    @property
+    def records(self) -> Path:
+        """The folder of the shards' records."""
+        return self.path / "records"
 
     @property
     def progress(self) -> Path:
@@ -68,7 +73,11 @@ class RunLayout:
         return self.shards / f"{index:05d}.parquet"
 
     def record(self, index: int) -> Path:
-        """``shards/00042.json``: counts and seconds of a committed shard."""
+        """``records/00042.json``: counts and seconds of a committed shard."""
+        return self.records / f"{index:05d}.json"
+
+    def early_record(self, index: int) -> Path:
+        """Where version 0.2 and earlier wrote it, ``shards/00042.json``."""
         return self.shards / f"{index:05d}.json"
 
     def shard_files(self) -> dict[int, Path]:

@@ -17,6 +17,7 @@ from combicam.engine.run.layout import RunLayout
 from combicam.engine.storage.atomic import temporary_path
 from combicam.engine.storage.paths import is_remote
 
+_NEEDED = ("time", "event")
 log = logging.getLogger("combicam.run")
 
 
@@ -38,13 +39,20 @@ class _AboveBar(logging.Handler):
     """Prints warnings above the progress bar; errors are raised, not logged here."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno != logging.WARNING:
+        if record.levelno != logging.WARNING or sys.stderr is None:
             return
         fields = ", ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
         text = f"combicam: {record.getMessage().replace('_', ' ')}" + (
             f" ({fields})" if fields else ""
         )
         tqdm.write(text, file=sys.stderr)
+
+
+class _File(logging.FileHandler):
+    """Drops what a full disk does not take: the shards will say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing."""
 
 
 @contextmanager
@@ -71,7 +79,7 @@ def run_log(run: RunLayout, show: bool) -> Iterator[Callable[[], None]]:
             run.log.write_bytes(path.read_bytes())
 
     _end_last_line(path)
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file = _File(path, encoding="utf-8")
     to_file.setFormatter(JsonLines())
     handlers: list[logging.Handler] = [to_file, *([_AboveBar()] if show else [])]
     if log.level == logging.NOTSET:
@@ -109,7 +117,9 @@ def read_log(run: RunLayout) -> list[dict[str, Any]]:
     events = []
     for line in run.log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue  # truncated
+        if isinstance(found, dict) and all(isinstance(found.get(k), str) for k in _NEEDED):
+            events.append(found)
     return events

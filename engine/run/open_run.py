@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,20 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from combicam.engine.run.directory import DAMAGED
 from combicam.engine.run.layout import RunLayout
-from combicam.engine.shards.files import MAP_COLUMNS, ShardData, read_shard_file
+from combicam.engine.shards.files import ShardData, read_shard_file
 from combicam.engine.shards.map_format import MapFormat
-from combicam.engine.storage.paths import arrow_file, location, open_parquet, read_parquet
-from combicam.errors import RunError
+from combicam.engine.shards.stored_maps import MAP_COLUMNS
+from combicam.engine.storage.atomic import read_json
+from combicam.engine.storage.paths import (
+    arrow_file,
+    damage_named,
+    location,
+    open_parquet,
+    read_parquet,
+)
+from combicam.errors import RunError, first_line
 from combicam.export.classes.classes import ClassTable
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
@@ -48,8 +58,9 @@ class OpenRun:
         files = list(self._files.values())
         with open_parquet(files[0]) as first:
             schema = first.schema_arrow
-        self.spec = CamSpec.from_json(schema.metadata[b"combicam.spec"])
-        self.maps = MapFormat.from_dict(json.loads(schema.metadata[b"combicam.heatmap"]))
+        with _intact(files[0]):
+            self.spec = CamSpec.from_json(schema.metadata[b"combicam.spec"])
+            self.maps = MapFormat.from_dict(json.loads(schema.metadata[b"combicam.heatmap"]))
         names = [arrow_file(file)[0] for file in files]
         system = arrow_file(files[0])[1]
         self.dataset: Any = ds.dataset(names, schema=schema, filesystem=system)
@@ -59,22 +70,25 @@ class OpenRun:
         """Names and locations of all classes; None if the model has none."""
         if not self.layout.classes.exists():
             return None
-        return ClassTable.from_dict(_json(self.layout.classes))
+        with _intact(self.layout.classes):
+            return ClassTable.from_dict(read_json(self.layout.classes, DAMAGED))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the rows, as in ``run.json``."""
-        return _json(self.layout.fingerprint)
+        return read_json(self.layout.fingerprint, DAMAGED)
 
     @property
     def preprocess(self) -> Preprocess | None:
         """How images became the model's input; None if the run does not record it."""
-        values = self.fingerprint.get("explainer", {}).get("preprocess")
-        return None if values is None else Preprocess.from_dict(values)
+        with _intact(self.layout.fingerprint):
+            values = self.fingerprint.get("explainer", {}).get("preprocess")
+            return None if values is None else Preprocess.from_dict(values)
 
     def __len__(self) -> int:
         """Number of committed rows."""
-        return int(self.dataset.count_rows())
+        with damage_named(self.layout.shards):
+            return int(self.dataset.count_rows())
 
     def table(self, columns: Sequence[str] | None = None, where: Any = None) -> Any:
         """Rows as a ``pyarrow.Table``, in the order of the inputs.
@@ -94,7 +108,8 @@ class OpenRun:
                 f"open_run: expected a list of columns, of {known}, got {columns!r}; take some of "
                 "these"
             )
-        return self.dataset.to_table(columns=list(columns), filter=where)
+        with damage_named(self.layout.shards):
+            return self.dataset.to_table(columns=list(columns), filter=where)
 
     def shard(self, index: int) -> ShardData:
         """A shard as arrays.
@@ -121,6 +136,17 @@ class OpenRun:
             if row >= 0:
                 return self.shard(index), row
         raise KeyError(identity)
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """Report values of the wrong type in a file of the run as RunError."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise RunError(
+            f"open_run: expected {path} as combicam wrote it, got {first_line(error)}; {DAMAGED}"
+        ) from error
 
 
 def read_shard(path: str | Path, index: int | None = None) -> ShardData:
@@ -153,7 +179,3 @@ def open_run(path: str | Path) -> OpenRun:
         RunError: no run directory, or one without a committed shard.
     """
     return OpenRun(RunLayout(location(path)))
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

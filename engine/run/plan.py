@@ -57,7 +57,13 @@ def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
             "them with --classes, or leave out --truth"
         )
     maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
-    rows = ShardFormat(spec, maps, explainer.classes, explain=config.explain)
+    rows = ShardFormat(
+        spec,
+        maps,
+        explainer.classes,
+        explain=config.explain,
+        has_truncated=config.decode.tolerant,
+    )
     return RunPlan(explainer, rows, read_location_target(config.explain, explainer))
 
 
@@ -77,4 +83,6 @@ def fingerprint(config: RunConfig, explainer: BatchExplainer) -> dict[str, Any]:
         # CPU decoders give the same pixels up to rounding, and need not be told apart.
         "fast_scale": decode.fast_scale,
         **({"decoder": "gpu"} if decode.decoder == "gpu" else {}),
+        **({"tolerant": True} if decode.tolerant else {}),
+        **config.selection.to_dict(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from collections import deque
 from contextlib import ExitStack
@@ -50,7 +51,9 @@ class Progress:
         # A monotonic clock for durations.
         self._began = self._written = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self._began, 0)])
-        self._bar = tqdm(total=images, initial=done, unit="image", disable=not show)
+        self._bar = tqdm(
+            total=images, initial=done, unit="image", disable=not show or sys.stderr is None
+        )
         self._show = show
         self._fields = fields
         self._open = ExitStack()

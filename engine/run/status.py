@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -15,10 +14,12 @@ from combicam.engine.run.log import read_log
 from combicam.engine.run.progress import heartbeat_s
 from combicam.engine.run.records import count_statuses
 from combicam.engine.shards.status import OK
+from combicam.engine.storage.atomic import read_json
 from combicam.engine.storage.paths import location, open_parquet
 from combicam.errors import RunError
 
 _SILENT_BEATS = 15
+_FIGURES = ("updated", "done", "images_per_s", "recent_images_per_s")
 _ENDS = ("finished", "failed", "stopped")
 
 
@@ -119,7 +120,7 @@ def run_status(path: str | Path) -> RunStatus:
         failures={status: n for status, n in sorted(statuses.items()) if status != OK},
         images_per_s=None if last is None else last["images_per_s"],
         recent_images_per_s=rate,
-        bottleneck=None if last is None else last["bottleneck"],
+        bottleneck=None if last is None else last.get("bottleneck"),
         remaining_s=left / rate if state == "running" and rate else None,
         updated=age,
         last_commit=max(0.0, now - max(times)) if times else None,
@@ -130,14 +131,15 @@ def run_status(path: str | Path) -> RunStatus:
 
 def _heartbeat(run: RunLayout) -> dict[str, Any] | None:
     try:
-        values: dict[str, Any] = json.loads(run.progress.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        values = read_json(run.progress, "it is written again")
+    except (FileNotFoundError, RunError):
         return None  # written without fsync: a power failure may leave an empty file
-    return values
+    whole = all(type(values.get(key)) in (int, float) for key in _FIGURES)
+    return values if whole and isinstance(values.get("state"), str) else None
 
 
 def _process(values: Mapping[str, Any]) -> str:
-    return f"{values['host']}, pid {values['pid']}"
+    return f"{values.get('host')}, pid {values.get('pid')}"
 
 
 def _invocations(events: list[dict[str, Any]]) -> list[Invocation]:

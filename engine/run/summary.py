@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from combicam.engine.geo.accuracy import Accuracy
 from combicam.engine.run.stage_times import StageSeconds
-from combicam.engine.storage.atomic import write_json
+from combicam.engine.storage.atomic import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class RunSummary:
         halvings: how often the batch was halved because memory was short.
         overlays: PNG files that were drawn.
         accuracy: of the predicted locations; None without ground truth.
+        ignored: what the listing left out: suffix, or reason -> number of files.
     """
 
     run: Path
@@ -46,6 +46,7 @@ class RunSummary:
     halvings: int
     overlays: tuple[Path, ...] = ()
     accuracy: Accuracy | None = None
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write JSON atomically; paths are relative to the run."""
@@ -57,8 +58,12 @@ class RunSummary:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The inverse of :meth:`write`."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        """The inverse of :meth:`write`.
+
+        Raises:
+            RunError: a damaged file.
+        """
+        values = read_json(path, "run again to write it")
         values["stages"] = {k: StageSeconds(**v) for k, v in values["stages"].items()}
         values["overlays"] = tuple(path.parent / name for name in values["overlays"])
         if (accuracy := values.get("accuracy")) is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from combicam.engine.inputs.manifest import Manifest
@@ -14,8 +16,7 @@ from combicam.engine.run.directory import committed_shards
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.records import statuses_by_shard
 from combicam.engine.run.stage_times import StageTimes
-from combicam.engine.shards.status import OK
-from combicam.engine.storage.paths import read_parquet
+from combicam.engine.storage.paths import open_parquet, read_parquet
 
 
 @dataclass(frozen=True)
@@ -96,37 +97,43 @@ class ShardExecutor(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class CommittedRows:
-    """Rows of a committed shard that stay unchanged, and their row numbers."""
-
-    table: Any
-    rows: Sequence[int]
-
-
-def committed_rows(run: RunLayout, work: ShardWork) -> CommittedRows | None:
-    """Rows to copy from a shard's old file into the new one; None for a new shard."""
+def kept_rows(run: RunLayout, work: ShardWork) -> Iterator[tuple[Any, Sequence[int]]]:
+    """Rows to copy from a shard's old file into the new one, and their numbers; row group by row
+    group, because a shard may be larger than memory."""
     if work.rows is None:
-        return None
-    table = read_parquet(run.shard(work.index))
-    stay = np.setdiff1d(np.arange(table.num_rows), work.rows)
-    return CommittedRows(table.take(stay), stay.tolist())
+        return
+    start = 0
+    with open_parquet(run.shard(work.index)) as file:
+        for group in range(file.metadata.num_row_groups):
+            table = file.read_row_group(group)
+            numbers = np.arange(start, start + table.num_rows)
+            start += table.num_rows
+            stay = np.setdiff1d(numbers, work.rows)
+            yield table.take(stay - numbers[0]), stay.tolist()
 
 
-def work_left(run: RunLayout, manifest: Manifest, retry_failed: bool) -> list[ShardWork]:
-    """The missing shards and, if requested, the failed rows of the others.
+def kept_statuses(run: RunLayout, work: ShardWork) -> Counter[str]:
+    """How many of these rows have which status."""
+    if work.rows is None:
+        return Counter()
+    statuses = read_parquet(run.shard(work.index), ["status"]).column(0).to_pylist()
+    return Counter(statuses) - Counter(statuses[row] for row in work.rows)
+
+
+def work_left(run: RunLayout, manifest: Manifest, retried: Collection[str]) -> list[ShardWork]:
+    """The missing shards and, if requested, failed rows of the others.
 
     Args:
         run: paths of the run.
         manifest: of the run.
-        retry_failed: retry rows whose status is not ok.
+        retried: the statuses of rows to try again.
     """
     committed = committed_shards(run)
     work = [ShardWork(index) for index in range(manifest.shards) if index not in committed]
-    if retry_failed:
+    if retried:
         for shard, statuses in statuses_by_shard(run, committed, repair=True).items():
-            if set(statuses) - {OK}:
+            if set(statuses) & set(retried):
                 status = read_parquet(run.shard(shard), ["status"]).column(0)
-                failed = pc.indices_nonzero(pc.not_equal(status, OK)).to_pylist()
-                work.append(ShardWork(shard, tuple(failed)))
+                failed = pc.indices_nonzero(pc.is_in(status, pa.array(sorted(retried))))
+                work.append(ShardWork(shard, tuple(failed.to_pylist())))
     return sorted(work, key=lambda item: item.index)

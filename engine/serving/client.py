@@ -39,10 +39,11 @@ def decode(photo: Path, settings: Settings) -> NDArray[np.uint8]:
     """Decode to upright RGB at the model's input size: uint8 [H,W,3]."""
     with Image.open(photo) as file:
         file.load()
-        image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):  # 16 bits -> 8
-        samples = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
+        deep = file.mode == "F" or file.mode.startswith("I")
+        depth = eight_bits(file) if deep else None
+        if depth is not None:
+            depth.info["exif"] = file.getexif().tobytes()
+        image = ImageOps.exif_transpose(depth or file)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
@@ -53,6 +54,33 @@ def decode(photo: Path, settings: Settings) -> NDArray[np.uint8]:
         box = centre_box(image.size, (width, height), settings["crop_pct"])
     resampling = Image.Resampling[settings["interpolation"].upper()]
     return np.asarray(image.convert("RGB").resize((width, height), resampling, box=box))
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Scale samples of more than 8 bits to 8, by the range that the file says.
+
+    Raises:
+        ValueError: it says none.
+    """
+    samples = np.asarray(image)
+    tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    bits, kind = np.max(tags.get(258, 16)), np.max(tags.get(339, 1))
+    low, high = 0.0, float(2 ** int(bits) - 1)
+    known = image.mode != "F" and kind == 1 and bits <= 16
+    known = known and samples.min() >= 0 and samples.max() <= 65535
+    for names in ((280, 281), (340, 341)):  # MinSampleValue …, or better SMinSampleValue …
+        if all(name in tags for name in names):
+            least, most = (float(np.min(tags[name])) for name in names)
+            if least < most:
+                low, high, known = least, most, True
+    if not known:
+        raise ValueError(
+            f"expected samples of known range, got {samples.dtype} from {samples.min():g} to "
+            f"{samples.max():g}; convert the {image.format} to 8 or 16 bits"
+        )
+    share = (np.nan_to_num(samples.astype(np.float64)) - low) / (high - low)
+    scaled = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(255 - scaled if tags.get(262) == 0 else scaled)
 
 
 def centre_box(

@@ -21,6 +21,7 @@ from combicam.engine.serving.server_readme import readme_text
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import Description
 from combicam.export.trace.trace import JointGraph
+from combicam.requirements import onnxruntime
 
 MAX_BATCH_SIZE = 8
 LABELS = "labels.txt"
@@ -178,7 +179,7 @@ def check_repository(repository: Path, name: str | None = None) -> None:
 
 def _runtime(graph: Path) -> Any:
     """An ONNX Runtime session of the file, to read its inputs and outputs."""
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

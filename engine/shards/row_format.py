@@ -46,6 +46,7 @@ class Record:
     width: int | None = None
     height: int | None = None
     decoder: str | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class ShardFormat:
         has_truth: whether the location of some inputs is known.
         explain: the targets if they are not simply the best classes, one word each; written into
             the metadata.
+        has_truncated: add ``truncated``, whether a row's file ends too early.
     """
 
     spec: CamSpec
@@ -68,10 +70,13 @@ class ShardFormat:
     classes: ClassTable | None = None
     has_truth: bool = False
     explain: tuple[str, ...] = ()
+    has_truncated: bool = False
 
     def schema(self) -> Any:
         """The pyarrow schema, the same in all shards of a run."""
         columns = list(_COLUMNS)
+        if self.has_truncated:
+            columns.append(("truncated", pa.bool_()))
         if self.maps.varies:
             columns += [("heatmap_height", pa.int32()), ("heatmap_width", pa.int32())]
         if self.maps.layers:
@@ -109,6 +114,7 @@ class ShardFormat:
             "width": record.width,
             "height": record.height,
             "decoder": record.decoder,
+            "truncated": record.truncated,
         }
         found = next(explained) if record.status == OK else None
         if record.status == OK and found is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from combicam.engine.storage.atomic import commit, temporary_path
+from combicam.engine.storage.atomic import commit, remove, temporary_path
 from combicam.engine.storage.paths import is_remote
 
 
@@ -28,5 +28,9 @@ def new_file(path: Path, what: str) -> Iterator[Path]:
     try:
         yield temporary_path(path)
         commit(path)
+    except OSError as error:
+        if error.filename is None:  # as while writing
+            error.filename = str(path)
+        raise
     finally:
-        temporary_path(path).unlink(missing_ok=True)
+        remove(temporary_path(path))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,10 +94,8 @@ def open_parquet(path: Path) -> Any:
         RunError: it is damaged, or not a Parquet file.
     """
     name, system = arrow_file(path)
-    try:
+    with damage_named(path):
         return pq.ParquetFile(name, filesystem=system)
-    except pa.ArrowInvalid as error:
-        raise _damaged(path, error) from error
 
 
 def arrow_file(path: Path) -> tuple[str, Any]:
@@ -112,13 +111,19 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
         FileNotFoundError: no such file.
         RunError: it is damaged, or not a Parquet file.
     """
-    with open_parquet(path) as file:
-        try:
-            return file.read(columns=None if columns is None else list(columns))
-        except OSError as error:
-            if error.errno is not None:  # of the disk; pyarrow's errors for damaged pages have none
-                raise
-            raise _damaged(path, error) from error
+    with open_parquet(path) as file, damage_named(path):
+        return file.read(columns=None if columns is None else list(columns))
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Report what pyarrow says of a damaged Parquet file as RunError."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; pyarrow has none
+            raise
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> RunError:
@@ -131,17 +136,42 @@ def _damaged(path: Path, error: Exception) -> RunError:
 def read_texts(paths: Sequence[Path]) -> list[str]:
     """Read small files of the same file system or store; those of a store concurrently.
 
+    Bytes that are not UTF-8, as in damaged files, are replaced.
+
     Raises:
         FileNotFoundError: one of them does not exist.
     """
     if not paths or not is_remote(paths[0]):
-        return [path.read_text(encoding="utf-8") for path in paths]
+        return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
     stores: Sequence[Any] = paths
     names = [store.path for store in stores]
     found = stores[0].fs.cat(names)
     # `cat` of one name returns bytes, of several a dictionary.
     contents = found if isinstance(found, dict) else {names[0]: found}
-    return [contents[name].decode() for name in names]
+    return [contents[name].decode(errors="replace") for name in names]
+
+
+def read_heads(paths: Sequence[Path], size: int) -> list[bytes]:
+    """The first bytes of files of the same file system or store; none of one that is not readable.
+
+    Args:
+        paths: of files; those of a store are read concurrently.
+        size: number of bytes.
+    """
+    if paths and is_remote(paths[0]):
+        stores: Sequence[Any] = paths
+        names, starts, ends = [p.path for p in stores], [0] * len(paths), [size] * len(paths)
+        found = stores[0].fs.cat_ranges(names, starts, ends, on_error="return")
+        return [head if isinstance(head, bytes) else b"" for head in found]
+    return [_head(path, size) for path in paths]
+
+
+def _head(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
 
 
 def read_range(path: Path, start: int | None = None, stop: int | None = None) -> bytes:

@@ -7,6 +7,7 @@ size instead of becoming numbers.
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 import zipfile
 from pathlib import Path
@@ -37,9 +38,12 @@ def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scripted = torch.jit.script(module.eval())
-            scripted.save(str(path), _extra_files={METADATA_FILE: metadata})
+            # By way of memory: torch ends the process if a disk is full.
+            buffer = io.BytesIO()
+            torch.jit.save(scripted, buffer, _extra_files={METADATA_FILE: metadata})
     except Exception as error:
         raise TraceError(f"export: TorchScript refuses the graph ({first_line(error)})") from error
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_torchscript(path: Path) -> str | None:

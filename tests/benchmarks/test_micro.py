@@ -20,10 +20,10 @@ from combicam.engine.geo.density import prediction_density
 from combicam.engine.geo.distance import distance_km
 from combicam.engine.images.decode import DecodeConfig, decode_image
 from combicam.engine.inputs.entry import Entry
-from combicam.engine.shards.files import ShardWriter
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.shards.quantise import QuantisedExplanation
 from combicam.engine.shards.row_format import Record, ShardFormat
+from combicam.engine.shards.writer import ShardWriter
 from combicam.export.spec import CamSpec
 from combicam.kernels.cam_head import cam_head_reference
 

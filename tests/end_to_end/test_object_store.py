@@ -6,7 +6,7 @@ import logging
 import signal
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -21,6 +21,7 @@ from s3fs import S3FileSystem
 from upath import UPath
 
 from combicam.engine.inputs.listing import list_inputs
+from combicam.engine.inputs.selection import Tally
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.log import read_log
@@ -91,7 +92,8 @@ def test_the_same_bytes_as_on_a_disk(tmp_path: Path, bucket: Any, photos: Any, f
     there = names(bucket, "run")
     assert {name for name in there if name[0] != "."} == {
         *("run.json", "manifest.parquet", "progress.json", "log.jsonl", "summary.json"),
-        *(f"shards/{i:05d}.{kind}" for i in range(3) for kind in ("parquet", "json")),
+        *(f"shards/{i:05d}.parquet" for i in range(3)),
+        *(f"records/{i:05d}.json" for i in range(3)),
         "overlays/000000_p000.png",
     }
     events = [event["event"] for event in read_log(RunLayout(bucket / "run"))]
@@ -281,3 +283,25 @@ def test_names_of_places() -> None:
         location("ftp://host/x")
     with pytest.raises(ValueError, match=r"leave out Path\(\)"):
         location(Path("s3://bucket/run"))
+
+
+def test_photos_of_every_container_in_a_store(
+    tmp_path: Path, bucket: Any, photos: Callable[..., list[Path]]
+) -> None:
+    first, second = photos(tmp_path / "in", 2)
+    with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
+        tar.add(first, "a.jpg")
+    rows = {"image": pa.array([second.read_bytes()], pa.binary())}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    for name, path in (("nameless", first), ("notes", Path(__file__))):
+        (bucket / "looked" / name).write_bytes(path.read_bytes())
+    for name in ("t.tar.gz", "t.parquet"):
+        (bucket / "packed" / name).write_bytes((tmp_path / name).read_bytes())
+    tally = Tally()
+    (entry,) = list_inputs(str(bucket / "looked"), tally=tally)
+    assert entry.id == "nameless" and entry.read() == first.read_bytes()
+    assert tally.ignored == {"no suffix": 1}
+    (entry,) = list_inputs(str(bucket / "packed" / "t.tar.gz"))
+    assert entry.read() == first.read_bytes()
+    (entry,) = list_inputs(str(bucket / "packed" / "t.parquet"))
+    assert entry.read() == second.read_bytes()

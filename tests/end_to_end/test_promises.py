@@ -38,7 +38,7 @@ def test_death_at_every_step_of_a_commit(step: str, tmp_path: Path, photos: Any,
     assert len(left) < len(whole) and left.items() <= whole.items()
     summary = run_images(configured(tmp_path), fake())
     assert summary.images == 28 and shard_bytes(tmp_path / "run") == whole
-    assert not list((tmp_path / "run" / "shards").glob(".*"))
+    assert not list((tmp_path / "run").rglob(".*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_too_many_failures_end_the_run(
             RunError, match=r"at most 3 failed images .* got 4 \(the last: p019\.jpg, decode: "
         ):
             run_images(config, fake())
-        assert not list((tmp_path / "run" / "shards").glob(".*"))
+        assert not list((tmp_path / "run").rglob(".*.tmp"))
     assert len(shard_bytes(tmp_path / "run")) >= 2
     assert run_images(configured(tmp_path), fake()).images == 20
 

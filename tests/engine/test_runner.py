@@ -59,7 +59,7 @@ def test_every_input_is_one_row_in_order(tmp_path: Path, photos: Any, fake: Any)
     assert all((r["error"] is None) == (r["status"] == "ok") for r in found)
     assert summary.images == summary.new_images == 24 and summary.shards == 3
     assert summary.failures == {"decode_error": 2, "missing": 1, "non_finite": 1, "too_large": 1}
-    record = json.loads((config.output / "shards" / "00000.json").read_text())
+    record = json.loads((config.output / "records" / "00000.json").read_text())
     assert record["images"] == 10 and record["statuses"] == {
         "decode_error": 2,
         "missing": 1,
@@ -137,7 +137,7 @@ def test_running_again_does_only_what_is_missing(tmp_path: Path, photos: Any, fa
     run_images(config, fake())
     whole = shard_bytes(config.output)
     (config.output / "shards" / "00001.parquet").unlink()
-    (config.output / "shards" / "00002.json").unlink()
+    (config.output / "records" / "00002.json").unlink()
     paths[0].unlink()  # the source is not listed or read again
     photos(tmp_path / "in" / "more", 3)
     explainer = fake()
@@ -145,7 +145,7 @@ def test_running_again_does_only_what_is_missing(tmp_path: Path, photos: Any, fa
     assert shard_bytes(config.output) == whole
     assert sum(explainer.batch_sizes) == 12  # 10 images in even batches of 4
     assert (summary.images, summary.new_images, summary.failures) == (30, 10, {})
-    assert json.loads((config.output / "shards" / "00002.json").read_text())["images"] == 10
+    assert json.loads((config.output / "records" / "00002.json").read_text())["images"] == 10
 
 
 def test_nothing_to_do_keeps_the_summary(tmp_path: Path, photos: Any, fake: Any) -> None:
@@ -304,13 +304,13 @@ def test_failing_explainer_fails_the_run_and_keeps_shards(
 def test_full_disk_leaves_no_half_shard(
     tmp_path: Path, photos: Any, fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path) -> None:
+    def full(path: Path, folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     photos(tmp_path / "in", 12)
     config = configured(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("combicam.engine.shards.files.commit", full)
+        patch.setattr("combicam.engine.shards.writer.commit", full)
         with pytest.raises(RunError, match=r"No space left on device; free space .* run again"):
             run_images(config, fake())
     assert list((config.output / "shards").iterdir()) == []

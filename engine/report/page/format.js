@@ -28,7 +28,7 @@ function percent(p) {
   if (p === null || p === undefined) return '–';
   if (p > 0 && p < 0.001) return p.toExponential(1).replace('e-', '·10⁻').replace(/⁻(\d+)$/,
     (_, d) => '⁻' + [...d].map((c) => '⁰¹²³⁴⁵⁶⁷⁸⁹'[c]).join(''));
-  return (100 * p).toFixed(1) + ' %';
+  return (100 * p).toFixed(1) + '\u00a0%';
 }
 function short(value) {
   if (value === null || value === undefined) return '–';
@@ -38,7 +38,7 @@ function short(value) {
 }
 function kilometres(value) {
   if (value === null || value === undefined) return '–';
-  return (value < 10 ? value.toFixed(1) : number(Math.round(value))) + ' km';
+  return (value < 10 ? value.toFixed(1) : number(Math.round(value))) + '\u00a0km';
 }
 function position(lat, lon) {
   const side = (value, plus, minus) =>

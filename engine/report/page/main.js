@@ -41,7 +41,8 @@ function onKey(event) {
 function drawHead() {
   const made = Object.fromEntries(FACTS.made), shownState = FACTS.state;
   $('name').textContent = DATA.name;
-  $('line').textContent = [made.model, made.method, `${LAYERS.length || (made['layer names'] || '').split(' ').length} layers`,
+  const depth = LAYERS.length || (made['layer names'] || '').split(' ').length;
+  $('line').textContent = [made.model, made.method, depth === 1 ? '1 layer' : `${depth} layers`,
     `score ${made.score}`, `fused by ${made.fuse}`].join(' · ');
   const share = FACTS.images ? ` ${Math.floor((100 * FACTS.committed) / FACTS.images)} %` : '';
   $('state').textContent = shownState === 'finished' ? 'finished' : `${shownState}${share}`;

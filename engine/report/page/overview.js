@@ -20,7 +20,8 @@ function drawTiles() {
     tiles.push(tile('median error', kilometres(FACTS.accuracy.median_km)));
   }
   if (speed.images_per_s) {
-    tiles.push(tile('images/s', short(speed.images_per_s),
+    const slow = speed.images_per_s < 1;
+    tiles.push(tile(slow ? 's an image' : 'images/s', short(slow ? 1 / speed.images_per_s : speed.images_per_s),
       speed.bottleneck ? `slowest: ${speed.bottleneck}` : null));
   }
   if (speed.remaining_s) tiles.push(tile('left', duration(speed.remaining_s)));

@@ -235,7 +235,7 @@ def test_backends_agree(
             r"float \[B,3,160,160\].* got torch.float32 \(2, 3, 160, 100\)",
         ),
         (torch.zeros(2, 160, 160, 3), None, "got torch.float32"),
-        (torch.zeros(2, 3, 160, 160, dtype=torch.uint8), None, r"uint8 \[B,160,160,3\]"),
+        (torch.zeros(2, 4, 160, 160, dtype=torch.uint8), None, r"uint8 \[B,160,160,3\]"),
         (torch.zeros(2, 3, 160, 160, dtype=torch.int32), None, "got torch.int32"),
         (torch.zeros(0, 3, 160, 160), None, r"got torch.float32 \(0, 3"),
         (torch.zeros(2, 3, 160, 160), [1], "B=2 images"),

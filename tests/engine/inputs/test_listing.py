@@ -7,6 +7,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 
 from combicam.engine.inputs.entry import Entry, path_uri, uri_path
 from combicam.engine.inputs.listing import expand_ranges, list_inputs
+from combicam.engine.inputs.selection import SelectionConfig, Tally, ignored_words
 
 
 def ids(source: Path | str) -> list[str]:
@@ -99,7 +101,9 @@ def test_parquet_list(tmp_path: Path) -> None:
     "name, text, message",
     [
         ("l.csv", "url,n\na,1\n", "column uri, path, file, filename"),
-        ("l.csv", "path,id\n,1\n", "row 1"),
+        ("l.jsonl", '{"path": "a.jpg"}\n{"path": \n', "JSON object in line 2"),
+        ("l.jsonl", "[1]\n", "JSON object in line 1 of .*, got: list"),
+        ("l.tsv", "path,id\na.jpg,1\n", "column uri, path, file, filename"),
         ("l.txt", "a.jpg\nftp://host/a.jpg\n", "supported store, got .* in row 2"),
         ("l.json", "{}", r"\*.tar"),
         ("l.tar", "no tar at all", "uncompressed tar"),
@@ -231,3 +235,117 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="shut"):
         ids(tmp_path)
+
+
+JPEG = b"\xff\xd8\xff\xe0 and so on"
+
+
+def listed(source: Path, **selection: Any) -> tuple[list[str], dict[str, int]]:
+    tally = Tally()
+    entries = list(list_inputs(str(source), SelectionConfig(**selection), tally))
+    return [entry.id for entry in entries], dict(tally.ignored)
+
+
+def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "a.jpg",
+        "IMG.HEIC",
+        "b.jxl",
+        "c.dng",
+        "x/b.txt",
+        "x/c.TXT",
+        "v1.0/d.mp4",
+        "LICENSE",
+    )
+    (tmp_path / "photo").write_bytes(JPEG)
+    (tmp_path / "x" / "0").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    found, ignored = listed(tmp_path)
+    assert found == ["IMG.HEIC", "a.jpg", "b.jxl", "c.dng", "photo", "x/0"]
+    assert ignored == {".txt": 2, ".mp4": 1, "no suffix": 3}
+    assert ignored_words(ignored) == "6 (3 no suffix, 2 .txt, 1 .mp4)"
+    assert listed(tmp_path / "*") == (
+        ["IMG.HEIC", "a.jpg", "b.jxl", "c.dng", "photo"],
+        {"no suffix": 3},
+    )
+    assert ids(tmp_path / "photo") == ["photo"]
+
+
+def test_files_of_operating_systems_are_no_photos(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "._a.jpg", ".DS_Store", "Thumbs.db", "__MACOSX/x/a.jpg", "x/._b.png")
+    assert listed(tmp_path) == (["a.jpg"], {})
+    assert listed(tmp_path / "**" / "*.jpg") == (["a.jpg"], {})
+
+
+def test_links_to_folders_are_followed_but_not_round(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/cats/1.jpg", "elsewhere/dogs/deep/2.jpg", "in/3.jpg")
+    for name in ("cats", "dogs"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "elsewhere/dogs/deep/up").symlink_to(tmp_path / "elsewhere" / "dogs")
+    (tmp_path / "in" / "self").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "itself").symlink_to(tmp_path / "in" / "itself")
+    expected = ["3.jpg", "cats/1.jpg", "dogs/deep/2.jpg"]
+    assert listed(tmp_path / "in") == (expected, {"no suffix": 1})
+    assert ids(tmp_path / "in" / "**" / "*.jpg") == expected
+    assert ids(tmp_path / "in" / "dogs" / "**") == ["deep/2.jpg"]
+    assert ids(tmp_path / "in" / "*" / "**" / "*.jpg") == expected[1:]
+    assert ids(tmp_path / "in" / "c*" / "**" / "*.jpg") == ["cats/1.jpg"]
+
+
+def test_globs_and_suffixes_choose(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.jpg", "train/a_thumb.jpg", "test/b.PNG", "c.v2.png", "c.seg.png")
+    everything = ["c.seg.png", "c.v2.png", "test/b.PNG", "train/a.jpg", "train/a_thumb.jpg"]
+    assert listed(tmp_path)[0] == everything
+    assert listed(tmp_path, include="train/*")[0] == everything[3:]
+    assert listed(tmp_path, include=("test/*", "a.jpg"))[0] == everything[2:4]
+    assert listed(tmp_path, exclude="*_thumb.jpg") == (everything[:4], {"excluded": 1})
+    assert listed(tmp_path, ext="png")[0] == everything[:3]
+    assert listed(tmp_path, ext=".JPG,png", exclude=("c.*", "test/*"))[0] == everything[3:]
+    (tmp_path / "l.txt").write_text("train/a.jpg\ntest/b.PNG\n")
+    assert listed(tmp_path / "l.txt", include="*/train/*") == (["train/a.jpg"], {"excluded": 1})
+    with pytest.raises(ValueError, match="expected ext without an empty word"):
+        SelectionConfig(ext=("jpg,",))
+
+
+def test_rows_without_a_path_are_missing(tmp_path: Path) -> None:
+    table = pa.table({"path": ["a.jpg", None, ""], "id": ["x", "y", None]})
+    pq.write_table(table, tmp_path / "l.parquet")
+    (tmp_path / "l.csv").write_text("path,id\na.jpg,x\n,y\n,\n")
+    (tmp_path / "l.jsonl").write_text(
+        '{"path": "a.jpg", "id": "x"}\n{"path": null, "id": "y"}\n\n{"id": ""}\n'
+    )
+    for name in ("l.parquet", "l.csv", "l.jsonl"):
+        entries = list(list_inputs(str(tmp_path / name)))
+        assert [entry.id for entry in entries] == ["x", "y", "row 3"]
+        assert [entry.uri for entry in entries] == [str(tmp_path / "a.jpg"), "", ""]
+        with pytest.raises(OSError, match="expected a path, got none"):
+            entries[1].read()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lists_of_any_encoding_and_separator(tmp_path: Path, encoding: str) -> None:
+    touch(tmp_path, "ü.jpg")
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    texts = {
+        "l.csv": "path,lat,lng,note\nü.jpg,1.5,2,x\n",
+        "l.tsv": "file_name\tlatitude\tlongitude\r\nü.jpg\t1.5\t2\r\n",
+        "l.jsonl": '{"image": "ü.jpg", "lat": 1.5, "lon": 2}\r\n',
+        "l.txt": "ü.jpg\r\n\r\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes((mark + text).encode(encoding))
+        (entry,) = list_inputs(str(tmp_path / name))
+        assert entry.id == "ü.jpg" and entry.read() == "ü.jpg".encode()
+        place = (1.5, 2) if name != "l.txt" else (None, None)
+        assert (entry.true_lat, entry.true_lon) == place
+
+
+def test_paths_as_bytes(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"photo")
+    pq.write_table(
+        pa.table({"path": pa.array([b"caf\xe9.jpg"], pa.binary())}), tmp_path / "l.parquet"
+    )
+    (entry,) = list_inputs(str(tmp_path / "l.parquet"))
+    assert entry.id == "caf\\xe9.jpg" and entry.read() == b"photo"

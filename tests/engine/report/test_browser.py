@@ -370,3 +370,28 @@ def test_a_page_of_a_run_that_goes_on_follows_it(
     assert names(page) == [f"p{i:02d}.jpg" for i in range(10)]
     assert "written" in page.inner_text("#age") and "#q=p0" in page.url
     page.close()
+
+
+LONG = "a rather long name of a class, with commas, " + "unbreakable" * 12
+# Makes all names long; then counts figures of more than one line, and notes on top of rows.
+WRAPPED = """(name) => {
+  for (const node of document.querySelectorAll('.row1 b, .bars .name')) node.textContent = name;
+  const lines = (node) => {
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    return new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size;
+  };
+  const figures = [...document.querySelectorAll('.row1 span, .amount, .tile .value, h2 span')];
+  const box = (node) => node.getBoundingClientRect();
+  const notes = [...document.querySelectorAll('.panel > h2 span')].filter((note) =>
+    box(note).bottom > box(note.closest('h2').nextElementSibling).top);
+  return [figures.length, figures.filter((node) => lines(node) > 1).length, notes.length,
+    document.documentElement.scrollWidth - innerWidth];
+}"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 760, 1100, 1300, 1900])
+def test_long_names_leave_figures_whole(opened: Callable[..., Any], width: int) -> None:
+    page = opened(viewport={"width": width, "height": 900})
+    figures, wrapped, covered, overflow = page.evaluate(WRAPPED, LONG)
+    assert figures > 20 and (wrapped, covered, overflow) == (0, 0, 0)

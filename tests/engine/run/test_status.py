@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_and_one_that_died(
     found = run_status(run)
     assert found.state == "dead" and found.remaining_s is None
     assert [i.end for i in found.invocations] == [None] and found.invocations[0].shards >= 4
-    (run / "shards/00000.json").unlink()
+    (run / "records/00000.json").unlink()
     assert run_status(run).committed_images == found.committed_images
     with run_log(RunLayout(run), show=False):  # the line that was cut off does not spoil the next
         event("started", host="here", pid=1)

@@ -6,6 +6,7 @@ The server itself is not here; its client library is, and a stand-in that answer
 from __future__ import annotations
 
 import ast
+import io
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from triton_stand_in import read_config, served
 from combicam import Explainer, LoadedModel, Preprocess, ServedModel
 from combicam.engine.images.decode import decode_image
 from combicam.engine.serving import client
+from combicam.errors import DecodeError
 
 
 def save(kind: str, pixels: np.ndarray[Any, Any], path: Path) -> Path:
@@ -159,3 +161,38 @@ def test_the_client_stands_alone(planet: ServedModel) -> None:
         )
     }
     assert found - sys.stdlib_module_names == {"numpy", "PIL", "tritonclient"}
+
+
+def sampled(values: list[float], kind: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.array([values], kind)).save(file, options.pop("format", "TIFF"), **options)
+    return file.getvalue()
+
+
+_RANGE = {340: 10.0, 341: 30.0}  # SMinSampleValue, SMaxSampleValue
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        sampled([0, 128, 129, 65535], np.uint16, format="PNG"),
+        sampled([0, 128, 129, 65535], np.uint16),
+        sampled([0, 10, 20, 40], np.uint16, tiffinfo=_RANGE),
+        sampled([0, 10, 20, 40], np.int32, tiffinfo=_RANGE),
+        sampled([0, 10.5, 20, np.nan], np.float32, tiffinfo=_RANGE),
+        sampled([0, 1, 2, 200], np.int32),
+        sampled([0, 0.5, 1, 2], np.float32),
+        sampled([-1, 0, 1, 2], np.int32),
+    ],
+)
+def test_deep_samples_are_scaled_or_refused_as_in_a_run(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(data)
+    settings = {"input_size": [1, 4], "resize": "squash", "interpolation": "bilinear"}
+    try:
+        expected = decode_image(data, Preprocess((1, 4), resize="squash")).pixels
+    except DecodeError as error:
+        with pytest.raises(ValueError, match="samples of known range"):
+            client.decode(tmp_path / "photo", settings)
+        assert "samples of known range" in str(error)
+    else:
+        assert np.array_equal(client.decode(tmp_path / "photo", settings), expected)

@@ -15,11 +15,11 @@ import torch
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.run.open_run import read_shard
-from combicam.engine.shards.files import ShardWriter
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.row_format import Record, ShardFormat
 from combicam.engine.shards.status import DECODE_ERROR
+from combicam.engine.shards.writer import ShardWriter
 from combicam.errors import RunError
 from combicam.export.classes.classes import ClassTable
 from combicam.export.spec import CamSpec

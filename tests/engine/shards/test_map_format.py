@@ -14,8 +14,8 @@ from torch import Tensor
 
 from combicam import Explainer, LoadedModel, RunConfig, RunError, open_run, read_shard
 from combicam.engine.runner import run_images
-from combicam.engine.shards.files import MAP_COLUMNS
 from combicam.engine.shards.map_format import MapFormat
+from combicam.engine.shards.stored_maps import MAP_COLUMNS
 
 Draw = Callable[[int, int], Tensor]
 LAYERS = ["stage1", "stage3", "stage4.1"]
