@@ -28,8 +28,7 @@ from combicam.export.trace.functionalise import functionalise
 from combicam.export.trace.interpolate import SymbolicInterpolate
 from combicam.export.trace.layers import select_layers
 from combicam.export.trace.probe import LayerInfo, capturing, logits_of, probe
-from combicam.export.trace.scores import TINY as TINY
-from combicam.export.trace.scores import best_classes, target_scores
+from combicam.export.trace.scores import best_classes, enlarged, log_odds, target_scores
 from combicam.export.trace.snapshot import another, memory_format, no_autocast
 from combicam.export.trace.traced_operators import PlainOperators
 from combicam.kernels.cam_head import cam_head
@@ -220,9 +219,13 @@ def joint_function(
             with capturing(model, names, acts):
                 logits = logits_of(torch.func.functional_call(model, state, (images.to(dtype),)))
             logits = logits.float()
-            y, chosen, scores = target_scores(  # y [B,K]
+            _, chosen, scores = target_scores(
                 logits, targets, spec.score, signature.target_input, spec.targets
             )
+            fixed = targets if signature.target_input == "weights" else chosen
+            y, scale = log_odds(logits, fixed, spec.score, signature.target_input)  # both [B,K]
+            if dtype == torch.float16:
+                y, scale = enlarged(y, scale, logits)
             grads = gradients(y, logits, [acts[name] for name in names], batched)
         with torch.no_grad():
             heatmaps, ranges, *maps = head(
@@ -237,6 +240,8 @@ def joint_function(
                 list(spec.layer_weights),
                 spec.method_eps,
                 keep_layers,
+                torch.float32,
+                scale,
             )
         return [logits.detach(), chosen, scores.detach(), heatmaps, ranges, *maps]
 
