@@ -18,6 +18,12 @@ SEED = 256.0
 MOST_RANKS = 1024
 
 
+def fitting_score(score: str, classes: int) -> str:
+    """The score itself; of a single logit, for a probability that of the sigmoid."""
+    of_labels = {"prob": "sigmoid", "logprob": "logsigmoid"}
+    return of_labels.get(score, score) if classes == 1 else score
+
+
 def last_rank(classes: int, count: int) -> int:
     """The largest k for which -k is the k-th best class: n, but at most 1024 (or K)."""
     return min(classes, max(count, MOST_RANKS))
