@@ -108,6 +108,7 @@ def _returns_nothing(hook: Any) -> bool:
             return False
         if step.opname == "RETURN_VALUE":
             of_none = before is not None and before.opname == "LOAD_CONST"
+            of_none = of_none and not step.is_jump_target  # a conditional expression
             if not of_none or before.argval is not None:  # type: ignore[union-attr]
                 return False
         before = step

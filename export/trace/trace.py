@@ -295,8 +295,9 @@ def to_graph(
         with mode, torch.inference_mode(False), plain_forward(device), _traceable():
             module = make_fx(joint, decomposition_table=decompositions())(*flat)
             module = functionalise(module, flat)
+            _check_unchanged(module, model, list(state))
             module = batch_targets(module, flat, spec.targets)
-    except BatchElsewhere:
+    except (BatchElsewhere, TraceError):
         raise
     except Exception as error:
         raise TraceError(
@@ -310,6 +311,21 @@ def to_graph(
             "number of images); make every operation of its forward independent of the batch"
         )
     return _bind(module, state)
+
+
+def _check_unchanged(module: fx.GraphModule, model: nn.Module, names: list[str]) -> None:
+    """Check that no weight or buffer is written to."""
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    known = dict(zip(inputs, names, strict=False))
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default and node.args[0] in known:
+            owner, _, buffer = known[node.args[0]].rpartition(".")
+            kind = type(model.get_submodule(owner)).__name__
+            raise TraceError(
+                f"trace: module {owner!r} ({kind}) changes its {buffer!r} in eval mode, as batch "
+                "normalisation does in training, where it mixes the images of a batch; let it "
+                "follow model.eval()"
+            )
 
 
 @contextmanager

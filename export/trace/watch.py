@@ -113,19 +113,14 @@ class Watch(TorchDispatchMode):
 
 REASONS = (
     (
-        ("GuardOnDataDependent", "DataDependentOutput", "data-dependent", "Could not guard"),
-        "a branch, size or number depends on the values of the images, and one graph has one path; "
-        "replace it by tensor operations such as torch.where",
+        ("DataDependent", "data-dependent", "Could not guard", "item()", "_local_scalar_dense"),
+        "a value of an image becomes a number of Python (a branch on it, .item(), int() or a "
+        "size), and one graph has one path; use tensor operations such as torch.where",
     ),
     (
         (".numpy()", "numpy() on", "to a numpy", ".tolist()", "Can't call numpy"),
         "it leaves torch (such as by .numpy() or .tolist()), where nothing can be traced or "
         "differentiated; use torch's operations",
-    ),
-    (
-        ("item()", "_local_scalar_dense"),
-        "it turns a value of a tensor into a number (such as by .item(), int() or if), which "
-        "depends on the image; use tensor operations",
     ),
     (
         ("must match", "Kernel size can't", "shape", "size", "channels"),

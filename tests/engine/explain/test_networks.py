@@ -95,7 +95,7 @@ class Always(nn.BatchNorm2d):
     ("norm", "words"),
     [
         (Mixing, r"module '1' \(Mixing\) mixes the images of a batch"),
-        (Always, r"module '1' \(Always\) mixes the images of a batch"),
+        (Always, r"module '1' \(Always\) changes its 'num_batches_tracked' in eval mode"),
         (Noisy, r"module '1' \(Noisy\) gives random outputs"),
     ],
 )
@@ -310,7 +310,7 @@ class Branch(nn.Module):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("branch", "depends on the"),
+        ("branch", "a branch on it"),
         ("numpy", r"leaves torch \(such as by .numpy"),
         ("item", "item"),
     ],
