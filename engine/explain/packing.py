@@ -47,10 +47,8 @@ def unpacked_session(
         device: where to run.
     """
     if "module" in state:
-        chunk = state["chunk"]
-        names = ("spec", "input_size", "keep_layers", "backend")
-        values = [state[name] for name in names]
-        return ModelSession(state["module"].to(device), *values, device, chunk)
+        values = {**state, "module": state["module"].to(device), "device": device}
+        return ModelSession(**values)
     folder = tempfile.TemporaryDirectory(prefix="combicam-")
     for name, content in state["files"].items():
         (Path(folder.name) / name).write_bytes(content)

@@ -107,9 +107,10 @@ def _returns_nothing(hook: Any) -> bool:
         if step.opname == "RETURN_CONST" and step.argval is not None:
             return False
         if step.opname == "RETURN_VALUE":
-            of_none = before is not None and before.opname == "LOAD_CONST"
-            of_none = of_none and not step.is_jump_target  # a conditional expression
-            if not of_none or before.argval is not None:  # type: ignore[union-attr]
+            # A jump to the return comes from a conditional expression.
+            if step.is_jump_target or before is None or before.opname != "LOAD_CONST":
+                return False
+            if before.argval is not None:
                 return False
         before = step
     return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -67,7 +68,7 @@ def snapshot(model: nn.Module) -> nn.Module:
         if getattr(module, "inplace", False) is True:
             setattr(module, "inplace", False)  # noqa: B010  same values, no in-place changes
         if type(module) is nn.BatchNorm2d and module.running_mean is None:
-            module.__class__ = nn.InstanceNorm2d  # case 3
+            module.__class__ = nn.InstanceNorm2d  # type: ignore[assignment]  # case 3
     return clone.eval()
 
 
@@ -98,7 +99,7 @@ def _check_kind(model: nn.Module) -> None:
             )
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for key, tensor in tensors:
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            if is_lazy(tensor):
                 raise TraceError(
                     f"Explainer: expected initialised weights, got the lazy {key!r} of {where}; "
                     "run the model once on an image before"

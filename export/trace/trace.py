@@ -237,7 +237,8 @@ def joint_function(
             _, chosen, scores = target_scores(
                 logits, targets, spec.score, signature.target_input, spec.targets
             )
-            fixed = targets if signature.target_input == "weights" else chosen
+            by_weights = signature.target_input == "weights"
+            fixed = targets if targets is not None and by_weights else chosen
             y, scale = log_odds(logits, fixed, spec.score, signature.target_input)  # both [B,K]
             if dtype == torch.float16:
                 y, scale = enlarged(y, scale, logits)

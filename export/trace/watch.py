@@ -52,7 +52,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.marks = Marks()
         self.spans: list[tuple[str, Marks, Marks]] = []
         self.stack: list[str] = []

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import cloudpickle
 import pytest
 import torch
+import torch.distributed as dist
 from cam_oracle import combi_cam
 from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
@@ -157,6 +155,18 @@ def test_wrappers_are_taken_off() -> None:
     torch.testing.assert_close(explainer(photos()).logits, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_distributed_wrappers_are_taken_off() -> None:
+    model = network().eval()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        explainer = Explainer(wrapped, SIZE)
+    finally:
+        dist.destroy_process_group()
+    assert [info.name for info in explainer.layers] == ["2", "5"]
+    torch.testing.assert_close(explainer(photos()).logits, model(photos()), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_weights_that_are_computed() -> None:
     model = network()
@@ -240,8 +250,9 @@ def test_networks_that_return_probabilities_are_noticed(last: nn.Module) -> None
         Explainer(nn.Sequential(*network(), last), SIZE)
 
 
-@pytest.mark.parametrize("way", [pickle, cloudpickle])
-def test_explainers_are_pickled(way: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pickle", "cloudpickle"])
+def test_explainers_are_pickled(name: str, tmp_path: Path) -> None:
+    way = pytest.importorskip(name)
     explainer = Explainer(network(), SIZE, keep_layers=True)
     expected = explainer(photos())
     again = way.loads(way.dumps(explainer))
