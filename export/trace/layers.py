@@ -160,11 +160,11 @@ def find_blocks(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
     """Every repeated unit of the backbone, in order of execution.
 
     A block is a module that sits in a Sequential, ModuleList or ModuleDict (or among siblings of
-    its own class), has children, at least two weighted layers, and returned one grid (4-D, or
-    tokens) with more than one cell on the path to the score. Of nested blocks the outer one counts,
-    unless it is a stage: a module that contains a row of equal blocks. If there are no blocks (VGG,
-    AlexNet), every convolution counts, after its normalisation and activation if these are modules.
-    Every call of a module counts.
+    its own class, or is applied to its own output), has children, at least two weighted layers, and
+    returned one grid (4-D, or tokens) with more than one cell on the path to the score. Of nested
+    blocks the outer one counts, unless it is a stage: a module that contains a row of equal blocks.
+    If there are no blocks (VGG, AlexNet), every convolution counts, after its normalisation and
+    activation if these are modules. Every call of a module counts.
     """
     blocks = set(_blocks(model, "", probed))
     if blocks:
@@ -204,6 +204,14 @@ def _is_unit(name: str, module: nn.Module, probed: Probe) -> bool:
     return grid and has_children and weighted >= 2 and not _is_row(module)
 
 
+def _is_applied_again(name: str, module: nn.Module, probed: Probe) -> bool:
+    """Whether a module is called several times, and fits what it returns (twins do not)."""
+    first = next((m for m in module.modules() if isinstance(m, CONVS)), None)
+    if first is None or name not in probed.layers:
+        return False
+    return probed.calls.get(name, 1) > 1 and first.in_channels == probed.layers[name].channels
+
+
 def _blocks(parent: nn.Module, prefix: str, probed: Probe) -> Iterator[str]:
     """Names of the blocks below ``parent``, outermost first."""
     children = [(f"{prefix}{n}", m) for n, m in parent.named_children()]
@@ -213,7 +221,8 @@ def _blocks(parent: nn.Module, prefix: str, probed: Probe) -> Iterator[str]:
         if in_row:
             found = _is_unit(name, module, probed)
         else:
-            found = kinds.count(type(module)) > 1 and _is_unit(name, module, probed)
+            repeated = kinds.count(type(module)) > 1 or _is_applied_again(name, module, probed)
+            found = repeated and _is_unit(name, module, probed)
         if found and not _is_stage(module, name + ".", probed, siblings=not in_row):
             yield name
         else:

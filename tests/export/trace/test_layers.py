@@ -219,6 +219,39 @@ def _by_hand(model: nn.Module, names: list[str], images: Tensor, classes: Tensor
     return unit(total[:, 0])
 
 
+class Recurrent(nn.Module):
+    """One residual block, applied four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.block = Residual()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(4):
+            x = self.block(x)
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x))
+
+
+def test_a_block_that_is_applied_again() -> None:
+    model, found = probed(Recurrent())
+    names = ["block", "block@2", "block@3", "block@4"]
+    assert [i.name for i in select_layers(model, found, "blocks")] == names
+    assert [i.name for i in select_layers(model, found, "last")] == ["block@4"]
+
+
 def test_a_name_of_several_calls_says_so() -> None:
     model, found = probed(Siamese())
     with pytest.warns(UserWarning, match="'act' is called 6 times, .* act@2"):
