@@ -52,6 +52,8 @@ class Agreement:
             TraceError: it does not; the message names the module that mixes images or is random.
         """
         name = type(self.model).__name__
+        if self.failure is not None and "not implemented for" in str(self.failure):
+            return  # this device has no such operator in 16 bit; a file may still be written
         if self.failure is not None:
             raise TraceError(
                 f"trace: {name} does not run on an image of shape "

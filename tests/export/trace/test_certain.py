@@ -17,7 +17,9 @@ SIZE = (32, 40)
 LAYERS = ["0", "2", "4"]
 SLOW_GAPS = [pytest.param(gap, marks=pytest.mark.slow) for gap in (10, 30, 1000)]
 # Of the typical image: the median over images of the largest, and of the mean difference.
-BOUNDS = {"float32": (1e-5, 1e-6), "bfloat16": (6e-2, 6e-3), "float16": (1e-2, 1e-3)}
+BOUNDS = {"float32": (1e-5, 1e-6), "bfloat16": (3e-2, 4e-3), "float16": (5e-3, 1e-3)}
+# Its divisor, the sum of a channel, may nearly cancel.
+ROOM = {"xgradcam": 2.0}
 
 
 def network(gap: float) -> nn.Module:
@@ -80,8 +82,8 @@ def check(explainer: Explainer, model: nn.Module, method: str, dtype: str) -> No
     assert not (found.flat[:, 0] & varied).any() and found.heatmaps.isfinite().all()
     if varied.any():
         errors = (found.heatmaps[:, 0].double() - expected).abs()[varied]
-        assert errors.amax((1, 2)).median() < BOUNDS[dtype][0]
-        assert errors.mean((1, 2)).median() < BOUNDS[dtype][1]
+        most, mean = (bound * ROOM.get(method, 1.0) for bound in BOUNDS[dtype])
+        assert errors.amax((1, 2)).median() < most and errors.mean((1, 2)).median() < mean
     if dtype == "float32" and method != "gradcam++":
         shown = rest > 2 * LEAST_SCALE
         torch.testing.assert_close(
