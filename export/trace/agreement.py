@@ -57,7 +57,7 @@ class Agreement:
         if self.failure is not None:
             raise TraceError(
                 f"trace: {name} does not run on an image of shape "
-                f"{tuple(self.images[:1].shape)} ({reason(self.failure)}"
+                f"{tuple(self.images[:1].shape)} ({reason(self.failure)})"
             ) from self.failure
         if not self.logits.isfinite().all():
             return

@@ -251,5 +251,5 @@ def _call(model: nn.Module, images: Tensor, watch: Watch) -> object:
         place = watch.stack[-1] if watch.stack else ""
         raise TraceError(
             f"trace: {type(model).__name__} does not run on images of shape "
-            f"{tuple(images.shape)} ({reason(error, place)}"
+            f"{tuple(images.shape)} ({reason(error, place)})"
         ) from error

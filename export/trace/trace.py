@@ -302,7 +302,7 @@ def to_graph(
         raise
     except Exception as error:
         raise TraceError(
-            f"trace: {type(model).__name__} could not be traced ({reason(error)}"
+            f"trace: {type(model).__name__} could not be traced ({reason(error)})"
         ) from error
     batch: Any = images.shape[0]
     assert mode.shape_env is not None

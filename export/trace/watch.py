@@ -130,7 +130,7 @@ REASONS = (
 
 
 def reason(error: BaseException, place: str = "") -> str:
-    """Why a forward pass failed, where, and what to do.
+    """Why a forward pass failed, where, and what to do: for the end of a message, in brackets.
 
     Args:
         error: that the model raised.
@@ -141,8 +141,8 @@ def reason(error: BaseException, place: str = "") -> str:
     # The innermost frame of the model's own code, not of torch.
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "/torch/" not in f.filename and "/combicam/" not in f.filename]
-    own = [f for f in own if "/export/trace/" not in f.filename]
+    own = [f for f in own if "/export/trace/" not in f.filename and f.filename[0] != "<"]
     line = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
     where = " at ".join(part for part in (f"in module {place!r}" if place else "", line) if part)
     advice = advice or "make this part of the model's forward traceable"
-    return f"{first_line(error)}) {where}: {advice}".replace(") :", "):")
+    return "; ".join(part for part in (f"{first_line(error)} {where}".strip(), advice) if part)
