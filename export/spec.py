@@ -14,7 +14,7 @@ from combicam.kernels.weigh import EPS, METHODS
 
 # Methods without gradients: a forward pass per channel, so not a single graph.
 FORWARD_METHODS = ("scorecam",)
-SCORES = ("logit", "prob", "logprob")
+SCORES = ("logit", "prob", "logprob", "sigmoid", "logsigmoid")
 MASKS = ("image", "grid")
 LAYER_RULES = ("blocks", "stages", "last")
 
@@ -112,7 +112,9 @@ class CamSpec:
             ``layercam`` (formulas at ``combicam.kernels.weigh_reference``); or ``scorecam``, which
             needs a forward pass per channel instead of gradients
             (:class:`combicam.engine.explain.scorecam.ScoreCam`).
-        score: ``logit``, ``prob`` or ``logprob`` of the target class.
+        score: of the target class: ``logit``; ``prob`` or ``logprob`` of a softmax; ``sigmoid`` or
+            ``logsigmoid``, of labels that do not exclude each other. For a network of one logit,
+            ``prob`` and ``logprob`` mean ``sigmoid`` and ``logsigmoid``.
         targets: K, number of best classes to explain if a call does not give targets.
         fuse: ``sum``, ``mean``, ``max``, ``product``; ``gated``: the sum where the last layer's
             map is high, both min-max normalised; ``none`` keeps one map per layer.

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from combicam.kernels.combine import DTYPES, combine_reference, launch_combine
+from combicam.kernels.pool import map_scale
 from combicam.kernels.weigh import EPS, METHODS, launch_weigh, weigh_reference
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Scales of maps are at least this, so that no range rounds to a constant.
+LEAST_SCALE = 2.0**-100
 
 
 def cam_head_reference(
@@ -30,13 +33,20 @@ def cam_head_reference(
     method_eps: float = EPS,
     keep_layers: bool = True,
     dtype: torch.dtype = torch.float32,
+    scale: Tensor | None = None,
 ) -> list[Tensor]:
     """The CAM head in standard torch operations, as contained in portable artifacts."""
-    maps = [weigh_reference(a, g, method, method_eps) for a, g in zip(acts, grads, strict=True)]
+    maps = [
+        weigh_reference(a, g, method, method_eps, scale) for a, g in zip(acts, grads, strict=True)
+    ]
+    factor = _map_factor(scale, method, method_eps)
+    if factor is not None and eps:  # a divisor is not free of scale
+        maps, factor = [m * factor[..., None, None] for m in maps], None
     heatmaps, ranges = combine_reference(
         maps, size, fuse, normalize, align_corners, eps, layer_weights, dtype
     )
-    outputs = [heatmaps, ranges, *(maps if keep_layers else [])]
+    kept = list(maps) if keep_layers else []
+    outputs = _scaled([heatmaps, ranges, *kept], factor, fuse, normalize, len(maps))
     # An operator may not return one tensor twice (one layer that has image size already).
     return [o.clone() if any(o is p for p in outputs[:i]) else o for i, o in enumerate(outputs)]
 
@@ -54,19 +64,52 @@ def launch_cam_head(
     method_eps: float = EPS,
     keep_layers: bool = True,
     dtype: torch.dtype = torch.float32,
+    scale: Tensor | None = None,
 ) -> list[Tensor]:
     """Launch the kernels: :func:`cam_head_reference` for float32, bfloat16 and float16."""
     shape = grads[0].shape[:2]
+    count = shape[0] * shape[1]
     grids = [(int(a.shape[2]), int(a.shape[3])) for a in acts]
-    flat = launch_weigh(acts, grads, method, method_eps)
+    sizes = [count * h * w for h, w in grids]
+    flat = launch_weigh(acts, grads, method, method_eps, scale)
+    factor = _map_factor(scale, method, method_eps)
+    if factor is not None and eps:
+        rows = [p.view(count, -1) * factor.view(-1, 1) for p in flat.split_with_sizes(sizes)]
+        flat, factor = torch.cat([row.flatten() for row in rows]), None
     heatmaps, ranges = launch_combine(
         flat, shape, grids, size, fuse, normalize, align_corners, eps, layer_weights, dtype
     )
-    if not keep_layers:
-        return [heatmaps, ranges]
-    count = shape[0] * shape[1]
-    parts = flat.split_with_sizes([count * h * w for h, w in grids])
-    maps = [part.view(*shape, *grid).clone() for part, grid in zip(parts, grids, strict=True)]
+    maps = []
+    if keep_layers:
+        parts = flat.split_with_sizes(sizes)
+        maps = [part.view(*shape, *grid).clone() for part, grid in zip(parts, grids, strict=True)]
+    return _scaled([heatmaps, ranges, *maps], factor, fuse, normalize, len(acts))
+
+
+def _map_factor(scale: Tensor | None, method: str, eps: float) -> Tensor | None:
+    return None if scale is None else map_scale(scale, method, eps).clamp_min(LEAST_SCALE)
+
+
+def _scaled(
+    outputs: list[Tensor], factor: Tensor | None, fuse: str, normalize: str, layers: int
+) -> list[Tensor]:
+    """Heatmaps, ranges and layer maps, times what was left out of the layer maps.
+
+    A map that was min-max normalised is free of it; so are the fused maps of normalised ones.
+    """
+    if factor is None:
+        return outputs
+    heatmaps, ranges, *maps = outputs
+    maps = [m * factor[..., None, None] for m in maps]
+    if fuse != "gated" and normalize in ("map", "none"):
+        fused = factor
+        if fuse == "product":
+            fused = (factor**layers).clamp_min(LEAST_SCALE)
+        if fuse == "none":
+            fused = fused[..., None]
+        ranges = ranges * fused[..., None]
+        if normalize == "none":
+            heatmaps = (heatmaps * fused[..., None, None]).to(heatmaps.dtype)
     return [heatmaps, ranges, *maps]
 
 
@@ -84,6 +127,7 @@ def _cam_head(
     method_eps: float,
     keep_layers: bool,
     dtype: torch.dtype,
+    scale: Tensor | None = None,
 ) -> list[Tensor]:
     fits = all(x.is_cuda and x.dtype in KERNEL_DTYPES for x in [*acts, *grads])
     head = launch_cam_head if fits else cam_head_reference
@@ -100,6 +144,7 @@ def _cam_head(
         method_eps,
         keep_layers,
         dtype,
+        scale,
     )
 
 
@@ -116,6 +161,7 @@ def cam_head(
     method_eps: float = EPS,
     keep_layers: bool = True,
     dtype: torch.dtype = torch.float32,
+    scale: Tensor | None = None,
 ) -> list[Tensor]:
     """Heatmaps of a batch from the activations and gradients of all target layers.
 
@@ -128,6 +174,9 @@ def cam_head(
         fuse, normalize, align_corners, eps, layer_weights, dtype: see
             :func:`~combicam.kernels.combine.combine_reference`.
         keep_layers: also return the layer maps.
+        scale: float32 [B,K], positive: the gradients are ``scale`` times ``grads``, see
+            :func:`~combicam.kernels.weigh.weigh_reference`; None for 1. In ranges and maps, less
+            than 2^-100 counts as that.
 
     Returns:
         ``[heatmaps [B,K,H,W], ranges float32 [B,K,2], *layer maps float32 [B,K,h,w]]``.
@@ -146,6 +195,11 @@ def cam_head(
                 f"cam_head: acts and grads must share [B,C,h,w], got {tuple(a.shape)} and "
                 f"{tuple(g.shape)} (expected [B,K,C,h,w]); pass the gradients of the same layer"
             )
+    if scale is not None and scale.shape != grads[0].shape[:2]:
+        raise ValueError(
+            f"cam_head: expected scale [B,K] {tuple(grads[0].shape[:2])}, got "
+            f"{tuple(scale.shape)}; pass one factor per image and target"
+        )
     if method not in METHODS:
         raise ValueError(f"cam_head: expected a method of {sorted(METHODS)}, got {method!r}")
     if dtype not in DTYPES:
@@ -169,5 +223,6 @@ def cam_head(
             method_eps,
             keep_layers,
             dtype,
+            scale,
         )
     )

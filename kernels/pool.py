@@ -31,10 +31,16 @@ from combicam.kernels.layout import (
 POOLED = ("gradcam", "gradcam++", "xgradcam")
 
 
-def pool_reference(acts: Tensor, grads: Tensor, method: str, eps: float) -> Tensor:
+def pool_reference(
+    acts: Tensor, grads: Tensor, method: str, eps: float, scale: Tensor | None = None
+) -> Tensor:
     """The weights of channels: float32 [B,C,h,w], [B,K,C,h,w] -> [B,K,C].
 
     Formulas in :func:`~combicam.kernels.weigh.weigh_reference`; ``method`` is one of ``POOLED``.
+
+    With G = f g, where f [B,K] is ``scale``, all are divided by :func:`~map_scale`, in which f
+    cancels except for ``gradcam++``: there a = g^2 / (c (2 g^2 + f g^3 sum(A)) + e) with
+    c = min(1, f^2 / eps) and e = min(1, eps / f^2), which does not underflow.
     """
     if method == "gradcam":
         return grads.mean((-2, -1))
@@ -42,9 +48,23 @@ def pool_reference(acts: Tensor, grads: Tensor, method: str, eps: float) -> Tens
     if method == "xgradcam":
         return (grads * acts[:, None]).sum((-2, -1)) / (total + eps)
     square = grads * grads
-    alpha = square / (2 * square + square * grads * total[..., None, None] + eps)
+    third = square * grads * total[..., None, None]
+    if scale is None or eps == 0:
+        factor = 1.0 if scale is None else scale[..., None, None, None]
+        alpha = square / (2 * square + factor * third + eps)
+    else:
+        f = scale[..., None, None, None]
+        share, rest = (f * f / eps).clamp_max(1), (eps / (f * f)).clamp_max(1)
+        alpha = square / (share * (2 * square + f * third) + rest)
     alpha = torch.where(grads != 0, alpha, torch.zeros_like(alpha))
     return (alpha * grads.relu()).sum((-2, -1))
+
+
+def map_scale(scale: Tensor, method: str, eps: float) -> Tensor:
+    """By what the maps of f g exceed those that are computed from g and f: float32 [B,K]."""
+    if method != "gradcam++" or eps == 0:
+        return scale
+    return scale * (scale * scale / eps).clamp_max(1)
 
 
 @dataclass(frozen=True)
@@ -102,10 +122,12 @@ def _pool_block(
     a_ptr,
     g_ptr,
     part_ptr,  # float32 [B, chunks, rows, C]; rows are K sums, and for xgradcam the sum of A
+    scale_ptr,  # float32 [B, K]; read where SCALED
     pid,  # of this layer
     K: tl.constexpr,
     METHOD: tl.constexpr,
     EPS: tl.constexpr,
+    SCALED: tl.constexpr,
     LAYERS: tl.constexpr,
     TILES: tl.constexpr,
     SLOT: tl.constexpr,
@@ -147,6 +169,14 @@ def _pool_block(
             o_p = (p + tl.arange(0, BLOCK_P))[None, None, :]
             total += tl.load(a_row + o_p * A_P, mask=m_c & (o_p < P), other=0).to(tl.float32)
         total = tl.sum(total, 2, keep_dims=True)  # [1, BLOCK_C, 1]
+        if SCALED:
+            o_f = i_b * K + o_k
+            factor = tl.load(scale_ptr + o_f, mask=o_k < K, other=1)[:, None, None]
+            total = factor * total  # [BLOCK_K, BLOCK_C, 1]
+            share, rest = 1.0, EPS
+            if EPS > 0:
+                share = tl.minimum(factor * factor / EPS, 1.0)  # [BLOCK_K, 1, 1]
+                rest = tl.minimum(EPS / (factor * factor), 1.0)
 
     acc = tl.zeros([BLOCK_K, BLOCK_C, BLOCK_P], tl.float32)
     acc_a = tl.zeros([1, BLOCK_C, BLOCK_P], tl.float32)
@@ -162,7 +192,10 @@ def _pool_block(
             acc_a += b_a
         if METHOD == "gradcam++":
             square = b_g * b_g
-            alpha = square / (2 * square + square * b_g * total + EPS)
+            if SCALED:
+                alpha = square / (share * (2 * square + square * b_g * total) + rest)
+            else:
+                alpha = square / (2 * square + square * b_g * total + EPS)
             positive = tl.maximum(b_g, 0.0, propagate_nan=tl.PropagateNan.ALL)
             acc += tl.where(b_g != 0, alpha * positive, 0.0)
 
@@ -180,10 +213,12 @@ def pool_kernel(
     part_ptr,
     a0, a1, a2, a3, a4, a5, a6, a7,
     g0, g1, g2, g3, g4, g5, g6, g7,
+    scale_ptr,
     B,
     K: tl.constexpr,
     METHOD: tl.constexpr,
     EPS: tl.constexpr,
+    SCALED: tl.constexpr,
     LAYERS: tl.constexpr,  # per slot, Layer.arguments()
     TILES: tl.constexpr,  # per slot TILE_K, TILE_C, TILE_P, TILE_CHUNK
     ENDS: tl.constexpr,  # per slot, programs per image of all slots up to it
@@ -197,7 +232,10 @@ def pool_kernel(
         start = B * (ENDS[i - 1] if i > 0 else 0)
         if (pid >= start) & (pid < B * ENDS[i]):
             part = part_ptr + tl.full([], PARTS[i], tl.int64) * B
-            _pool_block(acts[i], grads[i], part, pid - start, K, METHOD, EPS, LAYERS, TILES, i)
+            _pool_block(
+                acts[i], grads[i], part, scale_ptr, pid - start,
+                K, METHOD, EPS, SCALED, LAYERS, TILES, i,
+            )  # fmt: skip
 
 
 def partial_rows(targets: int, method: str) -> int:
@@ -214,6 +252,7 @@ def launch_pool(
     offsets: Sequence[int],
     method: str,
     eps: float,
+    scale: Tensor | None = None,
 ) -> None:
     """Partial sums of up to ``SLOTS`` layers, in one launch.
 
@@ -223,10 +262,11 @@ def launch_pool(
         grads: per layer [B,K,C,h,w], addressable.
         layers, tiles, offsets: per layer.
         method: one of ``POOLED``.
-        eps: see :func:`pool_reference`.
+        eps, scale: see :func:`pool_reference`.
     """
     assert len(layers) <= SLOTS
     batch, targets = grads[0].shape[:2]
+    scaled = scale is not None and method == "gradcam++"
     ends, end = [], 0
     for layer, tile in zip(layers, tiles, strict=True):
         end += tile.programs(layer, targets)
@@ -235,10 +275,12 @@ def launch_pool(
         parts,
         *slots(acts if method != "gradcam" else [], parts),
         *slots(grads, parts),
+        scale.contiguous() if scale is not None and scaled else parts,
         batch,
         K=targets,
         METHOD=method,
         EPS=eps,
+        SCALED=scaled,
         LAYERS=tuple(layer.arguments() for layer in layers),
         TILES=tuple((t.targets, t.block_c, t.block_p, t.chunk) for t in tiles),
         ENDS=tuple(ends),

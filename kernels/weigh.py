@@ -47,7 +47,9 @@ EPS = 1e-8
 METHODS = (*POOLED, "hirescam", "elementwise", "layercam")
 
 
-def weigh_reference(acts: Tensor, grads: Tensor, method: str, eps: float = EPS) -> Tensor:
+def weigh_reference(
+    acts: Tensor, grads: Tensor, method: str, eps: float = EPS, scale: Tensor | None = None
+) -> Tensor:
     """One layer's class activation maps.
 
     With A = acts and G = grads (mean and sum without index run over the grid):
@@ -65,13 +67,16 @@ def weigh_reference(acts: Tensor, grads: Tensor, method: str, eps: float = EPS) 
         grads: gradients of the K scores with respect to ``acts``, [B,K,C,h,w].
         method: one of ``METHODS``.
         eps: of the two formulas that divide.
+        scale: float32 [B,K], positive: the gradients are ``scale`` times ``grads``, which are of
+            a size that does not underflow. None for 1.
 
     Returns:
-        float32 [B,K,h,w], never negative.
+        float32 [B,K,h,w], never negative; with ``scale``, divided by
+        :func:`~combicam.kernels.pool.map_scale`.
     """
     acts, grads = acts.float(), grads.float()
     if method in POOLED:  # one matrix product, so that w A is never materialised
-        flat = torch.bmm(pool_reference(acts, grads, method, eps), acts.flatten(2))
+        flat = torch.bmm(pool_reference(acts, grads, method, eps, scale), acts.flatten(2))
         return flat.unflatten(-1, acts.shape[-2:]).relu()
     if method == "hirescam":
         return (grads * acts[:, None]).sum(2).relu()
@@ -230,7 +235,11 @@ class _Work:
 
 
 def launch_weigh(
-    acts: Sequence[Tensor], grads: Sequence[Tensor], method: str, eps: float = EPS
+    acts: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    method: str,
+    eps: float = EPS,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Compute the maps of all layers into one buffer, ``SLOTS`` layers per launch.
 
@@ -238,7 +247,7 @@ def launch_weigh(
         acts: per layer [B,C,h,w], float32, bfloat16 or float16; NCHW, channels-last, or any
             strides.
         grads: per layer [B,K,C,h,w], with the same options.
-        method, eps: see :func:`weigh_reference`.
+        method, eps, scale: see :func:`weigh_reference`.
 
     Returns:
         float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
@@ -273,6 +282,7 @@ def launch_weigh(
                 [w.part for w in group],
                 method,
                 eps,
+                scale,
             )
         ends, end = [], 0
         for w in group:

@@ -92,6 +92,14 @@ def named_device(name: torch.device | str) -> torch.device:
     return device
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of a name, or the CPU where this machine does not have it."""
+    try:
+        return named_device(name)
+    except ValueError:
+        return torch.device("cpu")
+
+
 def chosen_preprocess(
     given: Preprocess | None, loaded: LoadedModel | None, input_size: tuple[int, int] | None
 ) -> Preprocess:

@@ -14,6 +14,7 @@ from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ModelSession, Request
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import artifact_suffix, check_dtype, write_artifact
+from combicam.export.trace.snapshot import no_autocast
 
 VERIFY_IMAGES = 8
 
@@ -80,7 +81,8 @@ def export(
     )
     verification = None
     # A file gets its final name only after it was written and checked.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+    everywhere = no_autocast(torch.device("cpu"), session.device)  # writing a file runs the graph
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, everywhere:
         draft = Path(folder) / path.name
         write_artifact(joint, description, draft)
         if images:

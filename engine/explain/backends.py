@@ -20,6 +20,7 @@ from combicam.export.trace.snapshot import no_autocast
 from combicam.export.trace.trace import JointGraph
 from combicam.requirements import onnxruntime, require
 
+CPU = torch.device("cpu")
 BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "openvino", "aoti")
 # A joint graph as a function: images[, targets] -> outputs, on the backend's device.
 Execute = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -178,7 +179,7 @@ def file_backend(joint: JointGraph, backend: str, device: torch.device) -> Execu
     """
     suffix, form = next((s, form) for s, form in FORMATS.items() if backend in form.runtimes)
     check_dtype(suffix, joint.signature.dtype)
-    with tempfile.TemporaryDirectory(prefix="combicam-") as folder:
+    with tempfile.TemporaryDirectory(prefix="combicam-") as folder, no_autocast(CPU, device):
         path = Path(folder) / f"graph{suffix}"
         form.write(joint if form.is_compiled else joint.portable(), path, "")
         return LOADERS[backend](path, device)

@@ -23,9 +23,11 @@ from combicam.engine.explain.arguments import (
     known_device,
     named_device,
     prepared,
+    usable_device,
 )
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.image_batch import image_tensor
+from combicam.engine.explain.packing import packed_session, unpacked_session
 from combicam.engine.explain.score_network import Network, score_network
 from combicam.engine.explain.sessions import (
     ArtifactSession,
@@ -41,6 +43,7 @@ from combicam.export.formats.artifact import Description, read_description, weig
 from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec, preset_values
+from combicam.export.trace.agreement import Agreement
 from combicam.export.trace.probe import LayerInfo
 from combicam.export.trace.scores import best_classes
 from combicam.kernels.extremes import is_flat
@@ -51,8 +54,9 @@ from combicam.version import __version__
 class Explainer:
     """Class activation maps of a CNN, in one graph with its scores.
 
-    Calls are thread-safe. The caller's model keeps its hooks, ``.grad``, ``requires_grad`` and
-    training flags. Weights are read when the explainer is made: make a new one after training.
+    Calls are thread-safe; explainers can be copied and pickled. The caller's model keeps its hooks,
+    ``.grad``, ``requires_grad`` and training flags. Weights are read when the explainer is made:
+    make a new one after training.
 
     Args:
         model: any CNN [B,3,H,W] -> logits [B,n]; a ``torch.nn.Module`` (explained in eval mode)
@@ -75,7 +79,8 @@ class Explainer:
         ValueError, TypeError: an invalid argument.
         LayerError: layers that the model does not have.
         ModelError: weights that are NaN or infinite.
-        TraceError: a model that cannot become one graph.
+        TraceError: a model that cannot become one graph, whose graph would give other logits, or
+            that mixes the images of a batch.
 
     Source: Combi-CAM, arXiv 2603.24117; methods and presets as in ``CamSpec``.
     """
@@ -126,6 +131,7 @@ class Explainer:
         module = prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
         preprocess = chosen_preprocess(preprocess, loaded, input_size)
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        agreement = Agreement(module, preprocess.input_size)
         session = ModelSession(
             module,
             spec,
@@ -135,9 +141,10 @@ class Explainer:
             self.device,
             chunk,
         )
+        agreement.check(session.logits)
         self.description = Description(
             model=loaded.name if loaded else type(model).__name__,
-            spec=spec,
+            spec=session.spec,
             layers=session.layers,
             signature=session.signature,
             outputs=session.output_names,
@@ -196,6 +203,31 @@ class Explainer:
             self.device = torch.device("cpu")
             self.session = ArtifactSession(path, self.description, backend, self.device)
         return self
+
+    def __copy__(self) -> Self:
+        """A copy that shares the graph, which calls do not change."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The model, or the file's bytes; graphs are traced again in the process that reads it."""
+        return {
+            "description": self.description,
+            "device": str(self.device),
+            "has_one_size": self._sized is None,
+            "session": packed_session(self.session),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.description = state["description"]
+        self.device = usable_device(state["device"])
+        self.session = unpacked_session(state["session"], self.description, self.device)
+        is_model = isinstance(self.session, ModelSession) and not state["has_one_size"]
+        self._sized = SizedSessions(self.session) if is_model else None  # type: ignore[arg-type]
 
     @property
     def spec(self) -> CamSpec:

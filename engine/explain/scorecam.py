@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,12 @@ from combicam.engine.explain.memory import BatchLimit
 from combicam.errors import TraceError
 from combicam.export.spec import CamSpec
 from combicam.export.trace.forward import ForwardGraph, trace_forward
-from combicam.export.trace.scores import class_scores, target_scores, weight_scores
+from combicam.export.trace.scores import (
+    class_scores,
+    fitting_score,
+    target_scores,
+    weight_scores,
+)
 from combicam.export.trace.snapshot import no_autocast
 from combicam.kernels.combine import combine_reference
 from combicam.kernels.extremes import min_max
@@ -78,9 +84,10 @@ class ScoreCam:
                 f"which runs the model once per channel and has no single graph for a file, "
                 f"got {backend!r}"
             )
-        self.spec = spec
         self.keep_layers = keep_layers
         self.graph = trace_forward(module, spec, input_size)
+        score = fitting_score(spec.score, self.graph.signature.classes)
+        self.spec = replace(spec, score=score)
         compiled: Callable[..., Any] = torch.compile if backend == "compile" else (lambda m: m)
         self._with_layers = compiled(self.graph.with_layers)
         self._logits = compiled(self.graph.logits)
@@ -155,7 +162,7 @@ class ScoreCam:
         logits = self._logits(images * self._masks(channels, images.shape[-2:]))[0]
         scores = weight_scores if target_input == "weights" else class_scores
         y, probability = scores(logits, targets, self.spec.score)
-        return probability if self.spec.score == "prob" else y
+        return probability if self.spec.score in ("prob", "sigmoid") else y
 
     def _masks(self, channels: Tensor, size: torch.Size) -> Tensor:
         """H of channels [N,1,h,w], float32 [N,1,H,W] in [0,1]."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from combicam.engine.explain.backends import (
     LOADERS,
@@ -24,7 +24,9 @@ from combicam.engine.explain.scorecam import ScoreCam
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import Description
 from combicam.export.spec import FORWARD_METHODS, CamSpec
+from combicam.export.trace.agreement import logits_only
 from combicam.export.trace.probe import LayerInfo
+from combicam.export.trace.scores import best_classes, fitting_score
 from combicam.export.trace.trace import (
     OUTPUTS,
     JointGraph,
@@ -106,6 +108,8 @@ class ModelSession:
         if forward_only:
             self.score_cam = ScoreCam(module, spec, input_size, keep_layers, backend, device, chunk)
         self.execute(self.top)
+        # A single logit has a sigmoid of its own.
+        self.spec = replace(spec, score=fitting_score(spec.score, self.signature.classes))
 
     def at(self, size: tuple[int, int]) -> ModelSession:
         """The same layers of the same model for images (H, W)."""
@@ -135,6 +139,15 @@ class ModelSession:
             kept = self.layers if self.keep_layers else ()
             return (*OUTPUTS, *(f"map:{info.name}" for info in kept))
         return self._top_joint().output_names
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The graph's logits, float32 [B,n], of normalised images [B,3,H,W], run eagerly."""
+        if self.score_cam is not None:
+            scores: Tensor = self.score_cam.graph.logits(images)[0]
+            return scores
+        graph = logits_only(self._top_joint().module)
+        found: Tensor = graph(images, best_classes(len(images), self.top.count, self.device))
+        return found
 
     def _top_joint(self) -> JointGraph:
         return self.joint(self.top, for_onnx=self.backend in ONNX_BACKENDS)
@@ -226,6 +239,8 @@ class ArtifactSession:
     ) -> None:
         self.top = Request(description.signature.target_input, description.spec.targets)
         self.image_dtype = torch.float32
+        self.path, self.backend = path, backend
+        self.folder: object = None  # a temporary one that holds the file, or none
         self._execute = artifact_backend(path, backend, device)
 
     def execute(self, request: Request) -> Execute:

@@ -104,3 +104,8 @@ _ALLOWED = {
     ("core.numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): _latin1,
 }
+
+
+def number_globals() -> list[tuple[Any, str]]:
+    """What NumPy's scalars in a torch file need, for ``torch.serialization.safe_globals``."""
+    return [(_Type, "numpy.dtype"), *((_scalar, f"{core}multiarray.scalar") for core in _CORES)]

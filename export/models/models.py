@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from combicam.errors import ModelError, first_line
 from combicam.export.classes.cell_files import read_classes
 from combicam.export.classes.classes import ClassTable
 from combicam.export.classes.name_files import imagenet_names
+from combicam.export.classes.safe_pickle import number_globals
 from combicam.export.formats.artifact import SUFFIXES
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from combicam.export.spec import SCORES, check_choice
@@ -31,8 +34,14 @@ FAMILIES = {
     "eigenplaces": "descriptors",
     "cosplace": "descriptors",
 }
-NESTED_KEYS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
+NESTED_KEYS = (
+    *("state_dict_ema", "ema", "state_dict", "model_state_dict"),
+    *("model", "net", "weights", "module"),
+)
+# Of wrappers, whatever the network; and of the networks in training modules such as Lightning's.
 PREFIXES = ("module.", "_orig_mod.")
+TRAINING_PREFIXES = ("model.", "net.", "network.", "backbone.")
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -276,8 +285,8 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: expected a file, got {path}")
-    state = read_state(path)
     own = module.state_dict()
+    state = _without_training(read_state(path), set(own))
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
     shapes = [
@@ -298,23 +307,52 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
+def _without_training(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """The network in the state of a training module: all keys below ``model.`` or the like.
+
+    Other keys of the training module (its losses) are left out if those below are all that the
+    model has.
+    """
+    for prefix in () if own <= set(state) else TRAINING_PREFIXES:
+        below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if below:
+            found = _without_training(_without_wrappers(below), own)
+            if len(below) == len(state) or own <= set(found):
+                return found
+    return state
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the state dict of a file, inside wrappers such as ``state_dict`` or not.
 
+    Beside tensors it may have numbers of NumPy and an ``argparse.Namespace``, as Lightning writes.
+
     Raises:
-        ModelError: it has anything but tensors, or no state dict.
+        ModelError: it has anything else, which is named, or no state dict.
     """
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelError(
+                f"checkpoint {path}: expected weights, got a Git-LFS pointer to them; run "
+                "'git lfs pull' in its repository"
+            )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([Namespace, *number_globals()]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        got = (
+            f"{named[1]}, which was not called; save model.state_dict() alone"
+            if named
+            else re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
+        )
         raise ModelError(
-            f"checkpoint {path}: expected .safetensors or a torch file of only tensors, got "
-            f"{first_line(error)}"
+            f"checkpoint {path}: expected .safetensors or a torch file of only tensors, got {got}"
         ) from error
     return unwrapped(content, path)
 
@@ -325,14 +363,19 @@ def unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: there is none.
     """
-    for key in NESTED_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    nested: Any = content
+    while nested is not None:
+        content = nested
+        inner = [content.get(key) for key in NESTED_KEYS] if isinstance(content, Mapping) else []
+        nested = next((value for value in inner if isinstance(value, Mapping)), None)
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(f"checkpoint {path}: expected a state dict, name -> tensor")
-    state = dict(content)
+    return _without_wrappers(dict(content))
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without the prefixes of ``torch.compile`` and parallel wrappers, in any order."""
     for prefix in PREFIXES:
         if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            return _without_wrappers({k.removeprefix(prefix): v for k, v in state.items()})
     return state

@@ -36,12 +36,15 @@ class HeadLowering(PassBase):
 def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     acts, grads, *rest = node.args
     assert isinstance(acts, (list, tuple)) and isinstance(grads, (list, tuple))
-    sources = [*acts, *grads]
+    scale = [n for n in rest if isinstance(n, fx.Node)]
+    rest = [n for n in rest if not isinstance(n, fx.Node)]
+    sources = [*acts, *grads, *scale]
     values = [source.meta["val"] for source in sources]
     count = len(acts)
 
     def head(*tensors: Tensor) -> list[Tensor]:
-        return cam_head_reference(tensors[:count], tensors[count:], *rest)  # type: ignore[arg-type]
+        each, more = tensors[count : 2 * count], tensors[2 * count :]
+        return cam_head_reference(tensors[:count], each, *rest, *more)  # type: ignore[arg-type]
 
     with values[0].fake_mode:
         lowered = make_fx(head)(*values)

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from combicam.errors import LayerError
-from combicam.export.trace.probe import LayerInfo, Probe, capturing, logits_of
-from combicam.export.trace.snapshot import another, no_autocast
+from combicam.export.trace.checkpointing import plain_forward
+from combicam.export.trace.probe import LayerInfo, Probe, capturing, logits_of, module_name
+from combicam.export.trace.snapshot import another
+from combicam.export.trace.watch import Marks
 
 ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
-ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.ELU,
-    nn.SELU,
-    nn.CELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Softplus,
-)
 
 
 def select_layers(
@@ -50,12 +36,23 @@ def select_layers(
     """
     if not isinstance(layers, str):
         names = {name for pattern in layers for name in _matches(pattern, probed)}
+        for name in sorted(names):
+            calls = probed.calls.get(name, 1)
+            if calls > 1 and not any(f"{name}@{i}" in names for i in range(2, calls + 1)):
+                warnings.warn(
+                    f"layer {name!r} is called {calls} times, and this explains its first call; "
+                    f"the others are {name}@2 and so on",
+                    UserWarning,
+                    stacklevel=2,
+                )
         return tuple(info for name, info in probed.layers.items() if name in names)
     blocks = _read_blocks(model, probed, find_blocks(model, probed))
     if not blocks:
+        because = f" ({probed.cut})" if probed.cut else ""
         raise LayerError(
-            f"layers={layers!r}: found no repeated block and no activation after a convolution "
-            f"in {type(model).__name__}; name the layers instead; 'combicam layers' lists them"
+            f"layers={layers!r}: found no repeated block and no convolution on the path to the "
+            f"score in {type(model).__name__}{because}; name the layers instead; 'combicam layers' "
+            "lists them"
         )
     if layers == "blocks":
         return blocks
@@ -93,10 +90,13 @@ def _read_blocks(
 
 def _norms(block: LayerInfo, probed: Probe) -> list[str]:
     shape = (block.channels, block.height, block.width, block.prefix)
+    owner = module_name(block.name)
+    call = block.name.removeprefix(owner)  # "" or "@2"
     return [
         name
         for name, info in probed.layers.items()
-        if name.startswith(f"{block.name}.")
+        if name.startswith(f"{owner}.")
+        and name.removeprefix(module_name(name)) == call
         and "Norm" in info.kind
         and (info.channels, info.height, info.width, info.prefix) == shape
     ]
@@ -115,7 +115,7 @@ def _with_gradient(model: nn.Module, probed: Probe, names: list[str]) -> set[str
     zeros = [(n, p) for n, p in model.named_parameters() if not bool(p.any())]
     noise = {n: 0.02 * torch.randn(p.shape, generator=generator).to(p) for n, p in zeros}
     acts: dict[str, torch.Tensor] = {}
-    with torch.inference_mode(False), torch.enable_grad(), no_autocast(like.device):
+    with torch.inference_mode(False), torch.enable_grad(), plain_forward(like.device):
         with capturing(model, names, acts):
             logits = logits_of(torch.func.functional_call(model, noise, (images,)))
         grads = torch.autograd.grad((logits * mixture).sum(), [acts[n] for n in names])
@@ -133,7 +133,8 @@ def _matches(pattern: str, probed: Probe) -> list[str]:
     if pattern in probed.off_path:
         raise LayerError(
             f"layer {pattern!r}: expected a layer on the path to the score, got one that the "
-            f"score does not depend on; {_near(pattern, probed)}"
+            f"score does not depend on{f' ({probed.cut})' if probed.cut else ''}; "
+            f"{_near(pattern, probed)}"
         )
     if pattern in probed.other:
         raise LayerError(
@@ -159,15 +160,21 @@ def find_blocks(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
     """Every repeated unit of the backbone, in order of execution.
 
     A block is a module that sits in a Sequential, ModuleList or ModuleDict (or among siblings of
-    its own class), has children, at least two weighted layers, and returned one grid (4-D, or
-    tokens) with more than one cell on the path to the score. Of nested blocks the outer one counts,
-    unless it is a stage: a module that contains a row of equal blocks. If there are no blocks (VGG,
-    AlexNet), every activation after a convolution counts.
+    its own class, or is applied to its own output), has children, at least two weighted layers, and
+    returned one grid (4-D, or tokens) with more than one cell on the path to the score. Of nested
+    blocks the outer one counts, unless it is a stage: a module that contains a row of equal blocks.
+    If there are no blocks (VGG, AlexNet), every convolution counts, after its normalisation and
+    activation if these are modules. Every call of a module counts.
     """
-    names = set(_blocks(model, "", probed))
-    if not names:
-        names = set(_chain(model, probed))
+    blocks = set(_blocks(model, "", probed))
+    if blocks:
+        return tuple(info for n, info in probed.layers.items() if module_name(n) in blocks)
+    names = {n for n in _chain(model, probed) if _cells(probed.layers[n]) > 1}
     return tuple(info for name, info in probed.layers.items() if name in names)
+
+
+def _cells(info: LayerInfo) -> int:
+    return info.height * info.width
 
 
 def _convs(module: nn.Module) -> int:
@@ -193,8 +200,16 @@ def _is_row(module: nn.Module) -> bool:
 def _is_unit(name: str, module: nn.Module, probed: Probe) -> bool:
     has_children = any(True for _ in module.children())
     weighted = _convs(module) + sum(isinstance(m, nn.Linear) for m in module.modules())
-    grid = name in probed.layers and probed.layers[name].height * probed.layers[name].width > 1
+    grid = name in probed.layers and _cells(probed.layers[name]) > 1
     return grid and has_children and weighted >= 2 and not _is_row(module)
+
+
+def _is_applied_again(name: str, module: nn.Module, probed: Probe) -> bool:
+    """Whether a module is called several times, and fits what it returns (twins do not)."""
+    first = next((m for m in module.modules() if isinstance(m, CONVS)), None)
+    if first is None or name not in probed.layers:
+        return False
+    return probed.calls.get(name, 1) > 1 and first.in_channels == probed.layers[name].channels
 
 
 def _blocks(parent: nn.Module, prefix: str, probed: Probe) -> Iterator[str]:
@@ -206,7 +221,8 @@ def _blocks(parent: nn.Module, prefix: str, probed: Probe) -> Iterator[str]:
         if in_row:
             found = _is_unit(name, module, probed)
         else:
-            found = kinds.count(type(module)) > 1 and _is_unit(name, module, probed)
+            repeated = kinds.count(type(module)) > 1 or _is_applied_again(name, module, probed)
+            found = repeated and _is_unit(name, module, probed)
         if found and not _is_stage(module, name + ".", probed, siblings=not in_row):
             yield name
         else:
@@ -232,14 +248,36 @@ def _is_stage(module: nn.Module, prefix: str, probed: Probe, siblings: bool) -> 
 
 
 def _chain(model: nn.Module, probed: Probe) -> Iterator[str]:
-    """The first activation after each convolution."""
+    """For each convolution, the layer that ends with its activation; cases:
+
+    1. a module that is an activation, of whatever class: see :class:`Marks`;
+    2. one of the same shape after operators outside of modules, such as a functional activation;
+    3. without an activation: the last of the same shape (a normalisation), or the convolution.
+    """
     modules = dict(model.named_modules())
-    fresh = False
-    for name in probed.layers:
-        module = modules[name]
-        if isinstance(module, CONVS):
-            fresh = True
-        elif fresh and isinstance(module, ACTIVATIONS):
-            fresh = False
-            if probed.layers[name].height * probed.layers[name].width > 1:
-                yield name
+    acting = {n for n in probed.layers if _is_activation(n, modules, probed)}
+    outer = {module_name(n) for n in acting}
+    chosen, is_bent, start = "", True, Marks()
+    for name, info in probed.layers.items():
+        owner = module_name(name)
+        if isinstance(modules[owner], CONVS):
+            if chosen:
+                yield chosen
+            chosen, is_bent, start = name, False, probed.spans[name][1]
+        elif chosen and not is_bent and not any(owner.startswith(f"{o}.") for o in outer):
+            since = probed.spans[name][1].since(probed.spans[chosen][1])
+            if name in acting:  # case 1
+                chosen, is_bent = name, True
+            elif since.every and _shape(info) == _shape(probed.layers[chosen]):  # cases 2 and 3
+                chosen, is_bent = name, probed.spans[name][1].since(start).bent > 0
+    if chosen:
+        yield chosen
+
+
+def _shape(info: LayerInfo) -> tuple[int, int, int]:
+    return info.channels, info.height, info.width
+
+
+def _is_activation(name: str, modules: dict[str, nn.Module], probed: Probe) -> bool:
+    start, end = probed.spans[name]
+    return end.since(start).is_activation and not _is_row(modules[module_name(name)])

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from combicam.export.trace.snapshot import no_autocast, snapshot
+from combicam.export.trace.checkpointing import plain_forward
+from combicam.export.trace.snapshot import snapshot
 from combicam.export.trace.trace import OUTPUTS, JointGraph, joint_function, model_state
 from combicam.kernels.cam_head import cam_head_reference
 
@@ -41,7 +42,7 @@ def eager_reference(
     )
 
     def outputs(inputs: Sequence[Tensor]) -> list[Tensor]:
-        with torch.inference_mode(False), no_autocast(inputs[0].device):
+        with torch.inference_mode(False), plain_forward(inputs[0].device):
             return call(*state, *inputs)
 
     return outputs

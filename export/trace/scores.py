@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-# Replaces log 0, for regions of all classes.
-TINY = torch.finfo(torch.float32).tiny
+from combicam.kernels.cam_head import LEAST_SCALE
+
+# Scores of labels that do not exclude each other: each has a sigmoid of its own.
+LABEL_SCORES = ("sigmoid", "logsigmoid")
+# The sum of float16's gradients times activations; the largest number of float16 is 65504.
+SEED = 256.0
 # Ranking all of 31,145 classes would take more than 1 % of a graph's time.
 MOST_RANKS = 1024
+
+
+def fitting_score(score: str, classes: int) -> str:
+    """The score itself; of a single logit, for a probability that of the sigmoid."""
+    of_labels = {"prob": "sigmoid", "logprob": "logsigmoid"}
+    return of_labels.get(score, score) if classes == 1 else score
 
 
 def last_rank(classes: int, count: int) -> int:
@@ -42,16 +55,17 @@ def explained_classes(logits: Tensor, targets: Tensor | None, count: int) -> Ten
 def target_scores(
     logits: Tensor, targets: Tensor | None, score: str, target_input: str, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores to differentiate, one per image and target.
+    """The scores of every image's targets, their classes and probabilities.
 
-    With z = logits and p = softmax(z), of a class c:
+    With z = logits, and p = softmax(z), or p = sigmoid(z) for ``sigmoid``, ``logsigmoid``, and
+    wherever there is one logit; of a class c:
 
-    * ``logit``: z_c; ``prob``: p_c; ``logprob``: log p_c;
+    * ``logit``: z_c; ``prob``, ``sigmoid``: p_c; ``logprob``, ``logsigmoid``: log p_c;
 
     and of weights v (one per class, of any sign), with P = sum_{v>0} v p and
     N = sum_{v<0} -v p:
 
-    * ``logit``: sum v z; ``prob``: P - N; ``logprob``: log P - log N.
+    * ``logit``: sum v z; ``prob``, ``sigmoid``: P - N; ``logprob``, ``logsigmoid``: log P - log N.
 
     A row without negative weights leaves N out (the region log P), one without positive ones
     leaves P out. One-hot v of both signs is the contrast of two classes: z_a - z_b for ``logit``
@@ -60,7 +74,7 @@ def target_scores(
     Args:
         logits: [B,n], float32.
         targets: int64 [B,K], see :func:`explained_classes`; float32 [B,K,n]; or None.
-        score: ``logit``, ``prob`` or ``logprob``.
+        score: one of ``SCORES`` of :mod:`combicam.export.spec`.
         target_input: ``weights`` if ``targets`` are weights; else ``classes`` or ``none``.
         count: K.
 
@@ -79,64 +93,160 @@ def target_scores(
     return y, chosen, probability
 
 
-def class_scores(logits: Tensor, classes: Tensor, score: str) -> tuple[Tensor, Tensor]:
-    """y and the probability, both [B,K], of classes int64 [B,K]; see :func:`target_scores`."""
+def log_odds(
+    logits: Tensor, targets: Tensor, score: str, target_input: str
+) -> tuple[Tensor, Tensor | None]:
+    """What to differentiate instead of a score: its gradient does not vanish.
+
+    d log p_c = (1 - p_c) d(z_c - log sum_{j != c} exp z_j), and 1 - p_c rounds to 0 for a network
+    that is certain. So the log-odds are differentiated, whose gradient is of order 1, and the
+    factor is returned: the gradient of the score is ``scale`` times that of y.
+
+    Args:
+        logits: [B,n], float32.
+        targets: the classes int64 [B,K] (no ranks), or weights float32 [B,K,n].
+        score, target_input: see :func:`target_scores`.
+
+    Returns:
+        y [B,K]; and the scale, float32 [B,K], detached, at least ``LEAST_SCALE``; None for 1.
+    """
+    with_weights = target_input == "weights"
+    if score == "logit":
+        y = (targets * logits[:, None]).sum(-1) if with_weights else logits.gather(-1, targets)
+        return y, None
+    of_labels = score in LABEL_SCORES
+    if with_weights:
+        make = _label_weight_odds if of_labels else _weight_odds
+        y, log_scale = make(logits, targets, score)
+    else:
+        y = logits.gather(-1, targets)
+        if not of_labels:
+            y = y - _others(logits, targets)
+        log_scale = -softplus(y)
+        if score in ("prob", "sigmoid"):
+            log_scale = log_scale - softplus(-y)
+    return y, log_scale.detach().clamp_min(math.log(LEAST_SCALE)).exp()
+
+
+def enlarged(y: Tensor, scale: Tensor | None, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """y times a factor per image, and the scale divided by it: gradients that suit float16.
+
+    Below 6e-5 float16 loses digits, and gradients of single pixels are smaller. In a network of
+    ReLUs without biases, the products of a layer's activations and gradients sum up to y; the
+    factor makes that sum at most ``SEED`` for the largest logit, far from float16's limit.
+    """
+    factor = SEED / logits.detach().abs().amax(-1, keepdim=True).clamp_min(1)  # [B,1]
+    return y * factor, (torch.ones_like(y).detach() if scale is None else scale) / factor
+
+
+def _others(logits: Tensor, classes: Tensor) -> Tensor:
+    """The log-sum-exp of the other classes' logits, [B,K]."""
     every = torch.arange(logits.shape[-1], device=logits.device)
     others = torch.where(classes[..., None] == every, -torch.inf, logits[:, None])  # [B,K,n]
+    return others.logsumexp(-1)
+
+
+def class_scores(logits: Tensor, classes: Tensor, score: str) -> tuple[Tensor, Tensor]:
+    """y and the probability, both [B,K], of classes int64 [B,K]; see :func:`target_scores`."""
     inside = logits.gather(-1, classes)
-    outside = others.logsumexp(-1)
-    probability = torch.sigmoid(inside - outside).detach()
-    if score == "logit":
-        return inside, probability
+    of_labels = score in LABEL_SCORES or logits.shape[-1] == 1
     # log p = -softplus(outside - inside), with the log-sum-exp of the logits inside and outside the
     # target. This avoids 1 - p, which rounds to 0 if the model is certain. And d p = p d log p.
-    logp = -torch.nn.functional.softplus(outside - inside)
-    return (logp * probability if score == "prob" else logp), probability
+    odds = inside if of_labels else inside - _others(logits, classes)
+    probability = torch.sigmoid(odds).detach()
+    if score == "logit":
+        return inside, probability
+    logp = -softplus(-odds)
+    return (logp * probability if score in ("prob", "sigmoid") else logp), probability
 
 
 def weight_scores(logits: Tensor, weights: Tensor, score: str) -> tuple[Tensor, Tensor]:
     """y and the probability, both [B,K], of weights [B,K,n]; see :func:`target_scores`."""
-    probability = (weights * logits.detach().softmax(-1)[:, None]).sum(-1)
-    if score == "logit":
-        return (weights * logits[:, None]).sum(-1), probability
-    return _of_weights(logits, weights, score), probability
-
-
-def _of_weights(logits: Tensor, weights: Tensor, score: str) -> Tensor:
-    """``prob`` or ``logprob`` of weights [B,K,n], [B,K].
-
-    d is the log-sum-exp of one side minus that of the other. Cases of ``logprob``:
-
-    1. weights of both signs: positive against negative ones, y = d;
-    2. only positive ones: against the other classes, y = log P = -softplus(-d);
-    3. only negative ones: the other classes against them, y = -log N = softplus(d).
-
-    Branches that a row does not take are finite, too, so their gradients are zero, not NaN.
-    """
-    plus, minus = weights.clamp_min(0), (-weights).clamp_min(0)
-    high, low = plus.amax(-1, keepdim=True), minus.amax(-1, keepdim=True)
-    has_plus, has_minus = high > 0, low > 0
-    # A factor does not change the gradient. Weights that are all zero give NaN.
-    plus = plus / torch.where(has_plus, high, low)
-    minus = minus / torch.where(has_minus, low, high)
-    rest_plus, rest_minus = (1 - plus).clamp_min(TINY), (1 - minus).clamp_min(TINY)
     z = logits[:, None]
+    of_labels = score in LABEL_SCORES or logits.shape[-1] == 1
+    logp = -softplus(-z) if of_labels else z.log_softmax(-1)
+    probability = (weights * logp.exp()).sum(-1)
+    if score == "logit":
+        return (weights * z).sum(-1), probability.detach()
+    if score in ("prob", "sigmoid"):
+        return probability, probability.detach()
+    masses = [_log_sum(logp, side)[..., 0] for side in (weights, -weights)]
+    # Weights that are all zero give NaN.
+    empty = [torch.where(m == -torch.inf, 0.0, m) for m in masses]
+    nothing = (masses[0] == -torch.inf) & (masses[1] == -torch.inf)
+    return torch.where(nothing, torch.nan, empty[0] - empty[1]), probability.detach()
+
+
+def _log_sum(logs: Tensor, weights: Tensor) -> Tensor:
+    """log sum_{v>0} v exp(l), [B,K,1]; -inf if no v is positive, with gradient 0."""
+    held = weights > 0
+    some = held.any(-1, keepdim=True)
+    # A row without any is replaced by a finite one: the log-sum-exp of -inf alone has no gradient.
+    log_weights = torch.where(held | ~some, torch.where(held, weights, 1.0).log(), -torch.inf)
+    return torch.where(some, (logs + log_weights).logsumexp(-1, keepdim=True), -torch.inf)
+
+
+def _weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Tensor, Tensor]:
+    """y and the logarithm of its scale, [B,K], for ``prob`` and ``logprob`` of weights.
+
+    With the largest positive weight as 1, the log-odds of P are the log-sum-exp of its classes
+    minus that of the rest, of weights 1 - v; those of N likewise. Cases of ``logprob``:
+
+    1. weights of both signs: y = log P - log N, whose gradient does not vanish;
+    2. only positive ones: y are the log-odds of P, d log P = (1 - P) dy;
+    3. only negative ones: y are minus those of N, d -log N = (1 - N) dy.
+
+    For ``prob``, dP = P (1 - P) d(log-odds of P), and the larger of the two factors is the scale.
+    """
+    z = logits[:, None]
+    sides = [_Side(z, sign * weights) for sign in (1, -1)]
+    plus, minus = sides
     if score == "logprob":
-        first = torch.where(has_plus, plus, rest_minus)
-        second = torch.where(has_minus, minus, rest_plus)
-        d = (z + first.log()).logsumexp(-1) - (z + second.log()).logsumexp(-1)
-        softplus = torch.nn.functional.softplus
-        one_sided = torch.where(has_plus[..., 0], -softplus(-d), softplus(d))
-        return torch.where((has_plus & has_minus)[..., 0], d, one_sided)
-    p = logits.detach().softmax(-1)[:, None]
+        both = plus.exists & minus.exists
+        one = torch.where(plus.exists, plus.odds, -minus.odds)
+        one = one * torch.where(plus.exists | minus.exists, 1.0, torch.nan)  # all weights are 0
+        y = torch.where(both, plus.log_sum - minus.log_sum, one)
+        odds = torch.where(plus.exists, plus.odds, minus.odds)
+        return y, torch.where(both, 0.0, -softplus(odds))
+    logs = [s.log_high - softplus(s.odds) - softplus(-s.odds) for s in sides]
+    largest = torch.maximum(*logs)
+    first, second = (
+        (log - largest).exp().detach() * s.odds for s, log in zip(sides, logs, strict=True)
+    )
+    return first - second, largest
+
+
+class _Side:
+    """The weights of one sign against the rest; of a row without any, finite values."""
+
+    def __init__(self, z: Tensor, weights: Tensor) -> None:
+        v = weights.clamp_min(0)
+        high = v.amax(-1, keepdim=True)
+        self.exists = high[..., 0] > 0
+        self.log_high = high[..., 0].log()  # -inf if there are none
+        v = torch.where(high > 0, v / torch.where(high > 0, high, 1.0), 1.0)
+        rest = 1 - v
+        # All classes weigh the same: P is a constant. Against themselves, their gradient is 0.
+        rest = torch.where(rest.amax(-1, keepdim=True) > 0, rest, 1.0)
+        self.log_sum = (z + v.log()).logsumexp(-1)
+        self.odds = self.log_sum - (z + rest.log()).logsumexp(-1)
+
+
+def _label_weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Tensor, Tensor]:
+    """y and the logarithm of its scale, [B,K], for ``sigmoid`` and ``logsigmoid`` of weights.
+
+    Labels do not depend on each other: d sigmoid(z) = sigmoid(z) sigmoid(-z) dz, so y is a sum of
+    logits, with factors of which the largest is 1.
+    """
+    z = logits.detach()[:, None]
+    logs = -softplus(-z) - softplus(z)
     parts = []
-    for side, rest, sign, top, other in (
-        (plus, rest_plus, 1, high, low),
-        (minus, rest_minus, -1, low, high),
-    ):
-        # An empty side is replaced by all classes, which is finite; its mass is zero.
-        held = torch.where((top == 0) & (other > 0), torch.ones_like(side), side)
-        inside, outside = (z + held.log()).logsumexp(-1), (z + rest.log()).logsumexp(-1)
-        mass = ((sign * weights).clamp_min(0) * p).sum(-1)
-        parts.append(-torch.nn.functional.softplus(outside - inside) * mass)
-    return parts[0] - parts[1]
+    for side in (weights, -weights):
+        part = torch.where(side > 0, side.clamp_min(0).log() + logs, -torch.inf)
+        if score == "logsigmoid":
+            total = _log_sum(-softplus(-z), side)
+            part = part - torch.where(total == -torch.inf, 0.0, total)
+        parts.append(part)
+    largest = torch.maximum(*parts).amax(-1, keepdim=True)  # -inf gives NaN: all weights are zero
+    factors = (parts[0] - largest).exp() - (parts[1] - largest).exp()
+    return (factors * logits[:, None]).sum(-1), largest[..., 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,20 +19,27 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from combicam.errors import TraceError, first_line
+from combicam.errors import TraceError
 from combicam.export.passes.constants import add_constant
 from combicam.export.passes.passes import clean, lower
 from combicam.export.spec import FORWARD_METHODS, CamSpec, check_choice
 from combicam.export.trace.batch_targets import BatchElsewhere, batch_targets, gradients
+from combicam.export.trace.checkpointing import plain_forward
 from combicam.export.trace.decompositions import decompositions
 from combicam.export.trace.functionalise import functionalise
 from combicam.export.trace.interpolate import SymbolicInterpolate
 from combicam.export.trace.layers import select_layers
 from combicam.export.trace.probe import LayerInfo, capturing, logits_of, probe
-from combicam.export.trace.scores import TINY as TINY
-from combicam.export.trace.scores import best_classes, target_scores
-from combicam.export.trace.snapshot import another, memory_format, no_autocast
+from combicam.export.trace.scores import (
+    best_classes,
+    enlarged,
+    fitting_score,
+    log_odds,
+    target_scores,
+)
+from combicam.export.trace.snapshot import another, memory_format
 from combicam.export.trace.traced_operators import PlainOperators
+from combicam.export.trace.watch import reason
 from combicam.kernels.cam_head import cam_head
 
 TARGET_INPUTS = ("none", "classes", "weights")
@@ -156,6 +164,7 @@ def trace(
             "(backend 'eager' or 'compile'), or export another method"
         )
     layers, signature = plan(model, spec, input_size, target_input)
+    spec = replace(spec, score=fitting_score(spec.score, signature.classes))
     for together in (True, False) if batched and spec.targets > 1 else (False,):
         traced = another(model)  # modules may keep tensors of their first call
         joint = joint_function(traced, spec, layers, signature, keep_layers, batched=together)
@@ -181,9 +190,14 @@ def plan(
         raise TraceError(
             f"trace: expected targets <= {probed.classes} (the classes), got {spec.targets}"
         )
-    if probed.classes < 2 and spec.score != "logit":
-        raise TraceError(
-            "trace: expected at least 2 classes for a probability, got 1; use score='logit'"
+    if probed.ending:
+        kind = "sigmoid" if probed.ending == "Sigmoid" else "logprob"
+        warnings.warn(
+            f"{type(model).__name__} ends in {probed.ending}: it returns probabilities, which are "
+            "taken for logits here, so scores and maps are not those of its training; return what "
+            f"it computes before {probed.ending}, and use score={kind!r}",
+            UserWarning,
+            stacklevel=2,
         )
     if spec.layer_weights and len(spec.layer_weights) != len(layers):
         raise TraceError(
@@ -220,9 +234,14 @@ def joint_function(
             with capturing(model, names, acts):
                 logits = logits_of(torch.func.functional_call(model, state, (images.to(dtype),)))
             logits = logits.float()
-            y, chosen, scores = target_scores(  # y [B,K]
+            _, chosen, scores = target_scores(
                 logits, targets, spec.score, signature.target_input, spec.targets
             )
+            by_weights = signature.target_input == "weights"
+            fixed = targets if targets is not None and by_weights else chosen
+            y, scale = log_odds(logits, fixed, spec.score, signature.target_input)  # both [B,K]
+            if dtype == torch.float16:
+                y, scale = enlarged(y, scale, logits)
             grads = gradients(y, logits, [acts[name] for name in names], batched)
         with torch.no_grad():
             heatmaps, ranges, *maps = head(
@@ -237,6 +256,8 @@ def joint_function(
                 list(spec.layer_weights),
                 spec.method_eps,
                 keep_layers,
+                torch.float32,
+                scale,
             )
         return [logits.detach(), chosen, scores.detach(), heatmaps, ranges, *maps]
 
@@ -272,15 +293,16 @@ def to_graph(
             shape, dtype = [*shape, signature.classes], torch.float32
         flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
     try:
-        with mode, torch.inference_mode(False), no_autocast(device), _traceable():
+        with mode, torch.inference_mode(False), plain_forward(device), _traceable():
             module = make_fx(joint, decomposition_table=decompositions())(*flat)
             module = functionalise(module, flat)
+            _check_unchanged(module, model, list(state))
             module = batch_targets(module, flat, spec.targets)
-    except BatchElsewhere:
+    except (BatchElsewhere, TraceError):
         raise
     except Exception as error:
         raise TraceError(
-            f"trace: {type(model).__name__} could not be traced ({first_line(error)})"
+            f"trace: {type(model).__name__} could not be traced ({reason(error)})"
         ) from error
     batch: Any = images.shape[0]
     assert mode.shape_env is not None
@@ -290,6 +312,21 @@ def to_graph(
             "number of images); make every operation of its forward independent of the batch"
         )
     return _bind(module, state)
+
+
+def _check_unchanged(module: fx.GraphModule, model: nn.Module, names: list[str]) -> None:
+    """Check that no weight or buffer is written to."""
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    known = dict(zip(inputs, names, strict=False))
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default and node.args[0] in known:
+            owner, _, buffer = known[node.args[0]].rpartition(".")
+            kind = type(model.get_submodule(owner)).__name__
+            raise TraceError(
+                f"trace: module {owner!r} ({kind}) changes its {buffer!r} in eval mode, as batch "
+                "normalisation does in training, where it mixes the images of a batch; let it "
+                "follow model.eval()"
+            )
 
 
 @contextmanager

@@ -41,6 +41,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "resnet50, contiguous": {"layers": RESNET50[:2], "nchw": True, "dtype": torch.float16},
     "resnet50, odd and contiguous": {"layers": RESNET50[2:], "nchw": True, "method": "hirescam"},
     "b4, 8 targets": {"layers": B4, "targets": 8, "dtype": torch.bfloat16},
+    "b4, gradcam++, scaled": {
+        "layers": B4 * 2,
+        "targets": 2,
+        "method": "gradcam++",
+        "scaled": True,
+    },
     "b4, gradcam++": {
         "layers": B4 * 2,
         "method": "gradcam++",
@@ -83,6 +89,7 @@ def record(
     dtype: torch.dtype = torch.float32,
     out: torch.dtype = torch.float32,
     nchw: bool = False,
+    scaled: bool = False,
 ) -> list[tuple[Any, dict[str, Any]]]:
     """The launches of one head, for tensors that have shapes alone."""
     acts, grads = [], []
@@ -96,8 +103,9 @@ def record(
             acts.append(a.permute(0, 3, 1, 2))
             grads.append(g.permute(0, 1, 4, 2, 3))
     Recorder.launches = []
+    scale = torch.empty(4, targets, device="meta") if scaled else None
     head.launch_cam_head(
-        acts, grads, (224, 224), method, fuse, normalize, True, 0.0, (), 1e-8, False, out
+        acts, grads, (224, 224), method, fuse, normalize, True, 0.0, (), 1e-8, False, out, scale
     )
     if dtype != torch.float32:
         photos = torch.empty(4, 224, 224, 3, dtype=torch.uint8, device="meta")

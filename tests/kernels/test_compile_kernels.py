@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-TARGETS = {"cuda:80": 3, "cuda:90": 7, "cuda:100": 4, "hip:gfx942": 4}  # configurations each
+TARGETS = {"cuda:80": 3, "cuda:90": 8, "cuda:100": 4, "hip:gfx942": 4}  # configurations each
 SHARED = {"cuda:80": 163 << 10, "cuda:90": 227 << 10, "cuda:100": 227 << 10, "hip:gfx942": 64 << 10}
 
 
@@ -59,7 +59,8 @@ def test_loads_are_16_bytes_wide_where_memory_allows(target: str) -> None:
         if "odd" in row["config"]:
             continue
         if row["kernel"] == "pool_kernel":
-            assert set(loads) <= {16, 32}, row
+            of_scales = {8} if "scaled" in row["config"] else set()
+            assert set(loads) <= {16, 32} | of_scales, row
             checked += 1
         if row["kernel"] == "weigh_kernel":
             assert min(loads) >= 4 and loads.get(16, 0) >= 4, row

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from combicam.kernels import METHODS, weigh_reference
 from combicam.kernels.layout import SLOTS
+from combicam.kernels.pool import map_scale
 from combicam.kernels.weigh import launch_weigh
 
 SCALE_FREE = ("gradcam", "xgradcam", "hirescam", "elementwise", "layercam")
@@ -191,3 +192,26 @@ def test_offsets_beyond_32_bits(device: torch.device) -> None:
     assert grads.stride(0) + grads.stride(1) > 2**31
     assert_kernels_equal_reference([acts], [grads], "gradcam")
     assert_kernels_equal_reference([acts], [grads], "hirescam")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_scaled_gradients(method: str, eps: float, device: torch.device) -> None:
+    """Gradients that float32 cannot hold as they are: maps by the formula, in float64."""
+    acts, grads = random_pair(3, 2, 5, 6, 7)
+    scale = torch.tensor([[1.0, 1e-2], [1e-6, 1e-12], [3e-20, 1e3]])
+    expected = weigh_reference(acts, grads, method, eps, scale)
+    factor = map_scale(scale.double(), method, eps)
+    for i in range(2):
+        small = grads[:, i].double() * scale[:, i].double()[:, None, None, None]
+        by_hand = cam_oracle.METHODS[method](acts.double(), small)
+        if eps == 0 and method in ("gradcam++", "xgradcam"):
+            continue  # the oracle has its own
+        size = expected[:, i].amax((1, 2), keepdim=True)
+        found = by_hand / factor[:, i, None, None]
+        torch.testing.assert_close(
+            (expected[:, i] / size).double(), found / size, atol=2e-5, rtol=0
+        )
+    ours = launch_weigh([acts.to(device)], [grads.to(device)], method, eps, scale.to(device)).cpu()
+    size = expected.amax((2, 3), keepdim=True)
+    torch.testing.assert_close(ours.view_as(expected) / size, expected / size, atol=2e-5, rtol=0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -164,14 +166,42 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         load_model(ModelConfig("timm:resnet18", random_weights=True))
 
 
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model", "net", "weights", "ema"])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.module.", "module._orig_mod.", "model.", "net.", "model._orig_mod."],
+)
 def test_checkpoints_are_unwrapped(wrap: str | None, prefix: str, tmp_path: Path) -> None:
     source, target = nn.Linear(3, 4), nn.Linear(3, 4)
     state = {prefix + k: v for k, v in source.state_dict().items()}
     torch.save({wrap: state, "epoch": 3} if wrap else state, tmp_path / "weights.pt")
     load_checkpoint(target, tmp_path / "weights.pt")
     assert torch.equal(target.weight, source.weight)
+
+
+def test_checkpoints_of_lightning(tmp_path: Path) -> None:
+    """With a Namespace, NumPy's numbers, a loss of its own, and a state within a state."""
+    source, target = nn.Linear(3, 4), nn.Linear(3, 4)
+    state = {f"net.model.{k}": v for k, v in source.state_dict().items()}
+    content = {
+        "hyper_parameters": Namespace(lr=0.1, best=np.float64(3.5)),
+        "best": np.float32(1.5),
+        "state_dict": {"model": {**state, "loss.weight": torch.ones(2)}},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    load_checkpoint(target, tmp_path / "last.ckpt")
+    assert torch.equal(target.weight, source.weight)
+
+
+def test_checkpoints_that_are_said_plainly(tmp_path: Path) -> None:
+    pointer = tmp_path / "weights.safetensors"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(ModelError, match=r"Git-LFS pointer.*git lfs pull"):
+        load_checkpoint(nn.Linear(3, 4), pointer)
+    torch.save({"state_dict": {}, "config": Path("x")}, tmp_path / "last.ckpt")
+    with pytest.raises(ModelError, match=r"only tensors, got pathlib\S*, which was not") as error:
+        load_checkpoint(nn.Linear(3, 4), tmp_path / "last.ckpt")
+    assert "\x1b" not in str(error.value)
 
 
 def test_safetensors(tmp_path: Path) -> None:

@@ -11,19 +11,20 @@ from combicam.export.trace.scores import (
     best_classes,
     explained_classes,
     last_rank,
+    log_odds,
     target_scores,
 )
 
-SCORES = ["logit", "prob", "logprob"]
+SCORES = ["logit", "prob", "logprob", "sigmoid", "logsigmoid"]
 
 
 def by_definition(logits: Tensor, v: Tensor, score: str) -> Tensor:
     """The score of one image and one weight vector, float64."""
-    p = logits.softmax(-1)
+    p = logits.sigmoid() if "sigmoid" in score else logits.softmax(-1)
     if score == "logit":
         return (v * logits).sum()
     plus, minus = (v.clamp(min=0) * p).sum(), (v.clamp(max=0).abs() * p).sum()
-    if score == "prob":
+    if score in ("prob", "sigmoid"):
         return plus - minus
     y = plus.log() if (v > 0).any() else logits.sum() * 0
     return y - minus.log() if (v < 0).any() else y
@@ -32,9 +33,10 @@ def by_definition(logits: Tensor, v: Tensor, score: str) -> Tensor:
 def gradient(logits: Tensor, v: Tensor, score: str) -> Tensor:
     """Of every image and target, [B,K,n]."""
     z = logits.clone().requires_grad_()
-    y = target_scores(z, v, score, "weights", v.shape[1])[0]
+    y, scale = log_odds(z, v, score, "weights")
     per_target = [torch.autograd.grad(c, z, retain_graph=True)[0] for c in y.sum(0)]
-    return torch.stack(per_target, 1)
+    grads = torch.stack(per_target, 1)
+    return grads if scale is None else grads * scale[..., None]
 
 
 def mixed_weights() -> Tensor:
@@ -63,7 +65,8 @@ def test_weights_of_both_signs(score: str, scale: float) -> None:
         z = logits[b].double().requires_grad_()
         (expected,) = torch.autograd.grad(by_definition(z, v[b, 0].double(), score), z)
         torch.testing.assert_close(found[b, 0].double(), expected, atol=1e-7, rtol=1e-5)
-        difference = by_definition(z, v[b, 0].double(), "prob")
+        probability_of = "sigmoid" if "sigmoid" in score else "prob"
+        difference = by_definition(z, v[b, 0].double(), probability_of)
         torch.testing.assert_close(probability[b, 0].double(), difference, atol=1e-6, rtol=1e-5)
 
 
@@ -107,14 +110,14 @@ def test_a_certain_network_has_its_exact_gradient() -> None:
     assert found.abs().amax(-1).min() > 1e-27
 
 
-@pytest.mark.parametrize("score", ["prob", "logprob"])
+@pytest.mark.parametrize("score", SCORES[1:])
 def test_no_weight_at_all_is_not_a_number(score: str) -> None:
     """In a file nothing refuses it: its map must not look like an answer."""
     logits = torch.randn(2, 7)
     v = mixed_weights()[:2].clone()
     v[1] = 0
-    y = target_scores(logits, v, score, "weights", 1)[0]
-    assert y[0].isfinite() and y[1].isnan()
+    found = gradient(logits, v, score)
+    assert found[0].isfinite().all() and found[1].isnan().all()
 
 
 def test_ranks_are_numpys_indices_of_the_sorted_classes() -> None:
