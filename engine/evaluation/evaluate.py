@@ -23,6 +23,7 @@ from combicam.engine.evaluation.methods import STORED, another, contestants
 from combicam.engine.evaluation.metrics import Metrics, seeds_of
 from combicam.engine.evaluation.mosaics import MosaicGame
 from combicam.engine.evaluation.partial import PartialRows
+from combicam.engine.evaluation.quantities import probabilities
 from combicam.engine.evaluation.randomisation import RandomisedStep, randomisation_check
 from combicam.engine.evaluation.results import EDGES, Evaluation, write_results
 from combicam.engine.evaluation.samples import (
@@ -44,6 +45,7 @@ from combicam.engine.shards.status import NON_FINITE, OK
 from combicam.engine.storage.paths import is_remote, location
 from combicam.errors import DecodeError, RunError
 from combicam.export.spec import CamSpec
+from combicam.export.trace.scores import LABEL_SCORES
 
 NO_CLASS = "no_class"
 CHANGED = "changed"
@@ -73,6 +75,7 @@ class _Evaluator:
     ) -> None:
         self.config = config
         self.explainer, self.made = contestants(config, run, specs)
+        self.of_labels = self.explainer.spec.score in LABEL_SCORES
         self.names = [*([STORED] if run is not None else []), *self.made]
         settings = config.metrics
         self.passes = 1  # forward passes of an image
@@ -88,6 +91,7 @@ class _Evaluator:
             settings,
             self.explainer.classes,
             config.batch_size,
+            self.of_labels,
         )
         self.randomised: list[RandomisedStep] = []
         self._is_checked = config.randomisation == 0
@@ -177,8 +181,8 @@ class _Evaluator:
 
     def _only_classify(self, images: list[_Image], x: Tensor) -> None:
         """What mosaics need of single images: no maps."""
-        probabilities = self._counted(x).float().softmax(-1)
-        for image, row in zip(images, probabilities, strict=True):
+        found = probabilities(self._counted(x), self.of_labels)
+        for image, row in zip(images, found, strict=True):
             known = image.sample.target
             target = int(row.argmax()) if known is None else known
             if row.isfinite().all():

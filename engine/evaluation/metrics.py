@@ -142,6 +142,7 @@ class Metrics:
         settings: of the metrics.
         classes: if they have locations, density and shift are measured too.
         batch_size: of forward passes.
+        of_labels: the classes do not exclude each other: each has a sigmoid of its own.
     """
 
     def __init__(
@@ -151,7 +152,9 @@ class Metrics:
         settings: MetricSettings,
         classes: ClassTable | None = None,
         batch_size: int = 64,
+        of_labels: bool = False,
     ) -> None:
+        self._of_labels = of_labels
         self.network = network
         self.settings = settings
         self._preprocess = preprocess
@@ -179,7 +182,7 @@ class Metrics:
         """
         seeds = seeds or range(len(images))
         blank = baseline_images(images, self.settings.baseline, self._preprocess)
-        quantities = {"probability": probability(targets)}
+        quantities = {"probability": probability(targets, self._of_labels)}
         if self._places is not None:
             quantities |= place_quantities(targets, self._places, self.settings.radius_km)
         if masks is not None and has_mask is None:

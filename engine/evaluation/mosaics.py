@@ -20,8 +20,10 @@ from combicam.engine.evaluation.grid_pointing import (
 from combicam.engine.evaluation.methods import another
 from combicam.engine.evaluation.metrics import seeds_of
 from combicam.engine.evaluation.partial import PartialRows
+from combicam.engine.evaluation.quantities import probabilities
 from combicam.engine.evaluation.results import EDGES
 from combicam.engine.explain.explainer import Explainer
+from combicam.export.trace.scores import LABEL_SCORES
 
 _SPARE = 4  # candidates kept for each place in a mosaic: classes must differ
 
@@ -109,7 +111,8 @@ class MosaicGame:
             entrants[name] = maps
             entrants[f"{name}_random"] = random_baseline(maps.flatten(0, 1), seeds).view_as(maps)
         assert logits is not None  # there are explainers
-        among = logits.float().softmax(-1).gather(1, targets).tolist()
+        of_labels = first.spec.score in LABEL_SCORES
+        among = probabilities(logits, of_labels).gather(1, targets).tolist()
         rows: list[dict[str, Any]] = [
             {
                 "images": [c.id for c in mosaic],

@@ -13,15 +13,27 @@ from combicam.export.classes.classes import ClassTable
 DENSITY_KM = 25.0
 
 
-def probability(targets: Tensor) -> Quantity:
-    """Softmax probability of each image's class.
+def probabilities(logits: Tensor, of_labels: bool = False) -> Tensor:
+    """Of classes that exclude each other, or of labels, of which one logit is one: [N,n].
+
+    Args:
+        logits: [N,n].
+        of_labels: each has a sigmoid of its own.
+    """
+    alone = of_labels or logits.shape[-1] == 1
+    return logits.float().sigmoid() if alone else logits.float().softmax(-1)
+
+
+def probability(targets: Tensor, of_labels: bool = False) -> Quantity:
+    """Probability of each image's class.
 
     Args:
         targets: int64 [B].
+        of_labels: see :func:`probabilities`.
     """
 
     def read(logits: Tensor, owners: Tensor) -> Tensor:
-        return logits.softmax(-1).gather(1, targets[owners, None])[:, 0]
+        return probabilities(logits, of_labels).gather(1, targets[owners, None])[:, 0]
 
     return read
 

@@ -30,3 +30,12 @@ def test_probability_is_of_the_images_class() -> None:
     logits = torch.randn(3, 4)
     found = probability(torch.tensor([2, 1]))(logits, torch.tensor([0, 1, 0]))
     torch.testing.assert_close(found, logits.softmax(1)[[0, 1, 2], [2, 1, 2]])
+
+
+def test_labels_and_one_logit_have_sigmoids() -> None:
+    logits = torch.randn(3, 4)
+    owners = torch.tensor([0, 1, 0])
+    found = probability(torch.tensor([2, 1]), of_labels=True)(logits, owners)
+    torch.testing.assert_close(found, logits.sigmoid()[[0, 1, 2], [2, 1, 2]])
+    alone = probability(torch.tensor([0, 0]))(logits[:, :1], owners)
+    torch.testing.assert_close(alone, logits[:, 0].sigmoid())
