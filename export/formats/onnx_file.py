@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,7 +108,9 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
     Raises:
         TraceError: an operator cannot be exported to ONNX.
     """
-    write_onnx_graph(joint.module, example_inputs(joint), joint.output_names, path, metadata)
+    write_onnx_graph(
+        for_onnx(joint.module), example_inputs(joint), joint.output_names, path, metadata
+    )
 
 
 def write_onnx_graph(
@@ -128,7 +131,7 @@ def write_onnx_graph(
     """
     batch = torch.export.Dim("batch")
     names = ["images", "targets"][: len(inputs)]
-    module = _keep_resize(for_onnx(graph))
+    module = _keep_resize(fx.GraphModule(graph, copy.deepcopy(graph.graph)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -24,6 +24,7 @@ from combicam.export.passes.head_lowering import HeadLowering
 from combicam.export.passes.identity_elimination import IdentityElimination
 from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
 from combicam.export.passes.mean_pooling import MeanPooling
+from combicam.export.passes.padding_folding import PaddingFolding
 from combicam.export.passes.scale_folding import ScaleFolding
 from combicam.export.passes.sign_gating import SignGating
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)  # `combicam export --verbose` shows it
 
 PASSES = (
     IdentityElimination,
+    PaddingFolding,
     ConstantFolding,
     BatchNormFolding,
     ScaleFolding,

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from combicam import Explainer
+from combicam.engine.explain.sessions import ModelSession
 from combicam.export.passes.batch_norm_folding import BatchNormFolding
 from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
 from combicam.export.passes.constant_folding import ConstantFolding
 from combicam.export.passes.identity_elimination import IdentityElimination
+from combicam.export.passes.padding_folding import PaddingFolding
 from combicam.export.passes.passes import clean
 from combicam.export.passes.scale_folding import ScaleFolding
 from combicam.export.trace.decompositions import decompositions
+from tests.cam_oracle import acts_and_grads
 
 aten = torch.ops.aten
 X = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -174,3 +178,70 @@ def test_clean_drops_the_weights_that_nobody_reads() -> None:
     torch.testing.assert_close(module(X), expected, atol=1e-5, rtol=1e-4)
     kept = [*dict(module.named_buffers()), *dict(module.named_parameters())]
     assert len(kept) == 2
+
+
+class Padded(nn.Module):
+    """Padding beside convolutions, as EfficientNet's ports have it."""
+
+    def __init__(self, pads: list[int], value: float, stride: int, kernel: int) -> None:
+        super().__init__()
+        self.pads, self.value = pads, value
+        self.first = nn.Conv2d(3, 4, 1)
+        self.second = nn.Conv2d(4, 4, kernel, stride, groups=2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(self.first(x).relu(), self.pads, value=self.value)
+        return self.head(self.second(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("pads", "value", "stride", "kernel", "left"),
+    [
+        ([1, 1, 1, 1], 0.0, 1, 3, {}),
+        ([2, 2, 2, 2], 0.0, 2, 5, {}),
+        ([2, 2, 1, 1], 0.0, 2, 5, {}),
+        ([1, 1], 0.0, 1, 3, {}),
+        ([0, 1, 0, 1], 0.0, 2, 3, {"pad": 1, "slice": 2}),  # the sides differ
+        ([1, 0, 1, 0], 0.0, 1, 3, {"pad": 1, "slice": 2}),
+        ([1, 1, 1, 1], 0.5, 1, 3, {"pad": 1}),  # not zeros
+    ],
+)
+def test_padding_folding(
+    pads: list[int], value: float, stride: int, kernel: int, left: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    model = Padded(pads, value, stride, kernel).eval()
+    session = Explainer(
+        model, input_size=(16, 19), layers=["first", "second"], device="cpu"
+    ).session
+    assert isinstance(session, ModelSession)
+    joint = session.joint(session.top)
+    found = counted(joint.module)
+    for name, target in (("pad", "constant_pad_nd"), ("slice", "slice"), ("cat", "cat")):
+        count = sum(n for key, n in found.items() if key.startswith(f"aten.{target}."))
+        assert count == left.get(name, 0), (name, found)
+    images = torch.randn(3, 3, 16, 19, dtype=torch.float64)
+    expected = {}
+    for layer in ("first", "second"):
+        a, g = acts_and_grads(model.double(), layer, images, torch.tensor([2, 0, 1]), "logit")
+        expected[layer] = (g.mean((2, 3), keepdim=True) * a).sum(1).relu()
+    explainer = Explainer(
+        model.float(), input_size=(16, 19), layers=["first", "second"], score="logit",
+        keep_layers=True, device="cpu",
+    )  # fmt: skip
+    maps = explainer(images.float(), torch.tensor([2, 0, 1])).layer_maps
+    for layer, wanted in expected.items():
+        torch.testing.assert_close(maps[layer][:, 0].double(), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_padding_of_a_value_that_others_read_stays_right() -> None:
+    block = X.new_full((2, 6, 9, 1), 0.0)
+
+    def function(x: Tensor) -> Tensor:
+        wide = torch.cat([block * 0 + x.new_full((2, 6, 9, 1), 0.0), x], 3)
+        both = torch.cat([x.new_full((2, 6, 1, 9), 1.0), x, x.new_full((2, 6, 2, 9), 0.0)], 2)
+        return wide.sum() + both * 2
+
+    modified, found = run(PaddingFolding, graph_of(function))
+    assert not modified and found["aten.cat.default"] == 2
