@@ -72,7 +72,7 @@ def photo_table(record: dict[str, Any]) -> str:
         head = f"| map | {' | '.join(PHOTO_SHOWN.values())} | time |"
         lines = [head, "|---" * (len(PHOTO_SHOWN) + 2) + "|"]
         for name, metrics in found["maps"].items():
-            cells = [_cell(metric, metrics[metric]) for metric in PHOTO_SHOWN]
+            cells = [_cell(metric, metrics.get(metric)) for metric in PHOTO_SHOWN]
             cost = found["explain_s"].get(name)
             cells.append(f"{cost / fastest:.1f}" if cost else "")
             lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -21,6 +21,7 @@ from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.evaluation.evaluate import evaluate
 from combicam.engine.evaluation.methods import word
 from combicam.engine.evaluation.metrics import MetricSettings
+from combicam.engine.evaluation.results import Evaluation
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
 
@@ -34,8 +35,6 @@ SPECS: Mapping[str, CamSpec] = {
     "Combi-CAM, layers normalised": CamSpec(normalize="layer+map"),
     "LayerCAM, all blocks": CamSpec("blocks", "layercam"),
     "Grad-CAM, stages, gated": CamSpec("stages", fuse="gated"),
-    "Grad-CAM, all blocks, gated": CamSpec("blocks", fuse="gated"),
-    "LayerCAM, all blocks, gated": CamSpec("blocks", "layercam", fuse="gated"),
     "combicam+": CamSpec.preset("combicam+"),
 }
 METRICS = ("grid_energy", "grid_maximum", "deletion", "insertion", "sensitivity")
@@ -50,16 +49,14 @@ class PhotoClaimConfig:
     Args:
         photos: folder of photographs; the half that ``designs`` does not use is measured.
         networks: of combicam.demo.photo_models.
-        images: photographs at most.
-        mosaics: of 2 x 2 photographs with p >= 0.9 at most.
+        images: photographs from which pixels are removed, at most; mosaics are of all.
         steps: of removal.
         threads: of torch.
     """
 
     photos: Path
     networks: tuple[str, ...] = tuple(NETWORKS)
-    images: int = 60
-    mosaics: int = 25
+    images: int = 48
     steps: int = 10
     threads: int = 2
 
@@ -85,30 +82,39 @@ def photo_claim(
 def _measured(
     config: PhotoClaimConfig, network: str, specs: Mapping[str, CamSpec]
 ) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = Path(folder, "photos.txt")
-        files = half_of(config.photos, "report")[: config.images]
-        chosen.write_text("\n".join(str(path.resolve()) for path in files) + "\n")
-        evaluation = evaluate(
-            EvaluateConfig(
-                str(chosen),
-                ModelConfig(f"combicam.demo.photo_models:{network}"),
-                Path(folder, "evaluation"),
-                metrics=MetricSettings(steps=config.steps),
-                grid=2,
-                mosaics=config.mosaics,
-                batch_size=8,
-            ),
-            specs,
-        )
-        rows = [r for r in pq.read_table(evaluation.rows).to_pylist() if r["status"] == "ok"]
-    mosaics = evaluation.summary["mosaics"]
+    files = half_of(config.photos, "report")
+    rows, evaluation = _evaluated(network, files[: config.images], specs, config.steps, grid=0)
+    _, played = _evaluated(network, files, specs, config.steps, grid=2)
+    mosaics = played.summary["mosaics"]
     return {
         "images": len(rows),
         "mosaics": len(mosaics),
         "explain_s": {name: evaluation.summary["explain_s"][word(name)] for name in specs},
         "maps": _summary(rows, mosaics, specs),
     }
+
+
+def _evaluated(
+    network: str, files: list[Path], specs: Mapping[str, CamSpec], steps: int, grid: int
+) -> tuple[list[dict[str, Any]], Evaluation]:
+    """Removal from the files, or mosaics of them: measured rows, and everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = Path(folder, "photos.txt")
+        chosen.write_text("\n".join(str(path.resolve()) for path in files) + "\n")
+        evaluation = evaluate(
+            EvaluateConfig(
+                str(chosen),
+                ModelConfig(f"combicam.demo.photo_models:{network}"),
+                Path(folder, "evaluation"),
+                metrics=MetricSettings(steps=steps),
+                grid=grid,
+                removal=not grid,
+                batch_size=8,
+            ),
+            specs,
+        )
+        rows = [r for r in pq.read_table(evaluation.rows).to_pylist() if r["status"] == "ok"]
+    return rows, evaluation
 
 
 def _summary(
@@ -120,6 +126,8 @@ def _summary(
     record: dict[str, Any] = {}
     for metric in METRICS:
         source = mosaics if metric.startswith("grid") else rows
+        if not source:
+            continue
         columns: dict[str, NDArray[np.float64]] = {
             name: np.array([row[f"{column}_{metric}"] for row in source], np.float64)
             for name, column in names.items()

@@ -254,8 +254,9 @@ def evaluate(config: EvaluateConfig, specs: Mapping[str, CamSpec] | None = None)
             evaluator.finish(len(batch))
             measured = [image for image in batch if image.row["status"] == OK]
             partial.add([image.row for image in measured])
-            for image in measured if game else ():
-                _offer(game, image)
+            if game is not None:
+                for image in measured:
+                    _offer(game, image)
     mosaics = game.play() if game else []
     seconds = time.perf_counter() - started
     evaluation = write_results(

@@ -45,12 +45,12 @@ def contestants(
                 f"method, got {config.methods}; give the original model"
             )
         first = make_explainer(config.model, None, config.compute)
-        made = {} if run else {_name(first.spec): first}
+        made: dict[str, Explainer] = {} if run else {_name(first.spec): first}
     else:
         specs = _named(specs) if specs else _specs(config, with_default=run is None)
         lead = next(iter(specs.values())) if specs else replace(_of_run(run), targets=1)
         first = make_explainer(config.model, lead, _fitting(config, lead))
-        made: dict[str, Explainer] = {}
+        made = {}
         for name, spec in tqdm(
             specs.items(), unit="map", desc="prepare", leave=False, disable=not config.progress
         ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -51,10 +53,8 @@ def _as_pad(module: fx.GraphModule, cat: fx.Node) -> bool:
     x = parts[at]
     if not isinstance(x, fx.Node) or cat.meta["val"].ndim != 4:
         return False
-    sides = [
-        sum(int(part.meta["val"].shape[axis]) for part in some)  # type: ignore[union-attr]
-        for some in (parts[:at], parts[at + 1 :])
-    ]
+    blocks: Any = (parts[:at], parts[at + 1 :])
+    sides = [sum(int(block.meta["val"].shape[axis]) for block in side) for side in blocks]
     pads = [*sides, 0, 0] if axis == 3 else [0, 0, *sides]
     with module.graph.inserting_before(cat):
         pad = module.graph.call_function(aten.constant_pad_nd.default, (x, pads, values.pop()))
@@ -92,7 +92,8 @@ def _grow(conv: fx.Node) -> bool:
         return False
     if conv.args[6]:
         return False
-    left, right, top, bottom = pad.args[1]  # type: ignore[misc]
+    sides: Any = pad.args[1]
+    left, right, top, bottom = sides
     if pad.args[2] != 0 or left != right or top != bottom:
         return False
     padding = [own + new for own, new in zip(conv.args[4], (top, left), strict=True)]  # type: ignore[arg-type]
@@ -117,7 +118,8 @@ def _crop(module: fx.GraphModule, conv: fx.Node) -> bool:
     if last is conv:
         return False
     value, wanted = conv.meta["val"], last.meta["val"]
-    stride, padding, dilation, extra = (list(conv.args[i]) for i in (3, 4, 5, 7))  # type: ignore[call-overload]
+    arguments: Any = conv.args
+    stride, padding, dilation, extra = (list(arguments[i]) for i in (3, 4, 5, 7))
     transposed = bool(conv.args[6])
     for i, axis in enumerate(_PIXEL_AXES):
         # Both ends lose the start; what is missing at the end then, a transposed one can append.

@@ -60,7 +60,7 @@ def test_both_commands_over_some_photographs(tmp_path: Path) -> None:
             for turn in range(1, 4):
                 image.rotate(90 * turn).save(path.with_stem(f"{path.stem}-{turn}"))
     said: list[str] = []
-    config = PhotoClaimConfig(photos, ("lite0",), images=3, mosaics=1, steps=3)
+    config = PhotoClaimConfig(photos, ("lite0",), images=3, steps=3)
     record = photo_claim(config, said.append, {COMBI: CamSpec(), LAST: CamSpec("last")})
     json.dumps(record, allow_nan=False)
     maps = record["networks"]["lite0"]["maps"]
