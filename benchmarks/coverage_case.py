@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import sys
@@ -21,7 +22,7 @@ from combicam import Explainer, export
 from combicam.engine.explain.artifact_export import natural_noise
 from combicam.errors import first_line
 from combicam.export.trace.layers import select_layers
-from combicam.export.trace.probe import LayerInfo, probe
+from combicam.export.trace.probe import LayerInfo, call_name, module_name, probe
 from combicam.export.trace.snapshot import snapshot
 
 CLASSES = 12
@@ -132,13 +133,16 @@ def reference(
     acts: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., Tensor]:
+        calls = itertools.count(1)
+
         def hook(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-            acts[name] = output
+            acts[call_name(name, next(calls))] = output
             return output.clone()  # in-place operators behind the layer must not change it
 
         return hook
 
-    handles = [model.get_submodule(i.name).register_forward_hook(keep(i.name)) for i in layers]
+    modules = dict.fromkeys(module_name(info.name) for info in layers)
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
     try:
         logits = model(images.clone().requires_grad_())
     finally:
