@@ -80,6 +80,60 @@ def photo_table(record: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+_BOTH = {
+    "postcards": ("pointing", "energy", "best_iou", "deletion", "insertion"),
+    "photographs": ("grid_energy", "deletion", "insertion"),
+}
+_SHOWN_DESIGNS = 12
+
+
+def designs_table(record: dict[str, Any]) -> str:
+    """Markdown: the designs with the best mean rank over both worlds, and the two references."""
+    worlds = record["worlds"]
+    photographs = next(name for name in worlds if name != "postcards")
+    source = {"postcards": worlds["postcards"], "photographs": worlds[photographs]}
+    columns = [(world, metric) for world, metrics in _BOTH.items() for metric in metrics]
+    names = [name for name in source["postcards"] if name in source["photographs"]]
+    names.remove("edges")
+    values = {
+        (world, metric): {name: source[world][name][metric]["mean"] for name in names}
+        for world, metric in columns
+    }
+    places = {
+        key: sorted(names, key=lambda name: found[name] * (1 if key[1] == "deletion" else -1))
+        for key, found in values.items()
+    }
+    rank = {
+        world: {
+            name: sum(places[world, m].index(name) for m in metrics) / len(metrics) + 1
+            for name in names
+        }
+        for world, metrics in _BOTH.items()
+    }
+    mean = {name: (rank["postcards"][name] + rank["photographs"][name]) / 2 for name in names}
+    best = sorted(names, key=mean.__getitem__)
+    known = [
+        name
+        for name in ("gradcam last sum", "gradcam blocks sum")
+        if name not in best[:_SHOWN_DESIGNS]
+    ]
+    heads = [f"{metric.replace('_', ' ')}" for _, metric in columns]
+    settings = record["settings"]
+    lines = [
+        f"{len(names)} designs on {settings['postcards']} postcards (first five columns), and on "
+        f"{settings['images']} photographs and {settings['mosaics']} mosaics by "
+        f"EfficientNet-{photographs.capitalize()}: the {_SHOWN_DESIGNS} of the best mean rank, "
+        "both worlds counting alike.",
+        "",
+        f"| method, layers, fusion | {' | '.join(heads)} | mean rank |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
+    for name in (*best[:_SHOWN_DESIGNS], *known):
+        cells = [f"{values[key][name]:.3f}" for key in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean[name]:.1f} |")
+    return "\n".join(lines)
+
+
 def _images(metrics: dict[str, Any]) -> tuple[int, int]:
     """How many postcards were looked at, and how many had pixels removed."""
     return metrics["pointing"]["images"], metrics.get("deletion", {"images": 0})["images"]

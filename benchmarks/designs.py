@@ -120,7 +120,7 @@ def designs(config: DesignsConfig, say: Callable[[str], None]) -> dict[str, Any]
         say(f"  {network}, {time.perf_counter() - started:.0f} s")
     return {
         "env": environment(),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "settings": {k: v for k, v in asdict(config).items() if not isinstance(v, Path)},
         "seconds": round(time.perf_counter() - started, 1),
         "worlds": {name: _summary(columns) for name, columns in worlds.items()},
     }

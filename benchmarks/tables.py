@@ -101,6 +101,7 @@ VIEWS: dict[str, View] = {
     "scaling": _of_rows(scaling_page.scaling_table),
     "claim": claim_page.claim_table,
     "photos": claim_page.photo_table,
+    "designs": claim_page.designs_table,
 }
 # Plots are not compared: their bytes depend on matplotlib's version.
 PLOTS: dict[str, tuple[str, Callable[[Record, Path], None]]] = {
