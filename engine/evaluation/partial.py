@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from combicam.engine.storage.atomic import temporary_path
+
 
 class PartialRows:
     """Finished rows on disk, a line of JSON each; the first line holds the settings.
@@ -28,13 +30,18 @@ class PartialRows:
         self.mosaics: dict[tuple[str, ...], dict[str, Any]] = {}
         head = json.dumps(settings, sort_keys=True)
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        # Behind the last line break there is nothing whole.
+        kept = lines[1:-1] if lines and lines[0] == head else []
+        for line in kept:
+            self._keep(json.loads(line))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            file.write(head + "\n")
-            if lines and lines[0] == head:
-                for line in lines[1:-1]:  # behind the last line break there is nothing whole
-                    self._keep(json.loads(line))
-                    file.write(line + "\n")
+        draft = temporary_path(path)
+        try:
+            draft.write_text("\n".join([head, *kept, ""]), encoding="utf-8")
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     def _keep(self, row: dict[str, Any]) -> None:
         if "images" in row:
