@@ -55,7 +55,7 @@ class ClaimConfig:
         curves: the first so many are also measured by removing pixels.
         scorecam: the first so many are also explained by Score-CAM.
         layer_curves: the first so many are also measured by removing pixels for every layer alone,
-            and for all layers but one.
+            and for all layers but one; 0 leaves these rows out.
         steps: of removal.
         tolerance: of the pointing game, pixels of 160.
         batch: images at once.
@@ -112,6 +112,8 @@ def claim(config: ClaimConfig, say: Callable[[str], None]) -> dict[str, Any]:
         probability.append(subject.probability.double())
         evidence.append(masks.double().mean((1, 2)))
         for name, heatmaps in _maps(config, start, x, explained, others).items():
+            if _is_layer(name) and not config.layer_curves:
+                continue
             wanted = config.layer_curves if _is_layer(name) else config.curves
             rows.add(name, start, metrics.measure(subject, heatmaps, removal=start < wanted))
         done = start + len(x)
