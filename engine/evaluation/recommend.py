@@ -36,6 +36,7 @@ CANDIDATES: Mapping[str, CamSpec] = {
     "gradcam stages gated": CamSpec("stages", fuse="gated"),
     "gradcam blocks gated": CamSpec("blocks", fuse="gated"),
     "layercam stages": CamSpec("stages", "layercam"),
+    "layercam blocks": CamSpec("blocks", "layercam"),
     "layercam blocks gated": CamSpec("blocks", "layercam", fuse="gated"),
 }
 METRICS = ("grid_energy", "deletion", "insertion")
