@@ -93,10 +93,10 @@ class DesignsConfig:
     """
 
     photos: Path | None = None
-    networks: tuple[str, ...] = tuple(NETWORKS)
-    images: int = 40
-    mosaics: int = 15
-    postcards: int = 144
+    networks: tuple[str, ...] = ("lite0",)
+    images: int = 24
+    mosaics: int = 10
+    postcards: int = 72
     steps: int = 10
     methods: tuple[str, ...] = METHODS
     designs: tuple[str, ...] = ()

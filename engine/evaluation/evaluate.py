@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from combicam.engine.evaluation.grid_pointing import Candidate
 from combicam.engine.evaluation.masks import read_evidence
 from combicam.engine.evaluation.methods import STORED, another, contestants
 from combicam.engine.evaluation.metrics import Metrics, seeds_of
-from combicam.engine.evaluation.mosaics import MosaicGame
+from combicam.engine.evaluation.mosaics import MosaicGame, check_playable
 from combicam.engine.evaluation.partial import PartialRows
 from combicam.engine.evaluation.quantities import probabilities
 from combicam.engine.evaluation.randomisation import RandomisedStep, randomisation_check
@@ -75,6 +76,8 @@ class _Evaluator:
     ) -> None:
         self.config = config
         self.explainer, self.made = contestants(config, run, specs)
+        if config.grid:
+            check_playable(config, self.made)
         self.of_labels = self.explainer.spec.score in LABEL_SCORES
         self.names = [*([STORED] if run is not None else []), *self.made]
         settings = config.metrics
@@ -240,13 +243,12 @@ def evaluate(config: EvaluateConfig, specs: Mapping[str, CamSpec] | None = None)
         evaluator = _Evaluator(config, run, specs, len(drawn))
         samples = drawn
     made = {name: explainer.spec.to_dict() for name, explainer in evaluator.made.items()}
-    weights = evaluator.explainer.fingerprint()["weights"]
-    settings = config.settings() | {"maps": made, "weights": weights}
+    settings = config.settings() | {"maps": made, "explainer": evaluator.explainer.fingerprint()}
     partial = PartialRows(output / PARTIAL, settings)
     game = MosaicGame(config, evaluator.made, partial) if config.grid else None
     earlier = len(partial.images)
     started = time.perf_counter()
-    rows: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(config.workers) as pool, evaluator.bar:
         images = _images(config, evaluator, samples, pool, rows, partial, game)
         for batch in _batches(images, config):
@@ -262,7 +264,7 @@ def evaluate(config: EvaluateConfig, specs: Mapping[str, CamSpec] | None = None)
     evaluation = write_results(
         config,
         output,
-        list(rows.values()),
+        rows,
         evaluator.names,
         evaluator.explainer,
         evaluator.randomised,
@@ -272,7 +274,7 @@ def evaluate(config: EvaluateConfig, specs: Mapping[str, CamSpec] | None = None)
     )
     partial.close()
     if not evaluation.summary["images"]:
-        first = next((row["error"] for row in rows.values()), "none is explained")
+        first = next((row["error"] for row in rows), "none is explained")
         raise RunError(
             f"evaluate: expected at least one image that can be measured, got {len(rows)} that "
             f"cannot (the first: {first}); see {evaluation.rows}"
@@ -285,18 +287,20 @@ def _images(
     evaluator: _Evaluator,
     samples: Iterable[Sample],
     pool: ThreadPoolExecutor,
-    rows: dict[str, dict[str, Any]],
+    rows: list[dict[str, Any]],
     partial: PartialRows,
     game: MosaicGame | None,
 ) -> Iterator[_Image]:
     """Images that can be measured and are not yet; every sample gets a row, in order."""
     preprocess = evaluator.explainer.preprocess
+    waiting: deque[dict[str, Any]] = deque()  # rows of the samples that are being loaded
 
     def wanted() -> Iterator[Sample]:
         for sample in samples:
             done = partial.images.get(sample.entry.id)
-            rows[sample.entry.id] = done or {}
+            rows.append(dict(done or {}))
             if done is None or (game is not None and game.fits(done["probability"])):
+                waiting.append(rows[-1])
                 yield sample  # a finished one may stand in a mosaic, which needs its pixels
             else:
                 evaluator.finish(1)
@@ -305,7 +309,7 @@ def _images(
         wanted(), pool, 2 * config.workers, preprocess, DecodeConfig(max_pixels=config.max_pixels)
     )
     for sample, item in loaded:
-        record, row = item.record, rows[sample.entry.id]
+        record, row = item.record, waiting.popleft()
         if row and item.pixels is not None:
             assert game is not None  # which wanted it
             _offer(game, _Image(row, sample, item.pixels, None))

@@ -28,6 +28,20 @@ from combicam.export.trace.scores import LABEL_SCORES
 _SPARE = 4  # candidates kept for each place in a mosaic: classes must differ
 
 
+def check_playable(config: EvaluateConfig, explainers: dict[str, Explainer]) -> None:
+    """Check that maps of mosaics can be computed, before anything is measured or written.
+
+    Raises:
+        ValueError: an exported file, or no explainers.
+    """
+    if config.model.is_artifact or not explainers:
+        raise ValueError(
+            "evaluate: expected a model and methods for grid, got an exported file, whose "
+            "input size is fixed, or a run's stored heatmaps alone; give the original model "
+            "and --methods"
+        )
+
+
 class MosaicGame:
     """Collects images that the model is sure of, and measures maps on mosaics of them.
 
@@ -35,20 +49,11 @@ class MosaicGame:
         config: of the evaluation.
         explainers: name -> explainer of single images.
         partial: finished mosaics.
-
-    Raises:
-        ValueError: an exported file, or no explainers.
     """
 
     def __init__(
         self, config: EvaluateConfig, explainers: dict[str, Explainer], partial: PartialRows
     ) -> None:
-        if config.model.is_artifact or not explainers:
-            raise ValueError(
-                "evaluate: expected a model and methods for grid, got an exported file, whose "
-                "input size is fixed, or a run's stored heatmaps alone; give the original model "
-                "and --methods"
-            )
         self._config = config
         self._explainers = explainers
         self._partial = partial

@@ -323,3 +323,44 @@ def test_a_stopped_evaluation_goes_on(planet: Path, monkeypatch: pytest.MonkeyPa
         for name in ("whole", "stopped")
     ]
     assert mosaics[0] == mosaics[1]
+
+
+def test_another_input_size_does_not_go_on_with_the_rows(
+    planet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: object, images: list[object]) -> None:
+        measured.append(len(images))
+        batch(self, images)  # type: ignore[arg-type]
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+
+    batch, measured = evaluation_module._Evaluator.batch, list[int]()
+    monkeypatch.setattr(evaluation_module._Evaluator, "batch", stopped)
+    arguments = ["evaluate", str(planet / "photos"), "-m", MODEL, "-o", str(planet / "sized")]
+    arguments += ["--layers", "3", "--steps", "2", "-b", "2", "--no-progress"]
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    cli.main([*arguments, "--img-size", "48", "48"])
+    assert measured == [2, 2, 2, 2, 1]  # all five again
+
+
+def test_a_refused_game_leaves_nothing_behind(planet: Path) -> None:
+    out = planet / "refused"
+    config = EvaluateConfig(str(planet / "run"), ModelConfig(MODEL), out, grid=2, progress=False)
+    with pytest.raises(ValueError, match="stored heatmaps alone"):
+        evaluate(config)
+    assert not out.exists()
+
+
+def test_an_image_that_is_listed_twice_has_two_rows(planet: Path) -> None:
+    photos = planet / "photos"
+    names = ["p0.png", "p1.png", "p0.png"]
+    listing = planet / "twice.txt"
+    listing.write_text("".join(f"{photos / name}\n" for name in names))
+    config = EvaluateConfig(
+        str(listing), ModelConfig(MODEL), planet / "twice", layers=("3",),
+        metrics=MetricSettings(steps=2), progress=False,
+    )  # fmt: skip
+    rows = pq.read_table(evaluate(config).rows).to_pylist()
+    assert [Path(row["id"]).name for row in rows] == names
+    assert rows[0]["gradcam_3_deletion"] == pytest.approx(rows[2]["gradcam_3_deletion"])
