@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from combicam.errors import LayerError
 from combicam.export.models.models import LoadedModel, ModelConfig, load_model
 from combicam.export.trace.layers import select_layers
+from combicam.export.trace.output import attach
 from combicam.export.trace.probe import LayerInfo, probe
 from combicam.export.trace.snapshot import snapshot
 
@@ -37,6 +38,7 @@ def main(config: Config) -> None:
 def layer_table(loaded: LoadedModel, everything: bool = False) -> list[str]:
     """One line per layer: its shape, and the rules that select it."""
     model = snapshot(loaded.module)
+    attach(model, loaded.output, loaded.inputs)
     probed = probe(model, loaded.preprocess.input_size)
     rules: dict[str, list[str]] = {}
     for rule in ("blocks", "stages", "last"):

@@ -14,6 +14,7 @@ from combicam.export.formats.artifact import Description
 from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import FORWARD_METHODS, check_choice
+from combicam.export.trace.output import Inputs, Output, attach
 from combicam.export.trace.snapshot import check_finite, snapshot
 from combicam.requirements import onnxruntime
 
@@ -37,9 +38,13 @@ def check_chunk(chunk: int | None, method: str) -> None:
 
 
 def prepared(
-    model: object, device: torch.device | str | None, dtype: torch.dtype | str | None
+    model: object,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
+    output: Output = None,
+    inputs: Inputs = None,
 ) -> nn.Module:
-    """A private copy of the model, moved and cast."""
+    """A private copy of the model, moved and cast, from images to logits."""
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     if name is not None:
         check_choice("Explainer", "dtype", name, list(DTYPES))
@@ -49,6 +54,7 @@ def prepared(
             "Explainer.load(path)"
         )
     module = snapshot(model)
+    attach(module, output, inputs)
     check_finite(module)
     with torch.inference_mode(False), torch.no_grad():
         if device is not None:

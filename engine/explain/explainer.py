@@ -44,6 +44,7 @@ from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec, preset_values
 from combicam.export.trace.agreement import Agreement
+from combicam.export.trace.output import Inputs, Output, call_digest, output_name
 from combicam.export.trace.probe import LayerInfo
 from combicam.export.trace.scores import best_classes
 from combicam.kernels.extremes import is_flat
@@ -59,8 +60,9 @@ class Explainer:
     make a new one after training.
 
     Args:
-        model: any CNN [B,3,H,W] -> logits [B,n]; a ``torch.nn.Module`` (explained in eval mode)
-            or a :class:`~combicam.export.models.models.LoadedModel`.
+        model: any CNN [B,3,H,W] -> logits [B,n], or that returns them with other things (see
+            ``output``); a ``torch.nn.Module`` (explained in eval mode) or a
+            :class:`~combicam.export.models.models.LoadedModel`.
         input_size: (H, W), pixels; default: that of the LoadedModel.
         layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps,
             method_eps, tokens, masks: see
@@ -74,6 +76,11 @@ class Explainer:
         keep_layers: also return every layer's map.
         preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
         classes: names and locations of the classes.
+        output: where the logits [B,n] are in what the model returns: a key or an index
+            (``heads.country.0`` for nested ones), or a function ``returned -> [B,n]`` of torch's
+            operations, which becomes part of the graph; None takes the only tensor [B,n].
+        inputs: fixed arguments after the images: a dict by name, or a list. Tensors [1,...] are
+            repeated for every image.
 
     Raises:
         ValueError, TypeError: an invalid argument.
@@ -109,6 +116,8 @@ class Explainer:
         keep_layers: bool = False,
         preprocess: Preprocess | None = None,
         classes: ClassTable | None = None,
+        output: Output = None,
+        inputs: Inputs = None,
     ) -> None:
         spec = CamSpec(
             layers=layers if isinstance(layers, str) else tuple(layers),
@@ -128,7 +137,9 @@ class Explainer:
         check_chunk(chunk, method)
         loaded = model if isinstance(model, LoadedModel) else None
         check_score(loaded, score)
-        module = prepared(model.module if isinstance(model, LoadedModel) else model, device, dtype)
+        output = loaded.output if loaded and output is None else output
+        inputs = loaded.inputs if loaded and inputs is None else inputs
+        module = prepared(loaded.module if loaded else model, device, dtype, output, inputs)
         preprocess = chosen_preprocess(preprocess, loaded, input_size)
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
         agreement = Agreement(module, preprocess.input_size)
@@ -150,8 +161,9 @@ class Explainer:
             outputs=session.output_names,
             preprocess=preprocess,
             classes=classes or (loaded.classes if loaded else None),
-            weights=weights_digest(module),
+            weights=weights_digest(module) + call_digest(output, inputs),
             note=loaded.note if loaded else "",
+            output=output_name(output),
         )
         check_classes(self.description)
         self.session: Session = session

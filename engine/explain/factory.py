@@ -67,6 +67,7 @@ def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Ex
             "side_step",
             "classes",
             "references",
+            "output",
         )
         if getattr(model, name)
     ]

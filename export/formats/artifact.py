@@ -37,8 +37,10 @@ class Description:
         outputs: names of the outputs, in order.
         preprocess: how images become inputs.
         classes: names and locations of the classes, if known.
-        weights: SHA-256 of the model's weights.
+        weights: SHA-256 of the model's weights; behind it that of a function that finds its
+            logits, and of fixed inputs, if there are any.
         note: a caveat about the model.
+        output: where the logits are in what the model returns; empty for the only [B,n].
         format: of the file, ``FORMAT`` or older.
     """
 
@@ -51,6 +53,7 @@ class Description:
     classes: ClassTable | None = None
     weights: str = ""
     note: str = ""
+    output: str = ""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -68,6 +71,7 @@ class Description:
                 "classes": self.classes.to_dict() if self.classes else None,
                 "weights": self.weights,
                 "note": self.note,
+                "output": self.output,
             },
             sort_keys=True,
         )
@@ -98,6 +102,7 @@ class Description:
                 classes=ClassTable.from_dict(classes) if classes else None,
                 weights=values["weights"],
                 note=values["note"],
+                output=values.get("output", ""),
                 format=values["format"],
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:

@@ -24,6 +24,7 @@ from combicam.export.classes.safe_pickle import number_globals
 from combicam.export.formats.artifact import SUFFIXES
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from combicam.export.spec import SCORES, check_choice
+from combicam.export.trace.output import Inputs, Output
 from combicam.requirements import require
 
 ALIASES = {"demo": "combicam.demo.model:load"}
@@ -55,6 +56,8 @@ class LoadedModel:
         classes: names and locations of its classes, if known.
         note: a caveat about the model.
         score: the only value of ``CamSpec.score`` that suits its logits; None for any.
+        output, inputs: where its logits are in what it returns, and its arguments after the images;
+            see :class:`~combicam.engine.explain.explainer.Explainer`.
 
     Raises:
         ValueError: an unknown score.
@@ -66,6 +69,8 @@ class LoadedModel:
     classes: ClassTable | None = None
     note: str = ""
     score: str | None = None
+    output: Output = None
+    inputs: Inputs = None
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -100,6 +105,9 @@ class ModelConfig:
             folder with the CSVs of its three levels.
         references: for ``eigenplaces`` and ``cosplace``, the descriptors to compare images with:
             .npy, float [n,D]; scores are similarities.
+        output: where the logits [B,n] are in what the model returns: a key or an index
+            (``heads.country.0`` for nested ones), or ``package.module:function``, a function
+            returned -> [B,n]. The default is the only tensor [B,n].
     """
 
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])]
@@ -112,6 +120,7 @@ class ModelConfig:
     side_step: int | None = None
     classes: Path | None = None
     references: Path | None = None
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -151,6 +160,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         loaded = _from_callable(ALIASES.get(config.model, config.model), config)
     if config.checkpoint is not None and library not in FAMILIES:
         load_checkpoint(loaded.module, config.checkpoint)
+    if config.output is not None:
+        loaded = replace(loaded, output=_output(config.output))
     changes: dict[str, Any] = {}
     if config.img_size is not None:
         changes["input_size"] = config.img_size
@@ -255,16 +266,7 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
             f"model: expected demo, timm:NAME, torchvision:NAME, package.module:callable or an "
             f"artifact ({', '.join(SUFFIXES)}), got {config.model!r}"
         )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(os.getcwd())  # noqa: PTH109  modules in the working directory, like python -m
-    try:
-        make = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(
-            f"{config.model}: expected an importable {module_name}:{attribute}, got "
-            f"{first_line(error)}"
-        ) from error
-    built = make()
+    built = _imported(path)()
     if isinstance(built, nn.Module):
         size = config.img_size or (224, 224)
         built = LoadedModel(built, Preprocess(size), config.model)
@@ -274,6 +276,29 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
             f"combicam.LoadedModel, got {type(built).__name__}"
         )
     return replace(built, name=config.model)
+
+
+def _imported(path: str) -> Any:
+    """The object at ``package.module:attribute``."""
+    module_name, _, attribute = path.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(os.getcwd())  # noqa: PTH109  modules in the working directory, like python -m
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: expected an importable {module_name}:{attribute}, got {first_line(error)}"
+        ) from error
+
+
+def _output(text: str) -> Output:
+    """A key, an index, or the function ``package.module:function``."""
+    if ":" not in text:
+        return int(text) if text.lstrip("-").isdigit() else text
+    function = _imported(text)
+    if not callable(function):
+        raise ModelError(f"output: expected {text} to be a function, got {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from combicam.errors import TraceError
 from combicam.export.trace.checkpointing import plain_forward
 from combicam.export.trace.hooks import own_logits
-from combicam.export.trace.probe import logits_of
+from combicam.export.trace.output import find_logits
 from combicam.export.trace.watch import reason
 
 # Largest difference of a logit, relative to the largest logit: a few roundings, TF32 included.
@@ -38,7 +38,7 @@ class Agreement:
         self.images = _two_images(model, input_size)
         try:
             with plain_forward(self.images.device):
-                self.logits = torch.cat(own_logits(model, self.images, logits_of))
+                self.logits = torch.cat(own_logits(model, self.images, find_logits))
         except Exception as error:  # tracing may tell more about it
             self.failure = error
 
@@ -52,6 +52,8 @@ class Agreement:
             TraceError: it does not; the message names the module that mixes images or is random.
         """
         name = type(self.model).__name__
+        if isinstance(self.failure, TraceError):
+            raise self.failure
         if self.failure is not None and "not implemented for" in str(self.failure):
             return  # this device has no such operator in 16 bit; a file may still be written
         if self.failure is not None:

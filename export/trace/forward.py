@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from combicam.export.passes.passes import clean
 from combicam.export.spec import CamSpec
-from combicam.export.trace.probe import LayerInfo, capturing, logits_of
+from combicam.export.trace.output import find_logits
+from combicam.export.trace.probe import LayerInfo, capturing
 from combicam.export.trace.snapshot import another
 from combicam.export.trace.trace import Signature, model_state, plan, to_graph
 
@@ -65,7 +66,7 @@ def _forward_function(
         state = dict(zip(names, flat, strict=False))
         with torch.no_grad(), capturing(model, [info.name for info in layers], acts):
             images = flat[-1].to(dtype)
-            logits = logits_of(torch.func.functional_call(model, state, (images,)))
+            logits = find_logits(torch.func.functional_call(model, state, (images,)))
             return [logits.float(), *(info.as_grid(acts[info.name].detach()) for info in layers)]
 
     return forward

@@ -12,7 +12,8 @@ from torch import nn
 
 from combicam.errors import LayerError
 from combicam.export.trace.checkpointing import plain_forward
-from combicam.export.trace.probe import LayerInfo, Probe, capturing, logits_of, module_name
+from combicam.export.trace.output import find_logits
+from combicam.export.trace.probe import LayerInfo, Probe, capturing, module_name
 from combicam.export.trace.snapshot import another
 from combicam.export.trace.watch import Marks
 
@@ -117,7 +118,7 @@ def _with_gradient(model: nn.Module, probed: Probe, names: list[str]) -> set[str
     acts: dict[str, torch.Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad(), plain_forward(like.device):
         with capturing(model, names, acts):
-            logits = logits_of(torch.func.functional_call(model, noise, (images,)))
+            logits = find_logits(torch.func.functional_call(model, noise, (images,)))
         grads = torch.autograd.grad((logits * mixture).sum(), [acts[n] for n in names])
     found = zip(names, grads, strict=True)
     read = {n for n, g in found if bool((probed.layers[n].as_grid(g) != 0).any())}

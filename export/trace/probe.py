@@ -15,6 +15,7 @@ from combicam.errors import TraceError
 from combicam.export.spec import check_choice
 from combicam.export.tokens import LAYOUTS, Place, as_grid, find_places
 from combicam.export.trace.checkpointing import plain_forward
+from combicam.export.trace.output import find_logits
 from combicam.export.trace.snapshot import another
 from combicam.export.trace.watch import Marks, Watch, reason
 
@@ -87,22 +88,6 @@ def module_name(layer: str) -> str:
     """The module of a layer: the name without ``@2``."""
     name, _, call = layer.rpartition("@")
     return name if name and call.isdigit() else layer
-
-
-def logits_of(output: object) -> Tensor:
-    """Find the logits [B,n] in a model's output.
-
-    Raises:
-        TraceError: it is not a single [B,n] tensor.
-    """
-    if isinstance(output, (tuple, list)) and len(output) == 1:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise TraceError(
-            f"trace: expected the model to return logits [B,n], got {_describe(output)}; wrap it "
-            "in a module that returns only the logits"
-        )
-    return output
 
 
 def _describe(value: object) -> str:
@@ -187,7 +172,7 @@ def probe(
         try:
             images = torch.empty(1, 3, *input_size, dtype=like.dtype, device=like.device)
             with capturing(model, None, acts), watch.of(model, images), watch:
-                logits = logits_of(_call(model, images, watch))
+                logits = find_logits(_call(model, images, watch))
         finally:
             for handle in handles:
                 handle.remove()
@@ -247,6 +232,8 @@ def _ending(logits: Tensor) -> str:
 def _call(model: nn.Module, images: Tensor, watch: Watch) -> object:
     try:
         return model(images)
+    except TraceError:
+        raise
     except Exception as error:
         place = watch.stack[-1] if watch.stack else ""
         raise TraceError(

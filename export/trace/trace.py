@@ -29,7 +29,8 @@ from combicam.export.trace.decompositions import decompositions
 from combicam.export.trace.functionalise import functionalise
 from combicam.export.trace.interpolate import SymbolicInterpolate
 from combicam.export.trace.layers import select_layers
-from combicam.export.trace.probe import LayerInfo, capturing, logits_of, probe
+from combicam.export.trace.output import find_logits
+from combicam.export.trace.probe import LayerInfo, capturing, probe
 from combicam.export.trace.scores import (
     best_classes,
     enlarged,
@@ -232,7 +233,7 @@ def joint_function(
         state = dict(zip(state_names, flat, strict=False))
         with torch.enable_grad():
             with capturing(model, names, acts):
-                logits = logits_of(torch.func.functional_call(model, state, (images.to(dtype),)))
+                logits = find_logits(torch.func.functional_call(model, state, (images.to(dtype),)))
             logits = logits.float()
             _, chosen, scores = target_scores(
                 logits, targets, spec.score, signature.target_input, spec.targets

@@ -113,7 +113,14 @@ class Watch(TorchDispatchMode):
 
 REASONS = (
     (
-        ("DataDependent", "data-dependent", "Could not guard", "item()", "_local_scalar_dense"),
+        (
+            "DataDependent",
+            "data-dependent",
+            "DynamicOutputShape",
+            "Could not guard",
+            "item()",
+            "_local_scalar_dense",
+        ),
         "a value of an image becomes a number of Python (a branch on it, .item(), int() or a "
         "size), and one graph has one path; use tensor operations such as torch.where",
     ),
