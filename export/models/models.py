@@ -298,7 +298,7 @@ def _output(text: str) -> Output:
     function = _imported(text)
     if not callable(function):
         raise ModelError(f"output: expected {text} to be a function, got {type(function).__name__}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:

@@ -124,7 +124,7 @@ class ChooseLogits:
 
 
 def _call(module: nn.Module, state: dict[str, Tensor], returned: object) -> Tensor:
-    return torch.func.functional_call(module, state, (returned,))  # type: ignore[no-any-return]
+    return torch.func.functional_call(module, state, (returned,))
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
@@ -204,14 +204,15 @@ def attach(model: nn.Module, output: Output, inputs: Inputs) -> None:
                 model.register_buffer(_output_buffer(name), tensor.detach())
             output.to("meta")
         model.register_forward_hook(ChooseLogits(output))
-    named = inputs if isinstance(inputs, Mapping) else dict(enumerate(inputs or ()))
+    items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs or ())
+    named: dict[str | int, Any] = dict(items)
     arrays = {
         k: torch.as_tensor(v) for k, v in named.items() if isinstance(v, (Tensor, np.ndarray))
     }
     for key, tensor in arrays.items():
         model.register_buffer(_input_buffer(key), tensor.detach().clone())
     if named:
-        model.register_forward_pre_hook(AddInputs(dict(named), set(arrays)), with_kwargs=True)
+        model.register_forward_pre_hook(AddInputs(named, set(arrays)), with_kwargs=True)
 
 
 def output_name(output: Output) -> str:
@@ -271,4 +272,4 @@ def _parts(value: Any) -> Sequence[Any]:
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         used = [part for part in used if isinstance(part, kinds)]
         return [value.__code__, value.__defaults__, cells, used]
-    return [getattr(type(value), "__call__"), vars(value)] if callable(value) else []  # noqa: B009
+    return [type(value).__call__, vars(value)] if callable(value) else []
