@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from combicam.engine.inputs.entry import Entry, path_uri, printable, uri_path
 from combicam.engine.inputs.ground_truth import place_columns, read_place, text_encoding
 from combicam.engine.inputs.table_images import ARROW, image_column, intact, open_arrow
@@ -61,7 +63,7 @@ def _entries(path: Path, names: Iterable[str], rows: Iterable[Row]) -> Iterator[
         has_id = identity is not None and identity != ""
         lat, lon = read_place(row.get(place[0]), row.get(place[1]), f"row {number} of {path}")
         yield Entry(
-            printable(str(identity) if has_id else name or f"row {number}"),
+            printable(_text(identity) if has_id else name or f"row {number}"),
             path_uri(_named(path, number, name)) if name else "",
             true_lat=lat,
             true_lon=lon,
@@ -168,7 +170,7 @@ def _table_entries(path: Path, name: str) -> Iterator[Entry]:
             where = f"row {number + 1} of {path}"
             lat, lon = read_place(row.get(place[0]), row.get(place[1]), where)
             yield Entry(
-                printable(str(identity)) if has_id else f"{name}::{number}",
+                printable(_text(identity)) if has_id else f"{name}::{number}",
                 uri,
                 offset=number,
                 true_lat=lat,
@@ -211,6 +213,18 @@ class _Table:
             else:
                 batches = self._file.iter_batches(_CHUNK, columns=columns)
             for batch in batches:
-                values = [column.to_pylist() for column in batch.columns]
+                values = [_values(column) for column in batch.columns]
                 for row in zip(*values, strict=True):
                     yield dict(zip(batch.schema.names, row, strict=True))
+
+
+def _text(value: Any) -> str:
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column; text that is not UTF-8 as bytes, as names of files may be."""
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return column.cast(pa.binary()).to_pylist()  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
@@ -68,9 +69,13 @@ def read_image(path: Path, row: int) -> TableImage:
         value = _images(path, version)[row]
     except (RunError, pa.ArrowException, IndexError) as error:
         raise OSError(f"expected row {row} of {path}, got {type(error).__name__}") from error
-    if isinstance(value, dict):
-        return TableImage(value.get("bytes"), value.get("path"))
-    return TableImage(value, None)
+    if not isinstance(value, pa.StructScalar):
+        return TableImage(value.as_py(), None)
+    data = value["bytes"].as_py() if value.is_valid else None
+    named = value["path"] if value.is_valid and "path" in value else None
+    if data is not None or named is None or not named.is_valid:
+        return TableImage(data, None)
+    return TableImage(None, os.fsdecode(named.as_buffer().to_pybytes()))  # UTF-8 or not
 
 
 @lru_cache(_OPEN_FILES)
@@ -86,7 +91,7 @@ class ArrowImages:
         self._column = intact(table.select([image_column(table.schema)])).column(0)
 
     def __getitem__(self, row: int) -> Any:
-        return self._column[row].as_py()
+        return self._column[row]
 
 
 def open_arrow(path: Path) -> Any:
@@ -149,7 +154,7 @@ class ParquetImages:
                 self._read_to(row)
             for first, images, _ in self._rows:
                 if first <= row < first + len(images):
-                    return images[row - first].as_py()
+                    return images[row - first]
         raise IndexError(row)
 
     def _read_to(self, row: int) -> None:

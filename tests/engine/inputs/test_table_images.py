@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,27 @@ def test_rows_have_bytes_or_a_path(tmp_path: Path) -> None:
     assert [entry.id for entry in entries] == [f"t.parquet::{i}" for i in range(5)]
     assert [read(entry) for entry in entries] == [b"one", b"of a file", None, None, b""]
     assert Entry(entries[0].id, entries[0].uri, 9) != entries[0] and entries[0].size is None
+
+
+def not_utf8(*values: bytes) -> Any:
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """As a file system may have them: beside the bytes they do not matter, without them they do."""
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / os.fsdecode(b"b\x80.jpg")).write_bytes(b"of a file")
+    data = pa.array([b"one", None], pa.binary())
+    names = not_utf8(b"a\x80.jpg", b"b\x80.jpg")
+    table = pa.table({"image": pa.StructArray.from_arrays([data, names], fields=[*STRUCT])})
+    pq.write_table(table, folder / "t.parquet")
+    found = list_inputs(str(folder / "t.parquet"))
+    assert [read(entry) for entry in found] == [b"one", b"of a file"]
+    listed = pa.table({"path": not_utf8(b"b\x80.jpg"), "id": not_utf8(b"i\x80")})
+    pq.write_table(listed, folder / "l.parquet")
+    (entry,) = list_inputs(str(folder / "l.parquet"))
+    assert (entry.id, entry.read()) == ("i\\x80", b"of a file")
 
 
 @pytest.mark.parametrize("name", table_images.BYTES_COLUMNS)
