@@ -38,7 +38,11 @@ def load_numbers(path: Path) -> Any:
         ) from error
 
 
-class _Numbers(pickle.Unpickler):
+# Of Python, because that of C makes room for as many values as a damaged file claims to have.
+PlainUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Numbers(PlainUnpickler):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> Any:
         core = next((core for core in _CORES if module.startswith(core)), "")
         allowed = _ALLOWED.get((f"core.{module[len(core) :]}" if core else module, name))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from combicam.errors import ModelError, first_line
+from combicam.export.classes.safe_pickle import PlainUnpickler
 from combicam.export.models.models import ModelConfig, read_state, unwrapped
 
 # A key that only one family has -> the family's --model name.
@@ -89,7 +90,7 @@ class _StandIn(dict[Any, Any]):
         """Ignore an item."""
 
 
-class _Tensors(pickle.Unpickler):
+class _Tensors(PlainUnpickler):  # type: ignore[misc]
     """Unpickles tensors; everything else becomes a stand-in.
 
     ``torch.load`` itself reads their storages.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from combicam.errors import CombicamError
 from combicam.export.classes.cell_files import read_classes
 from combicam.export.classes.safe_pickle import load_numbers
 from combicam.export.formats.artifact import read_description
+from combicam.export.models.adapters import checkpoint
 from combicam.export.models.adapters.checkpoint import read_weights
 from combicam.export.models.models import load_checkpoint
 
@@ -103,3 +105,22 @@ def test_damaged_artifacts(suffix: str, data: bytes) -> None:
         path.write_bytes(data)
         with pytest.raises((CombicamError, ValueError)):
             read_description(path)
+
+
+# Values that a file says it numbers: 2^32 - 1, of which there is one.
+MANY = b"\x80\x02}(X\x01\x00\x00\x00aK\x01r\xff\xff\xff\xffu."
+
+
+def test_a_pickle_that_claims_many_values(tmp_path: Path) -> None:
+    """It is read in the memory that its bytes need; 64 GB would be set aside for the claim."""
+    path = tmp_path / "p.pkl"
+    path.write_bytes(MANY)
+    assert load_numbers(path) == {"a": 1}
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (here + 2**30, limit[1]))
+    try:
+        content = checkpoint._Tensors(io.BytesIO(MANY)).load()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert content == {"a": 1}
