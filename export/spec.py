@@ -108,10 +108,10 @@ class CamSpec:
 
     Args:
         layers: ``blocks``, ``stages``, ``last``, or module names and globs.
-        method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise`` or
-            ``layercam`` (formulas at ``combicam.kernels.weigh_reference``); or ``scorecam``, which
-            needs a forward pass per channel instead of gradients
-            (:class:`combicam.engine.explain.scorecam.ScoreCam`).
+        method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise``,
+            ``layercam``, ``eigencam`` or ``eigengradcam`` (formulas at
+            ``combicam.kernels.weigh_reference``); or ``scorecam``, which needs a forward pass per
+            channel instead of gradients (:class:`combicam.engine.explain.scorecam.ScoreCam`).
         score: of the target class: ``logit``; ``prob`` or ``logprob`` of a softmax; ``sigmoid`` or
             ``logsigmoid``, of labels that do not exclude each other. For a network of one logit,
             ``prob`` and ``logprob`` mean ``sigmoid`` and ``logsigmoid``.

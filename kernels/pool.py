@@ -27,6 +27,7 @@ from combicam.kernels.layout import (
     Layer,
     slots,
 )
+from combicam.kernels.principal import GRADIENT_FREE
 
 POOLED = ("gradcam", "gradcam++", "xgradcam")
 
@@ -62,6 +63,8 @@ def pool_reference(
 
 def map_scale(scale: Tensor, method: str, eps: float) -> Tensor:
     """By what the maps of f g exceed those that are computed from g and f: float32 [B,K]."""
+    if method in GRADIENT_FREE:
+        return torch.ones_like(scale)
     if method != "gradcam++" or eps == 0:
         return scale
     return scale * (scale * scale / eps).clamp_max(1)

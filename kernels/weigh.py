@@ -3,7 +3,8 @@
 All layers of a batch take two launches: :mod:`~combicam.kernels.pool` reads the gradients, this
 module the activations. Both are split into programs of equal work, so that neither a single image
 nor layers of different sizes leave a device idle, and every tensor is read once. Methods that
-weigh pixel by pixel read both in one launch here.
+weigh pixel by pixel read both in one launch here. Methods made of matrix products have no kernel:
+they run the reference, whose products the device's own library does best.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ from combicam.kernels.pool import (
     pool_reference,
     pool_tile,
 )
+from combicam.kernels.principal import EIGEN, principal_projection
 
 EPS = 1e-8
-METHODS = (*POOLED, "hirescam", "elementwise", "layercam")
+METHODS = (*POOLED, "hirescam", "elementwise", "layercam", *EIGEN)
 
 
 def weigh_reference(
@@ -61,6 +63,10 @@ def weigh_reference(
     * ``hirescam``: relu(sum_c G_c A_c)                                         (2011.08891)
     * ``elementwise``: sum_c relu(G_c A_c)
     * ``layercam``: relu(sum_c relu(G_c) A_c)              (10.1109/TIP.2021.3089943)
+    * ``eigencam``: relu of A's projection onto its first principal component, see
+      :func:`~combicam.kernels.principal.principal_projection`; of G, only the shape is read
+                                                                                (2008.00299)
+    * ``eigengradcam``: likewise of G A
 
     Args:
         acts: activations, [B,C,h,w], any float dtype.
@@ -84,6 +90,13 @@ def weigh_reference(
         return (grads * acts[:, None]).relu().sum(2)
     if method == "layercam":
         return (grads.relu() * acts[:, None]).sum(2).relu()
+    if method == "eigencam":
+        alone = principal_projection(acts.flatten(2)).unflatten(-1, acts.shape[-2:]).relu()
+        return alone[:, None].repeat(1, grads.shape[1], 1, 1)
+    if method == "eigengradcam":
+        products = (grads * acts[:, None]).flatten(3)  # [B,K,C,P]
+        each = principal_projection(products.flatten(0, 1))  # [B K,P]
+        return each.unflatten(0, grads.shape[:2]).unflatten(-1, acts.shape[-2:]).relu()
     raise ValueError(f"weigh: expected a method of {METHODS}, got {method!r}")
 
 
@@ -252,6 +265,9 @@ def launch_weigh(
     Returns:
         float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
     """
+    if method in EIGEN:
+        each = [weigh_reference(a, g, method) for a, g in zip(acts, grads, strict=True)]
+        return torch.cat([m.flatten() for m in each])
     batch, targets = grads[0].shape[:2]
     acts = [addressable(a) for a in acts]
     grads = [addressable(g) for g in grads]

@@ -63,6 +63,27 @@ def layercam(acts: Tensor, grads: Tensor) -> Tensor:
     return (grads.clamp(min=0) * acts).sum(1).clamp(min=0)
 
 
+def projection(x: Tensor) -> Tensor:
+    """[B,C,h,w] onto the first principal component of its pixels, which weighs channels >= 0 in
+    sum; relu."""
+    maps = []
+    for image in x:
+        pixels = image.flatten(1).T
+        pixels = pixels - pixels.mean(0)
+        first = torch.linalg.svd(pixels, full_matrices=False).Vh[0]
+        first = -first if first.sum() < 0 else first
+        maps.append((pixels @ first).view(image.shape[1:]).clamp(min=0))
+    return torch.stack(maps)
+
+
+def eigencam(acts: Tensor, grads: Tensor) -> Tensor:
+    return projection(acts)
+
+
+def eigengradcam(acts: Tensor, grads: Tensor) -> Tensor:
+    return projection(grads * acts)
+
+
 METHODS = {
     "gradcam": gradcam,
     "gradcam++": gradcam_pp,
@@ -70,6 +91,8 @@ METHODS = {
     "hirescam": hirescam,
     "elementwise": elementwise,
     "layercam": layercam,
+    "eigencam": eigencam,
+    "eigengradcam": eigengradcam,
 }
 
 

@@ -42,6 +42,7 @@ from combicam.export.trace.snapshot import another, memory_format
 from combicam.export.trace.traced_operators import PlainOperators
 from combicam.export.trace.watch import reason
 from combicam.kernels.cam_head import cam_head
+from combicam.kernels.principal import GRADIENT_FREE
 
 TARGET_INPUTS = ("none", "classes", "weights")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -238,12 +239,19 @@ def joint_function(
             _, chosen, scores = target_scores(
                 logits, targets, spec.score, signature.target_input, spec.targets
             )
-            by_weights = signature.target_input == "weights"
-            fixed = targets if targets is not None and by_weights else chosen
-            y, scale = log_odds(logits, fixed, spec.score, signature.target_input)  # both [B,K]
-            if dtype == torch.float16:
-                y, scale = enlarged(y, scale, logits)
-            grads = gradients(y, logits, [acts[name] for name in names], batched)
+            outputs = [acts[name] for name in names]
+            if spec.method in GRADIENT_FREE:
+                scale = None
+                grads = [
+                    act[:, None].expand(-1, chosen.shape[1], *act.shape[1:]) for act in outputs
+                ]
+            else:
+                by_weights = signature.target_input == "weights"
+                fixed = targets if targets is not None and by_weights else chosen
+                y, scale = log_odds(logits, fixed, spec.score, signature.target_input)  # [B,K]
+                if dtype == torch.float16:
+                    y, scale = enlarged(y, scale, logits)
+                grads = gradients(y, logits, outputs, batched)
         with torch.no_grad():
             heatmaps, ranges, *maps = head(
                 [info.as_grid(acts[info.name].detach()) for info in layers],

@@ -57,6 +57,42 @@ def test_pytorch_grad_cam(
     assert np.abs(ours.heatmaps[:, 0].numpy() - expected).max() < 2e-3
 
 
+@pytest.mark.parametrize(
+    ("method", "theirs"), [("eigencam", "EigenCAM"), ("eigengradcam", "EigenGradCAM")]
+)
+def test_eigen_methods_of_pytorch_grad_cam(
+    method: str,
+    theirs: str,
+    network: nn.Module,
+    demo_model: LoadedModel,
+    postcards: Draw,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to the sign, which LAPACK leaves to chance there: their projections are given ours."""
+    import pytorch_grad_cam.eigen_cam
+    import pytorch_grad_cam.eigen_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+
+    def signed(x: np.ndarray) -> np.ndarray:
+        found = get_2d_projection(x)
+        total = x.sum(1) - x.sum(1).mean((1, 2), keepdims=True)
+        along = (found * total).sum((1, 2), keepdims=True)
+        return np.where(along < 0, -found, found)
+
+    for module in (pytorch_grad_cam.eigen_cam, pytorch_grad_cam.eigen_grad_cam):
+        monkeypatch.setattr(module, "get_2d_projection", signed)
+    images, targets = images_and_targets(demo_model, postcards)
+    ours = Explainer.preset("pytorch-grad-cam", network, (160, 160), layers=LAYERS, method=method)(
+        images, targets=targets
+    )
+    make: Any = getattr(pytorch_grad_cam, theirs)
+    with make(model=network, target_layers=[network.get_submodule(n) for n in LAYERS]) as cam:
+        expected = cam(input_tensor=images, targets=[ClassifierOutputTarget(t) for t in targets])
+    assert expected.max() > 0.99
+    assert np.abs(ours.heatmaps[:, 0].numpy() - expected).max() < 2e-3
+
+
 @pytest.mark.parametrize(("method", "theirs"), [("gradcam", "GradCAM"), ("xgradcam", "XGradCAM")])
 def test_torchcam(
     method: str, theirs: str, network: nn.Module, demo_model: LoadedModel, postcards: Draw

@@ -69,7 +69,7 @@ def truth(model: nn.Module, classes: Tensor, method: str) -> tuple[Tensor, Tenso
         cam = cam_oracle.METHODS[method](act.detach(), grad)[:, None]
         total = total + F.interpolate(cam, size=SIZE, mode="bilinear", align_corners=True)[:, 0]
     ranges = torch.stack([total.amin((1, 2)), total.amax((1, 2))], -1)
-    if method != "gradcam++":
+    if method not in ("gradcam++", "eigencam"):  # the one has it already, the other no gradients
         ranges = rest[:, None] * ranges
     return cam_oracle.unit(total), ranges, rest
 
