@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from combicam.engine.explain.explanation import Explanation as Explanation
     from combicam.engine.explain.factory import make_explainer as make_explainer
     from combicam.engine.explain.targets import Contrast as Contrast
+    from combicam.engine.explain.targets import Finer as Finer
     from combicam.engine.explain.targets import contrast as contrast
+    from combicam.engine.explain.targets import finer as finer
     from combicam.engine.geo.accuracy import Accuracy as Accuracy
     from combicam.engine.geo.density import prediction_density as prediction_density
     from combicam.engine.geo.distance import distance_km as distance_km
@@ -106,7 +108,7 @@ __all__ = make_lazy(
         "combicam.engine.shards.files": ("ShardData",),
         "combicam.engine.run.status": ("RunStatus", "run_status"),
         "combicam.engine.run.summary": ("RunSummary",),
-        "combicam.engine.explain.targets": ("Contrast", "contrast"),
+        "combicam.engine.explain.targets": ("Contrast", "Finer", "contrast", "finer"),
         "combicam.engine.serving.triton_repository": ("ServedModel", "export_triton_repository"),
         "combicam.engine.explain.artifact_verify": ("OutputError", "Verification"),
         "combicam.engine.outputs.webdataset": ("write_webdataset",),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from combicam.engine.explain.factory import make_explainer as make_explainer
     from combicam.engine.explain.protocol import BatchExplainer as BatchExplainer
     from combicam.engine.explain.targets import Contrast as Contrast
+    from combicam.engine.explain.targets import Finer as Finer
     from combicam.engine.explain.targets import contrast as contrast
+    from combicam.engine.explain.targets import finer as finer
     from combicam.engine.run.config import RunConfig as RunConfig
     from combicam.engine.run.open_run import read_shard as read_shard
     from combicam.engine.run.stage_times import StageSeconds as StageSeconds
@@ -41,7 +43,7 @@ __all__ = make_lazy(
         "combicam.engine.shards.files": ("ShardData",),
         "combicam.engine.run.stage_times": ("StageSeconds",),
         "combicam.engine.run.summary": ("RunSummary",),
-        "combicam.engine.explain.targets": ("Contrast", "contrast"),
+        "combicam.engine.explain.targets": ("Contrast", "Finer", "contrast", "finer"),
         "combicam.engine.explain.artifact_verify": ("OutputError", "Verification"),
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,9 +14,12 @@ from combicam.kernels.combine import FUSES, NORMALIZES
 from combicam.kernels.weigh import EPS, METHODS
 
 # Methods without gradients: a forward pass per channel, so not a single graph.
-FORWARD_METHODS = ("scorecam",)
+FORWARD_METHODS = ("scorecam", "ablationcam")
 SCORES = ("logit", "prob", "logprob", "sigmoid", "logsigmoid")
 MASKS = ("image", "grid")
+FINER_WEIGHTS = ("softmax", "mean")
+# Scores that tell similar classes apart by their logits.
+FINER_SCORES = ("logit", "logprob")
 LAYER_RULES = ("blocks", "stages", "last")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -39,6 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize": "grid",
         "align_corners": False,
         "eps": 1e-8,
+        "finer_alpha": 0.6,
+        "finer_weights": "mean",
     },
 }
 
@@ -110,8 +116,10 @@ class CamSpec:
         layers: ``blocks``, ``stages``, ``last``, or module names and globs.
         method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise``,
             ``layercam``, ``eigencam`` or ``eigengradcam`` (formulas at
-            ``combicam.kernels.weigh_reference``); or ``scorecam``, which needs a forward pass per
-            channel instead of gradients (:class:`combicam.engine.explain.scorecam.ScoreCam`).
+            ``combicam.kernels.weigh_reference``); or ``scorecam`` or ``ablationcam``, which need a
+            forward pass per channel instead of gradients
+            (:class:`combicam.engine.explain.scorecam.ScoreCam`,
+            :class:`combicam.engine.explain.ablationcam.AblationCam`).
         score: of the target class: ``logit``; ``prob`` or ``logprob`` of a softmax; ``sigmoid`` or
             ``logsigmoid``, of labels that do not exclude each other. For a network of one logit,
             ``prob`` and ``logprob`` mean ``sigmoid`` and ``logsigmoid``.
@@ -130,6 +138,13 @@ class CamSpec:
         masks: of ``scorecam``: ``image``: channels are upsampled with aligned corners, then
             min-max normalised (the order of the paper and pytorch-grad-cam); ``grid``: normalised
             on their own grid, then upsampled without aligned corners (torchcam).
+        finer: explain why the target class and not the classes whose logits are most similar, so
+            many of them (Finer-CAM, arXiv 2501.11309); 0: the class alone. Needs the score
+            ``logit`` or ``logprob``. Formula at
+            :func:`~combicam.export.trace.scores.finer_scores`.
+        finer_alpha: share of the similar classes' score that is subtracted.
+        finer_weights: of the similar classes: ``softmax`` of their logits (the authors' code,
+            pytorch-grad-cam) or their ``mean`` (torchcam).
 
     Raises:
         ValueError, TypeError: an invalid value.
@@ -147,6 +162,9 @@ class CamSpec:
     method_eps: float = EPS
     tokens: tuple[int, int, int] | None = None
     masks: str = "image"
+    finer: int = 0
+    finer_alpha: float = 1.0
+    finer_weights: str = "softmax"
 
     def __post_init__(self) -> None:
         layers = self.layers
@@ -168,12 +186,20 @@ class CamSpec:
             ("fuse", FUSES),
             ("normalize", NORMALIZES),
             ("masks", MASKS),
+            ("finer_weights", FINER_WEIGHTS),
         ):
             check_choice("CamSpec", name, getattr(self, name), allowed)
         if isinstance(self.targets, bool) or not isinstance(self.targets, int) or self.targets < 1:
             raise ValueError(f"CamSpec: expected targets as an int >= 1, got {self.targets!r}")
-        for name in ("eps", "method_eps"):
-            if not getattr(self, name) >= 0:
+        if isinstance(self.finer, bool) or not isinstance(self.finer, int) or self.finer < 0:
+            raise ValueError(f"CamSpec: expected finer as an int >= 0, got {self.finer!r}")
+        if self.finer and self.score not in FINER_SCORES:
+            raise ValueError(
+                f"CamSpec: expected score in {list(FINER_SCORES)} with finer, which compares "
+                f"logits, got {self.score!r}"
+            )
+        for name in ("eps", "method_eps", "finer_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"CamSpec: expected {name} >= 0, got {getattr(self, name)!r}")
 
     @classmethod

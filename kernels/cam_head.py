@@ -40,15 +40,37 @@ def cam_head_reference(
         weigh_reference(a, g, method, method_eps, scale) for a, g in zip(acts, grads, strict=True)
     ]
     factor = _map_factor(scale, method, method_eps)
+    outputs = combine_scaled(
+        maps, factor, size, fuse, normalize, align_corners, eps, layer_weights, keep_layers, dtype
+    )
+    # An operator may not return one tensor twice (one layer that has image size already).
+    return [o.clone() if any(o is p for p in outputs[:i]) else o for i, o in enumerate(outputs)]
+
+
+def combine_scaled(
+    maps: Sequence[Tensor],
+    factor: Tensor | None,
+    size: Sequence[int],
+    fuse: str,
+    normalize: str,
+    align_corners: bool,
+    eps: float,
+    layer_weights: Sequence[float],
+    keep_layers: bool,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Combine layer maps that are ``factor`` [B,K] times ``maps``; None for 1.
+
+    Returns:
+        As :func:`cam_head`.
+    """
     if factor is not None and eps:  # a divisor is not free of scale
         maps, factor = [m * factor[..., None, None] for m in maps], None
     heatmaps, ranges = combine_reference(
         maps, size, fuse, normalize, align_corners, eps, layer_weights, dtype
     )
     kept = list(maps) if keep_layers else []
-    outputs = _scaled([heatmaps, ranges, *kept], factor, fuse, normalize, len(maps))
-    # An operator may not return one tensor twice (one layer that has image size already).
-    return [o.clone() if any(o is p for p in outputs[:i]) else o for i, o in enumerate(outputs)]
+    return _scaled([heatmaps, ranges, *kept], factor, fuse, normalize, len(maps))
 
 
 def launch_cam_head(

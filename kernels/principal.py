@@ -23,7 +23,8 @@ def principal_projection(x: Tensor) -> Tensor:
     sign to chance).
 
     Where the two largest singular values differ by a share d, the error is about 1e-7 / d of the
-    map's size; below 1e-5 the result is a mixture of the two vectors, of the largest variance still.
+    map's size; below 1e-5 the result is a mixture of the two vectors, whose variance is still the
+    largest.
 
     Args:
         x: float32 [N,C,P].

@@ -33,7 +33,7 @@ def check_chunk(chunk: int | None, method: str) -> None:
     if method not in FORWARD_METHODS:
         raise ValueError(
             f"Explainer: expected chunk with method in {list(FORWARD_METHODS)}, got {method!r}, "
-            "which does not mask images; leave it out"
+            "which runs no changed images; leave it out"
         )
 
 

@@ -16,9 +16,10 @@ class ComputeConfig:
         amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``, ``aoti``;
             ``auto`` is eager, or the usual runtime of the artifact.
-        chunk: of ``scorecam``, masked images per pass; None for as many as easily fit into memory.
+        chunk: of ``scorecam`` and ``ablationcam``, changed images per pass; None for as many as
+            easily fit into memory.
         cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
-            ``onnxruntime`` or ``scorecam``.
+            ``onnxruntime``, ``scorecam`` or ``ablationcam``.
 
     Raises:
         ValueError: an unknown backend.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -36,7 +37,7 @@ from combicam.engine.explain.sessions import (
     Session,
     SizedSessions,
 )
-from combicam.engine.explain.targets import check_columns, read_targets
+from combicam.engine.explain.targets import Finer, check_columns, read_targets
 from combicam.errors import ArtifactError
 from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.artifact import Description, read_description, weights_digest
@@ -65,13 +66,14 @@ class Explainer:
             :class:`~combicam.export.models.models.LoadedModel`.
         input_size: (H, W), pixels; default: that of the LoadedModel.
         layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps,
-            method_eps, tokens, masks: see
+            method_eps, tokens, masks, finer, finer_alpha, finer_weights: see
             :class:`~combicam.export.spec.CamSpec`.
         device: default: that of the model.
         dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``,
             ``aoti``; ``auto`` is eager. ``compile`` and ``aoti`` need a C++ compiler.
-        chunk: of ``scorecam``, masked images per pass; default: as many as easily fit into memory.
+        chunk: of ``scorecam`` and ``ablationcam``, changed images per pass; default: as many as
+            easily fit into memory.
             It changes results only by rounding, and is halved when memory is short.
         keep_layers: also return every layer's map.
         preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
@@ -112,6 +114,9 @@ class Explainer:
         method_eps: float = EPS,
         tokens: tuple[int, int, int] | None = None,
         masks: str = "image",
+        finer: int = 0,
+        finer_alpha: float = 1.0,
+        finer_weights: str = "softmax",
         chunk: int | None = None,
         keep_layers: bool = False,
         preprocess: Preprocess | None = None,
@@ -132,6 +137,9 @@ class Explainer:
             method_eps=method_eps,
             tokens=tokens,
             masks=masks,
+            finer=finer,
+            finer_alpha=finer_alpha,
+            finer_weights=finer_weights,
         )
         check_backend(backend)
         check_chunk(chunk, method)
@@ -327,8 +335,9 @@ class Explainer:
             targets: None for the K best classes of each image; a class as int, or classes as int
                 [B] or [B,K], -1 the best, -2 the second best, …, -n the worst (with more than 1024
                 classes: down to -1024); a region as float [n], or regions as float [B,K,n], one
-                weight per class, negative weights count against; or a contrast, see
-                :func:`~combicam.contrast`. For locations see :class:`~combicam.CellTable`.
+                weight per class, negative weights count against; a contrast, see
+                :func:`~combicam.contrast`; or :func:`~combicam.finer`. For locations see
+                :class:`~combicam.CellTable`.
 
         Returns:
             Tensors on the explainer's device.
@@ -341,11 +350,15 @@ class Explainer:
         inputs = [batch]
         session = self._session((batch.shape[2], batch.shape[3]))
         request = session.top
+        changes: tuple[tuple[str, Any], ...] = ()
+        if isinstance(targets, Finer):
+            changes, targets = targets.changes(), targets.classes
+            request = replace(request, finer=changes)
         if targets is not None or request.target_input == "weights":
             given, kind = read_targets(targets, len(batch), self.description.signature.classes)
             if kind == "classes" and self.description.format < 2:
                 check_columns(given)
-            request = Request(kind, given.shape[1])
+            request = Request(kind, given.shape[1], changes)
             inputs.append(given.to(self.device).contiguous())
         elif request.target_input == "classes":
             inputs.append(best_classes(len(batch), request.count, self.device))

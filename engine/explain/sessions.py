@@ -6,11 +6,12 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from combicam.engine.explain.ablationcam import AblationCam
 from combicam.engine.explain.backends import (
     LOADERS,
     ONNX_BACKENDS,
@@ -20,6 +21,7 @@ from combicam.engine.explain.backends import (
     eager_backend,
     file_backend,
 )
+from combicam.engine.explain.forward_only import ForwardOnly
 from combicam.engine.explain.scorecam import ScoreCam
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import Description
@@ -35,10 +37,21 @@ from combicam.export.trace.trace import (
     trace,
 )
 
+FORWARD_ONLY: dict[str, type[ForwardOnly]] = {"scorecam": ScoreCam, "ablationcam": AblationCam}
+
+
+def _finer(spec: CamSpec) -> str:
+    names = ("finer", "finer_alpha", "finer_weights")
+    return ", ".join(f"{name}={getattr(spec, name)!r}" for name in names)
+
 
 @dataclass(frozen=True)
 class Request:
     """Which joint graph a call needs: how targets are given, and how many.
+
+    Attributes:
+        target_input, count: see :class:`~combicam.export.trace.trace.Signature`.
+        finer: fields of the spec that the call changes, with their values.
 
     Raises:
         ValueError: an unknown kind of targets.
@@ -46,9 +59,14 @@ class Request:
 
     target_input: str
     count: int
+    finer: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         check_target_input(self.target_input)
+
+    def spec(self, spec: CamSpec) -> CamSpec:
+        """The spec of an explainer, as this call changes it."""
+        return replace(spec, targets=self.count, **dict(self.finer))
 
 
 class Session(Protocol):
@@ -75,7 +93,7 @@ class ModelSession:
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino`` or
             ``aoti``.
         device: of the model.
-        chunk: of ``scorecam``, masked images per pass.
+        chunk: of ``scorecam`` and ``ablationcam``, changed images per pass.
     """
 
     def __init__(
@@ -104,9 +122,10 @@ class ModelSession:
         self._joints: dict[tuple[Request, bool], JointGraph] = {}
         self._ready: dict[Request, Execute] = {}
         self._lock = threading.RLock()
-        self.score_cam = None
+        self.forward_only: ForwardOnly | None = None
         if forward_only:
-            self.score_cam = ScoreCam(module, spec, input_size, keep_layers, backend, device, chunk)
+            make = FORWARD_ONLY[spec.method]
+            self.forward_only = make(module, spec, input_size, keep_layers, backend, device, chunk)
         self.execute(self.top)
         # A single logit has a sigmoid of its own.
         self.spec = replace(spec, score=fitting_score(spec.score, self.signature.classes))
@@ -121,29 +140,29 @@ class ModelSession:
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
         """The target layers, in order of execution."""
-        if self.score_cam is not None:
-            return self.score_cam.graph.layers
+        if self.forward_only is not None:
+            return self.forward_only.graph.layers
         return self._top_joint().layers
 
     @property
     def signature(self) -> Signature:
         """The inputs of a call without targets."""
-        if self.score_cam is not None:
-            return replace(self.score_cam.graph.signature, target_input=self.top.target_input)
+        if self.forward_only is not None:
+            return replace(self.forward_only.graph.signature, target_input=self.top.target_input)
         return self._top_joint().signature
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs; layer maps are named after their layer."""
-        if self.score_cam is not None:
+        if self.forward_only is not None:
             kept = self.layers if self.keep_layers else ()
             return (*OUTPUTS, *(f"map:{info.name}" for info in kept))
         return self._top_joint().output_names
 
     def logits(self, images: Tensor) -> Tensor:
         """The graph's logits, float32 [B,n], of normalised images [B,3,H,W], run eagerly."""
-        if self.score_cam is not None:
-            scores: Tensor = self.score_cam.graph.logits(images)[0]
+        if self.forward_only is not None:
+            scores: Tensor = self.forward_only.graph.logits(images)[0]
             return scores
         graph = logits_only(self._top_joint().module)
         found: Tensor = graph(images, best_classes(len(images), self.top.count, self.device))
@@ -169,7 +188,7 @@ class ModelSession:
             if (request, batched) not in self._joints:
                 self._joints[request, batched] = trace(
                     self.module,
-                    replace(self.spec, targets=request.count),
+                    request.spec(self.spec),
                     self.input_size,
                     target_input=request.target_input,
                     keep_layers=self.keep_layers,
@@ -185,8 +204,8 @@ class ModelSession:
             return self._ready[request]
 
     def _start(self, request: Request) -> Execute:
-        if self.score_cam is not None:
-            return self.score_cam.execute(request.target_input, request.count)
+        if self.forward_only is not None:
+            return self.forward_only.execute(request.target_input, request.spec(self.spec))
         joint = self.joint(request, for_onnx=self.backend in ONNX_BACKENDS)
         if self.backend in LOADERS:
             return file_backend(joint, self.backend, self.device)
@@ -241,6 +260,7 @@ class ArtifactSession:
         self.image_dtype = torch.float32
         self.path, self.backend = path, backend
         self.folder: object = None  # a temporary one that holds the file, or none
+        self._spec = description.spec
         self._execute = artifact_backend(path, backend, device)
 
     def execute(self, request: Request) -> Execute:
@@ -249,7 +269,14 @@ class ArtifactSession:
         Raises:
             ArtifactError: the file was exported for another kind of targets.
         """
-        if request != self.top:
+        asked = request.spec(self._spec)
+        if asked != replace(self._spec, targets=request.count):
+            raise ArtifactError(
+                f"Explainer: expected the similar classes that this artifact compares "
+                f"({_finer(self._spec)}), got {_finer(asked)}; export an explainer with these "
+                "fields"
+            )
+        if (request.target_input, request.count) != (self.top.target_input, self.top.count):
             raise ArtifactError(
                 f"Explainer: expected targets as this artifact accepts them "
                 f"({self.top.target_input!r}, K={self.top.count}), got "

@@ -45,6 +45,67 @@ class Contrast:
         return (a[..., None] == every).float() - (b[..., None] == every).float()
 
 
+@dataclass(frozen=True)
+class Finer:
+    """Targets for why a class and not the ones that are most similar; made by :func:`finer`.
+
+    Attributes:
+        similar: number of similar classes.
+        alpha, weights: see :func:`finer`; None for the explainer's.
+        classes: the explained ones, in any form of targets; None for the best.
+    """
+
+    similar: int
+    alpha: float | None = None
+    weights: str | None = None
+    classes: Any = None
+
+    def changes(self) -> tuple[tuple[str, Any], ...]:
+        """Fields of the spec that differ from the explainer's."""
+        named = {"finer_alpha": self.alpha, "finer_weights": self.weights}
+        return (("finer", self.similar), *((k, v) for k, v in named.items() if v is not None))
+
+
+def finer(
+    similar: int = 3,
+    alpha: float | None = None,
+    weights: str | None = None,
+    *,
+    classes: Any = None,
+) -> Finer:
+    """Targets that explain why the model predicts a class and not those that it confuses it with.
+
+    Finer-CAM: y = s_c - alpha * sum of w_i s_i over the classes whose logits are closest to that of
+    c, found in the graph itself, so for the cost of a usual explanation. ``scores`` of the
+    explanation are p_c. An artifact must have been exported with these values of ``CamSpec.finer``,
+    ``finer_alpha`` and ``finer_weights``.
+
+    Args:
+        similar: number of similar classes, at least 1.
+        alpha: how much of their score is subtracted; None: the explainer's ``finer_alpha``.
+        weights: ``softmax`` of their logits, or ``mean``; None: the explainer's ``finer_weights``.
+        classes: the explained classes, int, [B] or [B,K], also ranks; None: the K best.
+
+    Returns:
+        Targets for ``explainer(images, targets=...)``.
+
+    Raises:
+        ValueError: no similar class.
+        TypeError: weights of classes, which have no similar ones.
+
+    Source: Zhang et al., CVPR 2025, arXiv 2501.11309.
+    """
+    if isinstance(similar, bool) or not isinstance(similar, int) or similar < 1:
+        raise ValueError(f"finer: expected similar as an int >= 1, got {similar!r}")
+    if isinstance(classes, (Contrast, Finer)) or (
+        classes is not None and torch.as_tensor(classes).is_floating_point()
+    ):
+        raise TypeError(
+            "finer: expected classes as int, which have similar ones, got weights; name classes"
+        )
+    return Finer(similar, alpha, weights, classes)
+
+
 def contrast(a: Any, b: Any) -> Contrast:
     """Targets that explain why the model predicts a and not b.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -98,7 +98,10 @@ def _describe(value: object) -> str:
 
 @contextmanager
 def capturing(
-    model: nn.Module, names: Collection[str] | None, store: dict[str, Tensor]
+    model: nn.Module,
+    names: Collection[str] | None,
+    store: dict[str, Tensor],
+    change: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
     """While active, store the outputs of the named layers, in order of execution.
 
@@ -107,7 +110,8 @@ def capturing(
 
     The outputs of modules whose inputs need no gradient start to require one, so nothing below the
     shallowest layer is differentiated. Downstream modules get a clone, so that an in-place
-    activation after the layer does not change the captured output.
+    activation after the layer does not change the captured output; or what ``change`` makes of a
+    layer's name and output.
     """
     modules = dict(model.named_modules())
     calls: Counter[str] = Counter()
@@ -123,7 +127,7 @@ def capturing(
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
             store[layer] = output
-            return output.clone()
+            return output.clone() if change is None else change(layer, output)
 
         return hook
 

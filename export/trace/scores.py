@@ -1,4 +1,4 @@
-"""Compute the scores of targets: classes by number or rank, regions, and contrasts."""
+"""Compute the scores of targets: classes by number or rank, regions, contrasts, Finer-CAM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from combicam.export.spec import CamSpec
 from combicam.kernels.cam_head import LEAST_SCALE
 
 # Scores of labels that do not exclude each other: each has a sigmoid of its own.
@@ -128,6 +129,40 @@ def log_odds(
     return y, log_scale.detach().clamp_min(math.log(LEAST_SCALE)).exp()
 
 
+def similar_classes(logits: Tensor, classes: Tensor, count: int) -> Tensor:
+    """The classes whose logits are closest to those of ``classes`` [B,K]: int64 [B,K,count]."""
+    z = logits.detach()
+    distance = (z[:, None] - z.gather(-1, classes)[..., None]).abs()  # [B,K,n]
+    every = torch.arange(z.shape[-1], device=z.device)
+    distance = torch.where(classes[..., None] == every, torch.inf, distance)
+    return distance.topk(count, -1, largest=False).indices
+
+
+def finer_scores(
+    logits: Tensor, classes: Tensor, similar: Tensor, spec: CamSpec
+) -> tuple[Tensor, Tensor]:
+    """y and the probability p_c, both [B,K], of classes against similar ones (Finer-CAM).
+
+    y = s_c - alpha sum_i w_i s_i over the similar classes i, with s the spec's score, ``logit`` or
+    ``logprob``, and w_i equal (``mean``) or the softmax of their logits, which is differentiated,
+    too. Its gradient does not vanish where the model is certain.
+
+    Source: arXiv 2501.11309; the softmax as in its authors' code.
+
+    Args:
+        logits: [B,n], float32.
+        classes: int64 [B,K].
+        similar: int64 [B,K,k], see :func:`similar_classes`.
+        spec: ``score``, ``finer_alpha`` and ``finer_weights`` are used.
+    """
+    z = logits[:, None].expand(-1, classes.shape[1], -1).gather(-1, similar)  # [B,K,k]
+    others = (z * z.softmax(-1)).sum(-1) if spec.finer_weights == "softmax" else z.mean(-1)
+    y = logits.gather(-1, classes) - spec.finer_alpha * others
+    if spec.score == "logprob":
+        y = y - (1 - spec.finer_alpha) * logits.logsumexp(-1, keepdim=True)
+    return y, class_scores(logits, classes, "logit")[1]
+
+
 def enlarged(y: Tensor, scale: Tensor | None, logits: Tensor) -> tuple[Tensor, Tensor]:
     """y times a factor per image, and the scale divided by it: gradients that suit float16.
 
@@ -139,6 +174,44 @@ def enlarged(y: Tensor, scale: Tensor | None, logits: Tensor) -> tuple[Tensor, T
     return y * factor, (torch.ones_like(y).detach() if scale is None else scale) / factor
 
 
+def class_odds(logits: Tensor, classes: Tensor, score: str) -> Tensor:
+    """The log-odds of classes int64 [B,K], [B,K]; of labels, their logits."""
+    inside = logits.gather(-1, classes)
+    of_labels = score in LABEL_SCORES or logits.shape[-1] == 1
+    return inside if of_labels else inside - _others(logits, classes)
+
+
+def score_drops(odds: Tensor, changed: Tensor, score: str) -> tuple[Tensor, Tensor]:
+    """By how much a probability, or its logarithm, drops when its log-odds change.
+
+    1 - p rounds to 0 where the model is certain, and so do differences of p and of log p. So 1 - p
+    is compared (or -log p, or p itself where it is small), by its logarithm:
+    drop = e^m (e^(b - m) - e^(a - m)), m the largest of them.
+
+    Args:
+        odds: [B,K].
+        changed: of N changes, [B,K,N].
+        score: any but ``logit``.
+
+    Returns:
+        The drops [B,K,N] divided by their scale; and that scale e^m [B,K], at least
+        ``LEAST_SCALE``.
+    """
+    both = torch.cat([odds[..., None], changed], -1)
+    if score in ("prob", "sigmoid"):
+        likely = odds[..., None] > 0
+        sign = torch.where(likely, 1.0, -1.0)  # p_a - p_b = (1 - p_b) - (1 - p_a)
+        logs = -softplus(sign * both)
+    else:
+        sign = torch.ones_like(odds)[..., None]
+        small = -both - 0.5 * (-both.clamp_min(15)).exp()  # of log softplus(-x)
+        logs = torch.where(both > 15, small, softplus(-both.clamp_max(15)).log())
+    largest = logs.amax(-1, keepdim=True)
+    sizes = (logs - largest).exp()
+    scale = largest[..., 0].clamp_min(math.log(LEAST_SCALE)).exp()
+    return sign * (sizes[..., 1:] - sizes[..., :1]), scale
+
+
 def _others(logits: Tensor, classes: Tensor) -> Tensor:
     """The log-sum-exp of the other classes' logits, [B,K]."""
     every = torch.arange(logits.shape[-1], device=logits.device)
@@ -148,14 +221,12 @@ def _others(logits: Tensor, classes: Tensor) -> Tensor:
 
 def class_scores(logits: Tensor, classes: Tensor, score: str) -> tuple[Tensor, Tensor]:
     """y and the probability, both [B,K], of classes int64 [B,K]; see :func:`target_scores`."""
-    inside = logits.gather(-1, classes)
-    of_labels = score in LABEL_SCORES or logits.shape[-1] == 1
     # log p = -softplus(outside - inside), with the log-sum-exp of the logits inside and outside the
     # target. This avoids 1 - p, which rounds to 0 if the model is certain. And d p = p d log p.
-    odds = inside if of_labels else inside - _others(logits, classes)
+    odds = class_odds(logits, classes, score)
     probability = torch.sigmoid(odds).detach()
     if score == "logit":
-        return inside, probability
+        return logits.gather(-1, classes), probability
     logp = -softplus(-odds)
     return (logp * probability if score in ("prob", "sigmoid") else logp), probability
 

@@ -34,8 +34,10 @@ from combicam.export.trace.probe import LayerInfo, capturing, probe
 from combicam.export.trace.scores import (
     best_classes,
     enlarged,
+    finer_scores,
     fitting_score,
     log_odds,
+    similar_classes,
     target_scores,
 )
 from combicam.export.trace.snapshot import another, memory_format
@@ -115,6 +117,23 @@ class JointGraph:
         return replace(self, module=lower(self.module))
 
 
+def check_finer(spec: CamSpec, classes: int, target_input: str) -> None:
+    """Check that there are classes, and enough of them, to compare a target with.
+
+    Raises:
+        TraceError: fewer, or targets that are weights.
+    """
+    if not spec.finer:
+        return
+    if spec.finer >= classes:
+        raise TraceError(f"trace: expected finer < {classes} (the other classes), got {spec.finer}")
+    if target_input == "weights":
+        raise TraceError(
+            "trace: expected classes as targets with finer, got region weights, which have no "
+            "similar classes; give classes, or an explainer without finer"
+        )
+
+
 def example_inputs(joint: JointGraph, batch: int = 2) -> tuple[Tensor, ...]:
     """Inputs of the right shapes, on the graph's device; classes are left to the graph."""
     signature, count = joint.signature, joint.spec.targets
@@ -161,7 +180,7 @@ def trace(
     if spec.method in FORWARD_METHODS:
         raise TraceError(
             f"trace: expected a method with gradients, got {spec.method!r}, which runs the model "
-            "once per channel of every layer, on images masked by that channel, and cannot be "
+            "once per channel of every layer, masked by that channel or without it, and cannot be "
             "a single graph in a file; explain with an Explainer of the model "
             "(backend 'eager' or 'compile'), or export another method"
         )
@@ -192,6 +211,7 @@ def plan(
         raise TraceError(
             f"trace: expected targets <= {probed.classes} (the classes), got {spec.targets}"
         )
+    check_finer(spec, probed.classes, target_input)
     if probed.ending:
         kind = "sigmoid" if probed.ending == "Sigmoid" else "logprob"
         warnings.warn(
@@ -248,7 +268,7 @@ def joint_function(
             else:
                 by_weights = signature.target_input == "weights"
                 fixed = targets if targets is not None and by_weights else chosen
-                y, scale = log_odds(logits, fixed, spec.score, signature.target_input)  # [B,K]
+                y, scale = differentiable_scores(logits, fixed, spec, signature.target_input)
                 if dtype == torch.float16:
                     y, scale = enlarged(y, scale, logits)
                 grads = gradients(y, logits, outputs, batched)
@@ -271,6 +291,16 @@ def joint_function(
         return [logits.detach(), chosen, scores.detach(), heatmaps, ranges, *maps]
 
     return joint
+
+
+def differentiable_scores(
+    logits: Tensor, targets: Tensor, spec: CamSpec, target_input: str
+) -> tuple[Tensor, Tensor | None]:
+    """What to differentiate, [B,K], and the factor of its gradient, see ``log_odds``."""
+    if spec.finer:
+        similar = similar_classes(logits, targets, spec.finer)
+        return finer_scores(logits, targets, similar, spec)[0], None
+    return log_odds(logits, targets, spec.score, target_input)
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:

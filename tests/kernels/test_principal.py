@@ -12,7 +12,7 @@ from combicam.kernels.principal import principal_projection
 def by_svd(x: Tensor) -> tuple[Tensor, Tensor]:
     """[N,C,P] -> the projections [N,P], and the singular values."""
     centred = x.double() - x.double().mean(-1, keepdim=True)
-    left, values, right = torch.linalg.svd(centred, full_matrices=False)
+    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
     v = left[:, :, 0]
     v = v * torch.where(v.sum(-1, keepdim=True) < 0, -1, 1)
     return torch.einsum("nc,ncp->np", v, centred), values

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from combicam import Explainer, LoadedModel
+from combicam import Explainer, LoadedModel, finer
 
 Draw = Callable[[int, int], Tensor]
 LAYERS = ["stage2.1", "stage3.1", "stage4.1"]
@@ -91,6 +91,39 @@ def test_eigen_methods_of_pytorch_grad_cam(
         expected = cam(input_tensor=images, targets=[ClassifierOutputTarget(t) for t in targets])
     assert expected.max() > 0.99
     assert np.abs(ours.heatmaps[:, 0].numpy() - expected).max() < 2e-3
+
+
+def test_finer_cam_of_pytorch_grad_cam(
+    network: nn.Module, demo_model: LoadedModel, postcards: Draw
+) -> None:
+    from pytorch_grad_cam import FinerCAM
+
+    images, _ = images_and_targets(demo_model, postcards)
+    explainer = Explainer.preset("pytorch-grad-cam", network, (160, 160), layers=LAYERS)
+    ours = explainer(images, targets=finer(3))
+    with FinerCAM(network, [network.get_submodule(n) for n in LAYERS]) as cam:
+        expected = cam(images)
+    assert expected.max() > 0.99
+    plain = explainer(images).heatmaps
+    assert (ours.heatmaps - plain).abs().max() > 0.1
+    assert np.abs(ours.heatmaps[:, 0].numpy() - expected).max() < 2e-3
+
+
+def test_finer_cam_of_torchcam(
+    network: nn.Module, demo_model: LoadedModel, postcards: Draw
+) -> None:
+    from torchcam.methods import FinerCAM
+
+    images, targets = images_and_targets(demo_model, postcards)
+    explainer = Explainer.preset("torchcam", network, (160, 160), layers=LAYERS[-1])
+    ours = explainer(images, targets=finer(3, classes=targets))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with FinerCAM(network.eval(), LAYERS[-1]) as extractor:
+            (maps,) = extractor(targets, network(images.clone().requires_grad_()))
+    up = torch.nn.functional.interpolate(maps[:, None], (160, 160), mode="bilinear")[:, 0]
+    assert up.max() > 0.9
+    assert (ours.heatmaps[:, 0] - up).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("method", "theirs"), [("gradcam", "GradCAM"), ("xgradcam", "XGradCAM")])

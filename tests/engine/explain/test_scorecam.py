@@ -160,7 +160,7 @@ def test_a_chunk_that_does_not_fit_is_halved(
     explainer = Explainer(network, SIZE, LAYERS, "scorecam", chunk=16)
     expected = explainer(images)
     assert isinstance(explainer.session, ModelSession)
-    method = explainer.session.score_cam
+    method = explainer.session.forward_only
     assert method is not None and method.chunk == 16
     forward, sizes, most = method._logits, list[int](), 5
 
@@ -182,7 +182,7 @@ def test_a_chunk_that_does_not_fit_is_halved(
 def test_default_chunk_is_bounded_by_memory(network: nn.Module) -> None:
     small = Explainer(network, SIZE, "high", "scorecam")
     large = Explainer(network, (1024, 2048), "high", "scorecam")
-    chunks = [e.session.score_cam.chunk for e in (small, large)]  # type: ignore[attr-defined]
+    chunks = [e.session.forward_only.chunk for e in (small, large)]  # type: ignore[attr-defined]
     # The largest tensor is the image, 24 MiB: four of its size, twice, in 256 MiB.
     assert chunks == [256, 2]
 
@@ -269,7 +269,7 @@ def test_the_command_line(photos: Callable[..., list[Path]], tmp_path: Path) -> 
     shard = combicam.read_shard(tmp_path / "run", 0)
     assert shard.heatmaps is not None and shard.heatmaps.shape == (2, 1, 160, 160)
     assert (shard.heatmaps.max((1, 2, 3)) == 255).all()
-    with pytest.raises(SystemExit, match="does not mask images"):
+    with pytest.raises(SystemExit, match="runs no changed images"):
         main(["run", *inputs, "-o", str(tmp_path / "other"), *method[2:]])
     with pytest.raises(SystemExit, match="cannot be a single graph"):
         main(["export", *inputs[1:5], "-o", str(tmp_path / "model.onnx"), *method[:2]])
@@ -279,7 +279,7 @@ def test_wrong_arguments(network: nn.Module) -> None:
     for chunk in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="chunk as an int >= 1"):
             Explainer(network, SIZE, LAYERS, "scorecam", chunk=chunk)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="does not mask images"):
+    with pytest.raises(ValueError, match="runs no changed images"):
         Explainer(network, SIZE, LAYERS, chunk=4)
     with pytest.raises(ValueError, match="masks in"):
         Explainer(network, SIZE, LAYERS, "scorecam", masks="layer")
