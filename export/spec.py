@@ -13,8 +13,11 @@ from combicam.export.tokens import TokenGrid, tokens
 from combicam.kernels.combine import FUSES, NORMALIZES
 from combicam.kernels.weigh import EPS, METHODS
 
+# Methods of the head, and of second derivatives.
+GRAPH_METHODS = (*METHODS, "shapleycam")
 # Methods without gradients: a forward pass per channel, so not a single graph.
 FORWARD_METHODS = ("scorecam", "ablationcam")
+ALL_METHODS = (*GRAPH_METHODS, *FORWARD_METHODS)
 SCORES = ("logit", "prob", "logprob", "sigmoid", "logsigmoid")
 MASKS = ("image", "grid")
 FINER_WEIGHTS = ("softmax", "mean")
@@ -116,8 +119,9 @@ class CamSpec:
         layers: ``blocks``, ``stages``, ``last``, or module names and globs.
         method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise``,
             ``layercam``, ``eigencam`` or ``eigengradcam`` (formulas at
-            ``combicam.kernels.weigh_reference``); or ``scorecam`` or ``ablationcam``, which need a
-            forward pass per channel instead of gradients
+            ``combicam.kernels.weigh_reference``); ``shapleycam``
+            (:func:`~combicam.export.trace.shapley.shapley_gradients`); or ``scorecam`` or
+            ``ablationcam``, which need a forward pass per channel instead of gradients
             (:class:`combicam.engine.explain.scorecam.ScoreCam`,
             :class:`combicam.engine.explain.ablationcam.AblationCam`).
         score: of the target class: ``logit``; ``prob`` or ``logprob`` of a softmax; ``sigmoid`` or
@@ -181,7 +185,7 @@ class CamSpec:
         object.__setattr__(self, "layer_weights", tuple(float(w) for w in self.layer_weights))
         object.__setattr__(self, "tokens", _token_grid(self.tokens))
         for name, allowed in (
-            ("method", (*METHODS, *FORWARD_METHODS)),
+            ("method", ALL_METHODS),
             ("score", SCORES),
             ("fuse", FUSES),
             ("normalize", NORMALIZES),

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 
 def acts_and_grads(
-    model: nn.Module, layer: str, images: Tensor, targets: Tensor, score: str
+    model: nn.Module, layer: str, images: Tensor, targets: Tensor, score: str, twice: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """One forward and one full backward for one layer, as the authors' recipe does it."""
+    """One forward and one full backward for one layer, as the authors' recipe does it.
+
+    ``twice``: G - H A / 2 instead of the gradients G, with the Hessian H.
+    """
     kept: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
@@ -29,7 +32,10 @@ def acts_and_grads(
     elif score == "prob":
         logits = logits.softmax(-1)
     y = logits.gather(1, targets[:, None]).sum()
-    (grad,) = torch.autograd.grad(y, kept[-1])
+    (grad,) = torch.autograd.grad(y, kept[-1], create_graph=twice)
+    if twice:
+        along = (grad * kept[-1].detach()).sum()
+        grad = grad.detach() - torch.autograd.grad(along, kept[-1])[0] / 2
     return kept[-1].detach(), grad
 
 
@@ -117,8 +123,9 @@ def combi_cam(
     """
     maps = []
     for layer in layers:
-        acts, grads = acts_and_grads(model, layer, images, targets, score)
-        cam = METHODS[method](acts, grads)[:, None]
+        twice = method == "shapleycam"
+        acts, grads = acts_and_grads(model, layer, images, targets, score, twice)
+        cam = METHODS["gradcam" if twice else method](acts, grads)[:, None]
         maps.append(
             F.interpolate(cam, size=images.shape[2:], mode="bilinear", align_corners=True)[:, 0]
         )

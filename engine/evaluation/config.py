@@ -13,9 +13,8 @@ from combicam.engine.evaluation.metrics import MetricSettings
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.images.decode import MAX_PIXELS
 from combicam.export.models.models import ModelConfig
-from combicam.export.spec import FORWARD_METHODS, SCORES
+from combicam.export.spec import ALL_METHODS, SCORES
 from combicam.kernels.combine import FUSES
-from combicam.kernels.weigh import METHODS
 
 _UNIT = ("map", "layer+map", "grid+map")
 _FUSES = tuple(fuse for fuse in FUSES if fuse != "none")
@@ -89,7 +88,7 @@ class EvaluateConfig:
             object.__setattr__(self, "model", ModelConfig(self.model))
         object.__setattr__(self, "input", str(self.input))
         for name, choices in (
-            ("methods", (*METHODS, *FORWARD_METHODS)),
+            ("methods", ALL_METHODS),
             ("normalize", _UNIT),
             ("fuse", _FUSES),
             ("layers", None),

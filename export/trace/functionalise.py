@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -31,12 +32,24 @@ def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def _twin(packet: Any, mutating: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """The overload that takes the same arguments; its name may differ (``pow_.Scalar``)."""
+
+    def types(operator: torch._ops.OpOverload) -> list[str]:
+        return [str(argument.type) for argument in operator._schema.arguments]
+
+    same_name = getattr(packet, mutating._overloadname, None)
+    named = [getattr(packet, name) for name in packet.overloads()] if packet else []
+    each = [same_name, *named] if same_name is not None else named
+    return next((twin for twin in each if types(twin) == types(mutating)), None)
+
+
 def _split(module: fx.GraphModule, node: fx.Node) -> None:
     """f_(x, ...)  ->  copy_(x, f(x, ...)): many in-place operators have no symbolic form."""
     assert isinstance(node.target, torch._ops.OpOverload)
     namespace, name = node.target._schema.name.split("::")
     packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
-    twin = getattr(packet, node.target._overloadname, None)
+    twin = _twin(packet, node.target)
     if node.target is aten.copy_.default or not name.endswith("_") or twin is None:
         return
     with module.graph.inserting_before(node):

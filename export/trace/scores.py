@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from combicam.kernels.cam_head import LEAST_SCALE
 LABEL_SCORES = ("sigmoid", "logsigmoid")
 # The sum of float16's gradients times activations; the largest number of float16 is 65504.
 SEED = 256.0
+Terms = Sequence[tuple[Tensor | None, Tensor]]
 # Ranking all of 31,145 classes would take more than 1 % of a graph's time.
 MOST_RANKS = 1024
 
@@ -94,39 +97,76 @@ def target_scores(
     return y, chosen, probability
 
 
-def log_odds(
-    logits: Tensor, targets: Tensor, score: str, target_input: str
-) -> tuple[Tensor, Tensor | None]:
-    """What to differentiate instead of a score: its gradient does not vanish.
+@dataclass(frozen=True)
+class LogOdds:
+    """What to differentiate instead of a score, because its gradient does not vanish.
 
     d log p_c = (1 - p_c) d(z_c - log sum_{j != c} exp z_j), and 1 - p_c rounds to 0 for a network
     that is certain. So the log-odds are differentiated, whose gradient is of order 1, and the
-    factor is returned: the gradient of the score is ``scale`` times that of y.
+    factor is kept: ds = scale * sum over terms of factor * d value, at every z, so that second
+    derivatives of the score are those of this equation.
+
+    Attributes:
+        terms: (factor, value), both [B,K] or both [B,K,n], which is summed; the factor None is 1.
+            Factors are of order 1 and depend on the logits; for first derivatives they are
+            constants.
+        log_scale: the logarithm of the scale, float32 [B,K]; None for 0.
+    """
+
+    terms: Terms
+    log_scale: Tensor | None = None
+
+    @property
+    def y(self) -> Tensor:
+        """Its gradient, times the scale, is that of the score: [B,K]."""
+        each = [
+            value if factor is None else factor.detach() * value for factor, value in self.terms
+        ]
+        first, *more = [x.sum(-1) if x.ndim == 3 else x for x in each]
+        return sum(more, first)
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Detached, at least ``LEAST_SCALE``; None for 1."""
+        if self.log_scale is None:
+            return None
+        return self.log_scale.detach().clamp_min(math.log(LEAST_SCALE)).exp()
+
+    def gradient(self, logits: Tensor, k: int) -> Tensor:
+        """ds/dz / scale of the k-th target, [B,n], which can be differentiated again."""
+        values, factors = [], []
+        for factor, value in self.terms:
+            ones = torch.ones_like(value) if factor is None else factor
+            if self.log_scale is not None:  # 1, but for its derivatives
+                ratio = (self.log_scale - self.log_scale.detach()).exp()
+                ones = ones * (ratio if ones.ndim == 2 else ratio[..., None])
+            values.append(value[:, k])
+            factors.append(ones[:, k])
+        return torch.autograd.grad(values, logits, factors, create_graph=True)[0]
+
+
+def log_odds(logits: Tensor, targets: Tensor, score: str, target_input: str) -> LogOdds:
+    """The log-odds of targets, see :class:`LogOdds`.
 
     Args:
         logits: [B,n], float32.
         targets: the classes int64 [B,K] (no ranks), or weights float32 [B,K,n].
         score, target_input: see :func:`target_scores`.
-
-    Returns:
-        y [B,K]; and the scale, float32 [B,K], detached, at least ``LEAST_SCALE``; None for 1.
     """
     with_weights = target_input == "weights"
     if score == "logit":
         y = (targets * logits[:, None]).sum(-1) if with_weights else logits.gather(-1, targets)
-        return y, None
-    of_labels = score in LABEL_SCORES
+        return LogOdds([(None, y)])
     if with_weights:
-        make = _label_weight_odds if of_labels else _weight_odds
-        y, log_scale = make(logits, targets, score)
+        make = _label_weight_odds if score in LABEL_SCORES else _weight_odds
+        terms, log_scale = make(logits, targets, score)
     else:
-        y = logits.gather(-1, targets)
-        if not of_labels:
-            y = y - _others(logits, targets)
+        y = class_odds(logits, targets, score)
         log_scale = -softplus(y)
         if score in ("prob", "sigmoid"):
             log_scale = log_scale - softplus(-y)
-    return y, log_scale.detach().clamp_min(math.log(LEAST_SCALE)).exp()
+        terms = [(None, y)]
+    return LogOdds(terms, log_scale)
 
 
 def similar_classes(logits: Tensor, classes: Tensor, count: int) -> Tensor:
@@ -163,15 +203,20 @@ def finer_scores(
     return y, class_scores(logits, classes, "logit")[1]
 
 
-def enlarged(y: Tensor, scale: Tensor | None, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """y times a factor per image, and the scale divided by it: gradients that suit float16.
+def enlarged(odds: LogOdds, logits: Tensor) -> LogOdds:
+    """Factors times a number per image, and the scale divided by it: gradients that suit float16.
 
     Below 6e-5 float16 loses digits, and gradients of single pixels are smaller. In a network of
     ReLUs without biases, the products of a layer's activations and gradients sum up to y; the
     factor makes that sum at most ``SEED`` for the largest logit, far from float16's limit.
     """
-    factor = SEED / logits.detach().abs().amax(-1, keepdim=True).clamp_min(1)  # [B,1]
-    return y * factor, (torch.ones_like(y).detach() if scale is None else scale) / factor
+    number = SEED / logits.detach().abs().amax(-1, keepdim=True).clamp_min(1)  # [B,1]
+    terms = []
+    for factor, value in odds.terms:
+        each = number if value.ndim == 2 else number[..., None]
+        terms.append((each.expand_as(value) if factor is None else factor * each, value))
+    log_scale = torch.zeros_like(odds.y) if odds.log_scale is None else odds.log_scale
+    return LogOdds(terms, log_scale - number.log())
 
 
 def class_odds(logits: Tensor, classes: Tensor, score: str) -> Tensor:
@@ -257,8 +302,8 @@ def _log_sum(logs: Tensor, weights: Tensor) -> Tensor:
     return torch.where(some, (logs + log_weights).logsumexp(-1, keepdim=True), -torch.inf)
 
 
-def _weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Tensor, Tensor]:
-    """y and the logarithm of its scale, [B,K], for ``prob`` and ``logprob`` of weights.
+def _weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Terms, Tensor]:
+    """Terms and the logarithm of their scale, [B,K], for ``prob`` and ``logprob`` of weights.
 
     With the largest positive weight as 1, the log-odds of P are the log-sum-exp of its classes
     minus that of the rest, of weights 1 - v; those of N likewise. Cases of ``logprob``:
@@ -278,13 +323,11 @@ def _weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Tensor, T
         one = one * torch.where(plus.exists | minus.exists, 1.0, torch.nan)  # all weights are 0
         y = torch.where(both, plus.log_sum - minus.log_sum, one)
         odds = torch.where(plus.exists, plus.odds, minus.odds)
-        return y, torch.where(both, 0.0, -softplus(odds))
+        return [(None, y)], torch.where(both, 0.0, -softplus(odds))
     logs = [s.log_high - softplus(s.odds) - softplus(-s.odds) for s in sides]
     largest = torch.maximum(*logs)
-    first, second = (
-        (log - largest).exp().detach() * s.odds for s, log in zip(sides, logs, strict=True)
-    )
-    return first - second, largest
+    signed = zip((1, -1), logs, sides, strict=True)
+    return [(sign * (log - largest).exp(), side.odds) for sign, log, side in signed], largest
 
 
 class _Side:
@@ -303,13 +346,13 @@ class _Side:
         self.odds = self.log_sum - (z + rest.log()).logsumexp(-1)
 
 
-def _label_weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Tensor, Tensor]:
-    """y and the logarithm of its scale, [B,K], for ``sigmoid`` and ``logsigmoid`` of weights.
+def _label_weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Terms, Tensor]:
+    """Terms and the logarithm of their scale, [B,K], for ``sigmoid`` and ``logsigmoid`` of weights.
 
     Labels do not depend on each other: d sigmoid(z) = sigmoid(z) sigmoid(-z) dz, so y is a sum of
     logits, with factors of which the largest is 1.
     """
-    z = logits.detach()[:, None]
+    z = logits[:, None]
     logs = -softplus(-z) - softplus(z)
     parts = []
     for side in (weights, -weights):
@@ -318,6 +361,7 @@ def _label_weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Ten
             total = _log_sum(-softplus(-z), side)
             part = part - torch.where(total == -torch.inf, 0.0, total)
         parts.append(part)
-    largest = torch.maximum(*parts).amax(-1, keepdim=True)  # -inf gives NaN: all weights are zero
+    # -inf gives NaN: all weights are zero.
+    largest = torch.maximum(*parts).amax(-1, keepdim=True)
     factors = (parts[0] - largest).exp() - (parts[1] - largest).exp()
-    return (factors * logits[:, None]).sum(-1), largest[..., 0]
+    return [(factors, z.expand_as(factors))], largest[..., 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from combicam.export.trace.layers import select_layers
 from combicam.export.trace.output import find_logits
 from combicam.export.trace.probe import LayerInfo, capturing, probe
 from combicam.export.trace.scores import (
+    LogOdds,
     best_classes,
     enlarged,
     finer_scores,
@@ -40,8 +41,10 @@ from combicam.export.trace.scores import (
     similar_classes,
     target_scores,
 )
+from combicam.export.trace.shapley import shapley_gradients
 from combicam.export.trace.snapshot import another, memory_format
 from combicam.export.trace.traced_operators import PlainOperators
+from combicam.export.trace.twice_differentiable import TwiceDifferentiable
 from combicam.export.trace.watch import reason
 from combicam.kernels.cam_head import cam_head
 from combicam.kernels.principal import GRADIENT_FREE
@@ -49,6 +52,8 @@ from combicam.kernels.principal import GRADIENT_FREE
 TARGET_INPUTS = ("none", "classes", "weights")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OUTPUTS = ("logits", "classes", "scores", "heatmaps", "ranges")
+# Methods that are another one for the head, of other gradients.
+HEAD_METHODS = {"shapleycam": "gradcam"}
 # An arbitrary size that nothing else in a model is likely to have.
 TRACE_BATCH = 11
 
@@ -186,7 +191,8 @@ def trace(
         )
     layers, signature = plan(model, spec, input_size, target_input)
     spec = replace(spec, score=fitting_score(spec.score, signature.classes))
-    for together in (True, False) if batched and spec.targets > 1 else (False,):
+    batched = batched and spec.targets > 1 and spec.method != "shapleycam"
+    for together in (True, False) if batched else (False,):
         traced = another(model)  # modules may keep tensors of their first call
         joint = joint_function(traced, spec, layers, signature, keep_layers, batched=together)
         try:
@@ -268,16 +274,20 @@ def joint_function(
             else:
                 by_weights = signature.target_input == "weights"
                 fixed = targets if targets is not None and by_weights else chosen
-                y, scale = differentiable_scores(logits, fixed, spec, signature.target_input)
+                odds = differentiable_scores(logits, fixed, spec, signature.target_input)
                 if dtype == torch.float16:
-                    y, scale = enlarged(y, scale, logits)
-                grads = gradients(y, logits, outputs, batched)
+                    odds = enlarged(odds, logits)
+                scale = odds.scale
+                if spec.method == "shapleycam":
+                    grads = shapley_gradients(odds, logits, outputs, spec.targets)
+                else:
+                    grads = gradients(odds.y, logits, outputs, batched)
         with torch.no_grad():
             heatmaps, ranges, *maps = head(
                 [info.as_grid(acts[info.name].detach()) for info in layers],
                 [info.as_grid(grad) for info, grad in zip(layers, grads, strict=True)],
                 list(signature.input_size),
-                spec.method,
+                HEAD_METHODS.get(spec.method, spec.method),
                 spec.fuse,
                 spec.normalize,
                 spec.align_corners,
@@ -295,11 +305,12 @@ def joint_function(
 
 def differentiable_scores(
     logits: Tensor, targets: Tensor, spec: CamSpec, target_input: str
-) -> tuple[Tensor, Tensor | None]:
-    """What to differentiate, [B,K], and the factor of its gradient, see ``log_odds``."""
+) -> LogOdds:
+    """What to differentiate, of classes int64 [B,K] or weights float32 [B,K,n]."""
     if spec.finer:
         similar = similar_classes(logits, targets, spec.finer)
-        return finer_scores(logits, targets, similar, spec)[0], None
+        y, _ = finer_scores(logits, targets, similar, spec)
+        return LogOdds([(None, y)])
     return log_odds(logits, targets, spec.score, target_input)
 
 
@@ -332,7 +343,7 @@ def to_graph(
             shape, dtype = [*shape, signature.classes], torch.float32
         flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
     try:
-        with mode, torch.inference_mode(False), plain_forward(device), _traceable():
+        with mode, torch.inference_mode(False), plain_forward(device), _traceable(spec):
             module = make_fx(joint, decomposition_table=decompositions())(*flat)
             module = functionalise(module, flat)
             _check_unchanged(module, model, list(state))
@@ -369,9 +380,10 @@ def _check_unchanged(module: fx.GraphModule, model: nn.Module, names: list[str])
 
 
 @contextmanager
-def _traceable() -> Iterator[None]:
+def _traceable(spec: CamSpec) -> Iterator[None]:
     """Use forms of operators with a symbolic batch and a backward, which all formats support."""
-    with sdpa_kernel(SDPBackend.MATH), SymbolicInterpolate(), PlainOperators():
+    twice = TwiceDifferentiable() if spec.method == "shapleycam" else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), SymbolicInterpolate(), PlainOperators(), twice:
         yield
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import cam_oracle
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
-from combicam import Explainer, export
+from combicam import CamSpec, Explainer, export
+from combicam.export.trace.scores import best_classes
+from combicam.export.trace.snapshot import snapshot
+from combicam.export.trace.trace import trace
 
 SIZE = (24, 32)
 LAYERS = ["3", "6"]  # 40 channels on 140 pixels, and 48 on 24
@@ -45,7 +51,7 @@ def errors(found: Tensor, classes: Tensor, method: str) -> Tensor:
     return torch.stack(each, 1)
 
 
-@pytest.mark.parametrize("method", ["eigencam", "eigengradcam"])
+@pytest.mark.parametrize("method", ["eigencam", "eigengradcam", "shapleycam"])
 def test_in_memory_and_in_files(method: str, tmp_path: Path) -> None:
     explainer = Explainer(network(), SIZE, LAYERS, method, targets=2, keep_layers=True)
     found = explainer(photos())
@@ -63,7 +69,7 @@ def test_in_memory_and_in_files(method: str, tmp_path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("method", ["eigengradcam"])
+@pytest.mark.parametrize("method", ["eigengradcam", "shapleycam"])
 def test_in_bfloat16(method: str) -> None:
     found = Explainer(network(), SIZE, LAYERS, method, dtype="bfloat16")(photos())
     assert found.heatmaps.dtype == torch.float32
@@ -80,3 +86,87 @@ def test_eigencam_takes_no_gradients() -> None:
     graph = explainer.session.joint(explainer.session.top).module.graph  # type: ignore[attr-defined]
     assert not [n for n in graph.nodes if "backward" in str(n.target)]
     assert not (found.ranges[:, 0, 1] == 0).any()
+
+
+@pytest.mark.parametrize("score", ["prob", "logit"])
+def test_shapleycam_of_other_scores(score: str) -> None:
+    explainer = Explainer(network(), SIZE, LAYERS, "shapleycam", score)
+    found = explainer(photos())
+    model = copy.deepcopy(network()).double()
+    classes = found.targets[:, 0]
+    expected = cam_oracle.combi_cam(model, LAYERS, photos().double(), classes, "shapleycam", score)
+    assert (found.heatmaps[:, 0] - expected).abs().max() < 1e-4
+    plain = cam_oracle.combi_cam(model, LAYERS, photos().double(), classes, "gradcam", score)
+    assert (plain - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("score", ["logprob", "prob"])
+@pytest.mark.parametrize("gap", [30, 10_000])
+def test_shapleycam_of_a_certain_network(gap: int, score: str) -> None:
+    """With u the log-odds, g and H their derivatives, and d the derivative of log ds/du by u:
+
+    the score's second derivative is ds/du (H + d g g'), with d = -p of log p and 1 - 2 p of p.
+    """
+    model = network()
+    model[-1].bias.data[3] += gap
+    found = Explainer(model, SIZE, LAYERS[-1:], "shapleycam", score, keep_layers=True)(photos())
+    exact: Any = copy.deepcopy(model).double()
+    acts = exact[:7](photos().double()).detach().requires_grad_()
+    z = exact[7:](acts)
+    u = z[:, 3] - z[:, [0, 1, 2, 4, 5, 6]].logsumexp(1)
+    (g,) = torch.autograd.grad(u.sum(), acts, create_graph=True)
+    along = (g * acts.detach()).sum((1, 2, 3), keepdim=True)
+    (twice,) = torch.autograd.grad(along.sum(), acts)
+    p = u.sigmoid()[:, None, None, None]
+    d = -p if score == "logprob" else 1 - 2 * p
+    w = (g - 0.5 * (twice + d * along * g)).mean((2, 3), keepdim=True)
+    expected = (w * acts).sum(1).clamp(min=0).detach()
+    assert not found.flat.any() and (expected.amax((1, 2)) > 0).all()
+    top = found.layer_maps[LAYERS[-1]][:, 0].amax((1, 2), keepdim=True)
+    scaled = found.layer_maps[LAYERS[-1]][:, 0] / top
+    torch.testing.assert_close(
+        scaled.double(), expected / expected.amax((1, 2), keepdim=True), atol=1e-2, rtol=0
+    )
+
+
+@pytest.mark.parametrize("score", ["prob", "logprob", "logsigmoid"])
+def test_shapleycam_of_regions(score: str) -> None:
+    """The second derivative goes through the factors of the log-odds, too."""
+    explainer = Explainer(network(), SIZE, LAYERS, "shapleycam", score, keep_layers=True)
+    weights = torch.tensor([0.5, 1, 0, 0, -0.7, 0, 0.0])
+    for v in (weights, weights.clamp(min=0)):
+        found = explainer(photos(), targets=v)
+        exact: Any = copy.deepcopy(network()).double()
+        for name in LAYERS:
+            split = int(name) + 1
+            acts = exact[:split](photos().double()).detach().requires_grad_()
+            z = exact[split:](acts)
+            p = z.sigmoid() if score == "logsigmoid" else z.softmax(-1)
+            plus, minus = (p @ v.double().clamp(min=0)), (p @ (-v.double()).clamp(min=0))
+            y = plus - minus
+            if score != "prob":
+                y = plus.log() - (minus.log() if (v < 0).any() else 0)
+            (g,) = torch.autograd.grad(y.sum(), acts, create_graph=True)
+            (twice,) = torch.autograd.grad((g * acts.detach()).sum(), acts)
+            w = (g - 0.5 * twice).mean((2, 3), keepdim=True)
+            expected = (w * acts).sum(1).clamp(min=0).detach()
+            error = (found.layer_maps[name][:, 0] - expected).abs().max()
+            assert error < 1e-5 * expected.max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121", "convnext_tiny"])
+def test_shapleycam_of_networks(name: str) -> None:
+    torch.manual_seed(0)
+    model = cam_oracle.calibrated(getattr(torchvision.models, name)(), (64, 64)).double()
+    joint = trace(snapshot(model), CamSpec("stages", "shapleycam"), (64, 64))
+    images = torch.randn(2, 3, 64, 64)
+    _, classes, _, heatmaps, _ = joint.module(images, best_classes(2, 1))
+    for module in model.modules():  # torch has no second derivative of it
+        if isinstance(module, nn.Hardsigmoid):
+            module.forward = lambda x: F.relu6(x + 3) / 6  # type: ignore[method-assign]
+    names = [info.name for info in joint.layers]
+    expected = cam_oracle.combi_cam(
+        model, names, images.double(), classes[:, 0], "shapleycam", "logprob"
+    )
+    assert (heatmaps[:, 0] - expected).abs().max() < 1e-4

@@ -93,6 +93,28 @@ def test_eigen_methods_of_pytorch_grad_cam(
     assert np.abs(ours.heatmaps[:, 0].numpy() - expected).max() < 2e-3
 
 
+def test_shapley_cam_of_pytorch_grad_cam(
+    network: nn.Module, demo_model: LoadedModel, postcards: Draw
+) -> None:
+    """Of the probability: the network is piecewise linear, so that a logit's Hessian is zero."""
+    from pytorch_grad_cam import ShapleyCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
+    images, targets = images_and_targets(demo_model, postcards)
+    values = {"layers": LAYERS[-1], "score": "prob"}
+    ours, plain = (
+        Explainer.preset("pytorch-grad-cam", network, (160, 160), method=method, **values)(
+            images, targets=targets
+        ).heatmaps
+        for method in ("shapleycam", "gradcam")
+    )
+    with ShapleyCAM(network, [network.get_submodule(LAYERS[-1])]) as cam:
+        expected = cam(images, [ClassifierOutputSoftmaxTarget(t) for t in targets])
+    assert expected.max() > 0.99
+    assert np.abs(ours[:, 0].numpy() - expected).max() < 2e-3
+    print((ours - plain).abs().max())
+
+
 def test_finer_cam_of_pytorch_grad_cam(
     network: nn.Module, demo_model: LoadedModel, postcards: Draw
 ) -> None:

@@ -33,7 +33,8 @@ def by_definition(logits: Tensor, v: Tensor, score: str) -> Tensor:
 def gradient(logits: Tensor, v: Tensor, score: str) -> Tensor:
     """Of every image and target, [B,K,n]."""
     z = logits.clone().requires_grad_()
-    y, scale = log_odds(z, v, score, "weights")
+    odds = log_odds(z, v, score, "weights")
+    y, scale = odds.y, odds.scale
     per_target = [torch.autograd.grad(c, z, retain_graph=True)[0] for c in y.sum(0)]
     grads = torch.stack(per_target, 1)
     return grads if scale is None else grads * scale[..., None]
