@@ -20,6 +20,7 @@ FORWARD_METHODS = ("scorecam", "ablationcam")
 ALL_METHODS = (*GRAPH_METHODS, *FORWARD_METHODS)
 SCORES = ("logit", "prob", "logprob", "sigmoid", "logsigmoid")
 MASKS = ("image", "grid")
+SMOOTHS = ("none", "flips", "flips+intensities")
 FINER_WEIGHTS = ("softmax", "mean")
 # Scores that tell similar classes apart by their logits.
 FINER_SCORES = ("logit", "logprob")
@@ -149,6 +150,11 @@ class CamSpec:
         finer_alpha: share of the similar classes' score that is subtracted.
         finer_weights: of the similar classes: ``softmax`` of their logits (the authors' code,
             pytorch-grad-cam) or their ``mean`` (torchcam).
+        smooth: mean of the heatmaps of augmented views: ``flips``: of the image and its mirror
+            image (2 views); ``flips+intensities``: also of both with values times 0.9 and 1.1
+            (6 views; pytorch-grad-cam's ``aug_smooth``); ``none``. The cost is multiplied by the
+            number of views; scores and classes are those of the image itself. Layer maps and
+            ``ranges`` are means over views, too.
 
     Raises:
         ValueError, TypeError: an invalid value.
@@ -169,6 +175,7 @@ class CamSpec:
     finer: int = 0
     finer_alpha: float = 1.0
     finer_weights: str = "softmax"
+    smooth: str = "none"
 
     def __post_init__(self) -> None:
         layers = self.layers
@@ -191,6 +198,7 @@ class CamSpec:
             ("normalize", NORMALIZES),
             ("masks", MASKS),
             ("finer_weights", FINER_WEIGHTS),
+            ("smooth", SMOOTHS),
         ):
             check_choice("CamSpec", name, getattr(self, name), allowed)
         if isinstance(self.targets, bool) or not isinstance(self.targets, int) or self.targets < 1:

@@ -35,7 +35,8 @@ def acts_and_grads(
     (grad,) = torch.autograd.grad(y, kept[-1], create_graph=twice)
     if twice:
         along = (grad * kept[-1].detach()).sum()
-        grad = grad.detach() - torch.autograd.grad(along, kept[-1])[0] / 2
+        (product,) = torch.autograd.grad(along, kept[-1], allow_unused=True)
+        grad = grad.detach() - (0 if product is None else product / 2)
     return kept[-1].detach(), grad
 
 

@@ -66,7 +66,7 @@ class Explainer:
             :class:`~combicam.export.models.models.LoadedModel`.
         input_size: (H, W), pixels; default: that of the LoadedModel.
         layers, method, score, fuse, normalize, align_corners, targets, layer_weights, eps,
-            method_eps, tokens, masks, finer, finer_alpha, finer_weights: see
+            method_eps, tokens, masks, finer, finer_alpha, finer_weights, smooth: see
             :class:`~combicam.export.spec.CamSpec`.
         device: default: that of the model.
         dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
@@ -117,6 +117,7 @@ class Explainer:
         finer: int = 0,
         finer_alpha: float = 1.0,
         finer_weights: str = "softmax",
+        smooth: str = "none",
         chunk: int | None = None,
         keep_layers: bool = False,
         preprocess: Preprocess | None = None,
@@ -140,6 +141,7 @@ class Explainer:
             finer=finer,
             finer_alpha=finer_alpha,
             finer_weights=finer_weights,
+            smooth=smooth,
         )
         check_backend(backend)
         check_chunk(chunk, method)

@@ -23,6 +23,7 @@ from combicam.export.trace.scores import (
     target_scores,
     weight_scores,
 )
+from combicam.export.trace.smooth import for_views, merged, of_images, views_of
 from combicam.export.trace.snapshot import no_autocast
 from combicam.export.trace.trace import check_finer
 from combicam.kernels.cam_head import combine_scaled
@@ -139,22 +140,25 @@ class ForwardOnly(ABC):
     def _explain(
         self, images: Tensor, targets: Tensor | None, target_input: str, spec: CamSpec
     ) -> list[Tensor]:
-        logits, *acts = self._with_layers(images)
+        images = views_of(images, spec.smooth)
+        of_views, *acts = self._with_layers(images)
+        logits = of_images(of_views, spec.smooth)
         _, chosen, probability = target_scores(
             logits, targets, spec.score, target_input, spec.targets
         )
-        fixed = FixedTargets(chosen, "classes", spec)
+        values, kind = chosen, "classes"
         if targets is not None and target_input == "weights":
-            fixed = FixedTargets(targets, "weights", spec)
+            values, kind = targets, "weights"
         elif spec.finer:
             similar = similar_classes(logits, chosen, spec.finer)
-            fixed = FixedTargets(torch.cat([chosen[..., None], similar], -1), "finer", spec)
-        weights, factor = self.weights(images, logits, acts, fixed)
+            values, kind = torch.cat([chosen[..., None], similar], -1), "finer"
+        fixed = FixedTargets(for_views(values, spec.smooth), kind, spec)
+        weights, factor = self.weights(images, of_views, acts, fixed)
         maps = [
             torch.bmm(w, a.float().flatten(2)).unflatten(-1, a.shape[-2:]).relu()
             for w, a in zip(weights, acts, strict=True)
         ]
-        heatmaps, ranges, *maps = combine_scaled(
+        explained = combine_scaled(
             maps,
             factor,
             images.shape[-2:],
@@ -165,7 +169,7 @@ class ForwardOnly(ABC):
             spec.layer_weights,
             self.keep_layers,
         )
-        return [logits, chosen, probability, heatmaps, ranges, *maps]
+        return [logits, chosen, probability, *merged(explained, spec.smooth)]
 
     @property
     def chunk(self) -> int:

@@ -71,8 +71,7 @@ def batch_targets(module: fx.GraphModule, inputs: Sequence[Tensor], targets: int
     2. f(g, x), g from the seed, x not  ->  f(g, x repeated K times per image)
     3. harvest(g [B K,...])          ->  g as [B,K,...]
 
-    This is correct because in eval mode no operator of the backward mixes images. The images are
-    the input with a symbolic first dimension.
+    This is correct because in eval mode no operator of the backward mixes images.
 
     Args:
         module: a flat graph of operators without mutations, with the marks of ``gradients``.
@@ -85,21 +84,23 @@ def batch_targets(module: fx.GraphModule, inputs: Sequence[Tensor], targets: int
     """
     if not any(node.target is SEED for node in module.graph.nodes):
         return module
-    batch = next(x.shape[0] for x in inputs if x.ndim and isinstance(x.shape[0], SymInt))
-    return make_fx(_Batched(module, batch, targets).run)(*inputs)
+    return make_fx(_Batched(module, targets).run)(*inputs)
 
 
 class _Batched(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, batch: Any, targets: int) -> None:
+    def __init__(self, module: fx.GraphModule, targets: int) -> None:
         super().__init__(module)
-        self.batch, self.targets = batch, targets
+        self.batch: Any = None  # that of the seed
+        self.targets = targets
         self.backward: set[fx.Node] = set()
         self.repeats: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.target is SEED:
             self.backward.add(n)
-            return self.env[n.args[0]].flatten(0, 1)  # type: ignore[index]
+            cotangents = self.env[n.args[0]]  # type: ignore[index]
+            self.batch = cotangents.shape[0]
+            return cotangents.flatten(0, 1)
         if n.target is HARVEST:
             gradient = self.env[n.args[0]]  # type: ignore[index]
             return gradient.unflatten(0, (self.batch, self.targets))

@@ -42,6 +42,7 @@ from combicam.export.trace.scores import (
     target_scores,
 )
 from combicam.export.trace.shapley import shapley_gradients
+from combicam.export.trace.smooth import for_views, merged, of_images, views_of
 from combicam.export.trace.snapshot import another, memory_format
 from combicam.export.trace.traced_operators import PlainOperators
 from combicam.export.trace.twice_differentiable import TwiceDifferentiable
@@ -256,12 +257,14 @@ def joint_function(
     def joint(*flat: Tensor) -> list[Tensor]:
         images, *given = flat[len(state_names) :]
         targets = given[0] if given else None
+        images = views_of(images, spec.smooth)
         acts: dict[str, Tensor] = {}
         state = dict(zip(state_names, flat, strict=False))
         with torch.enable_grad():
             with capturing(model, names, acts):
                 logits = find_logits(torch.func.functional_call(model, state, (images.to(dtype),)))
-            logits = logits.float()
+            of_views = logits.float()
+            logits = of_images(of_views, spec.smooth)
             _, chosen, scores = target_scores(
                 logits, targets, spec.score, signature.target_input, spec.targets
             )
@@ -274,16 +277,17 @@ def joint_function(
             else:
                 by_weights = signature.target_input == "weights"
                 fixed = targets if targets is not None and by_weights else chosen
-                odds = differentiable_scores(logits, fixed, spec, signature.target_input)
+                fixed = for_views(fixed, spec.smooth)
+                odds = differentiable_scores(of_views, fixed, spec, signature.target_input)
                 if dtype == torch.float16:
-                    odds = enlarged(odds, logits)
+                    odds = enlarged(odds, of_views)
                 scale = odds.scale
                 if spec.method == "shapleycam":
-                    grads = shapley_gradients(odds, logits, outputs, spec.targets)
+                    grads = shapley_gradients(odds, of_views, outputs, spec.targets)
                 else:
-                    grads = gradients(odds.y, logits, outputs, batched)
+                    grads = gradients(odds.y, of_views, outputs, batched)
         with torch.no_grad():
-            heatmaps, ranges, *maps = head(
+            explained = head(
                 [info.as_grid(acts[info.name].detach()) for info in layers],
                 [info.as_grid(grad) for info, grad in zip(layers, grads, strict=True)],
                 list(signature.input_size),
@@ -298,7 +302,7 @@ def joint_function(
                 torch.float32,
                 scale,
             )
-        return [logits.detach(), chosen, scores.detach(), heatmaps, ranges, *maps]
+        return [logits.detach(), chosen, scores.detach(), *merged(explained, spec.smooth)]
 
     return joint
 

@@ -170,3 +170,40 @@ def test_shapleycam_of_networks(name: str) -> None:
         model, names, images.double(), classes[:, 0], "shapleycam", "logprob"
     )
     assert (heatmaps[:, 0] - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("smooth", ["flips", "flips+intensities"])
+def test_smoothed_heatmaps_are_means_of_views(smooth: str, tmp_path: Path) -> None:
+    values = {"layers": LAYERS, "method": "layercam", "targets": 2, "keep_layers": True}
+    plain = Explainer(network(), SIZE, **values)  # type: ignore[arg-type]
+    explainer = Explainer(network(), SIZE, smooth=smooth, **values)  # type: ignore[arg-type]
+    found, own = explainer(photos()), plain(photos())
+    torch.testing.assert_close(found.logits, own.logits, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.targets, own.targets)
+    heatmaps, maps = [], []
+    for factor in (1, 0.9, 1.1) if "+" in smooth else (1,):
+        for flip in (False, True):
+            view = factor * (photos().flip(-1) if flip else photos())
+            one = plain(view, targets=own.targets)
+            heatmaps.append(one.heatmaps.flip(-1) if flip else one.heatmaps)
+            maps.append(one.layer_maps["6"].flip(-1) if flip else one.layer_maps["6"])
+    torch.testing.assert_close(found.heatmaps, torch.stack(heatmaps).mean(0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        found.layer_maps["6"], torch.stack(maps).mean(0), atol=1e-6, rtol=1e-4
+    )
+    by_weights = explainer(photos(), targets=F.one_hot(own.targets, 7).float())
+    torch.testing.assert_close(by_weights.heatmaps, found.heatmaps, atol=1e-4, rtol=0)
+    if smooth == "flips":
+        for suffix in (".onnx", ".ts"):
+            export(explainer, tmp_path / f"model{suffix}")
+            loaded = Explainer.load(tmp_path / f"model{suffix}")(photos())
+            torch.testing.assert_close(loaded.heatmaps, found.heatmaps, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_smoothed_heatmaps_without_gradients(method: str) -> None:
+    plain = Explainer(network(), SIZE, LAYERS[-1:], method)
+    found = Explainer(network(), SIZE, LAYERS[-1:], method, smooth="flips")(photos())
+    own = plain(photos())
+    mirrored = plain(photos().flip(-1), targets=own.targets).heatmaps.flip(-1)
+    torch.testing.assert_close(found.heatmaps, (own.heatmaps + mirrored) / 2, atol=1e-4, rtol=0)
