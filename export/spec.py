@@ -56,6 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 METHOD_CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("pytorch-grad-cam", "gradcam++"): {"method_eps": 1e-6},
     ("pytorch-grad-cam", "xgradcam"): {"method_eps": 1e-7},
+    ("pytorch-grad-cam", "fullgrad"): {"fuse": "sum", "normalize": "map"},
     ("torchcam", "scorecam"): {"masks": "grid"},
 }
 
@@ -121,7 +122,10 @@ class CamSpec:
         method: ``gradcam``, ``gradcam++``, ``xgradcam``, ``hirescam``, ``elementwise``,
             ``layercam``, ``eigencam`` or ``eigengradcam`` (formulas at
             ``combicam.kernels.weigh_reference``); ``shapleycam``
-            (:func:`~combicam.export.trace.shapley.shapley_gradients`); or ``scorecam`` or
+            (:func:`~combicam.export.trace.shapley.shapley_gradients`); ``fullgrad``, whose layers
+            are the image and all that have a bias
+            (:func:`~combicam.export.trace.fullgrad.bias_layers`), so that ``layers`` stays at its
+            default; or ``scorecam`` or
             ``ablationcam``, which need a forward pass per channel instead of gradients
             (:class:`combicam.engine.explain.scorecam.ScoreCam`,
             :class:`combicam.engine.explain.ablationcam.AblationCam`).
@@ -201,6 +205,11 @@ class CamSpec:
             ("smooth", SMOOTHS),
         ):
             check_choice("CamSpec", name, getattr(self, name), allowed)
+        if self.method == "fullgrad" and self.layers != "blocks":
+            raise ValueError(
+                "CamSpec: expected no layers with method='fullgrad', which reads the image and "
+                f"every layer with a bias, got {self.layers!r}; leave layers at its default"
+            )
         if isinstance(self.targets, bool) or not isinstance(self.targets, int) or self.targets < 1:
             raise ValueError(f"CamSpec: expected targets as an int >= 1, got {self.targets!r}")
         if isinstance(self.finer, bool) or not isinstance(self.finer, int) or self.finer < 0:

@@ -36,6 +36,7 @@ def cam_head_reference(
     scale: Tensor | None = None,
 ) -> list[Tensor]:
     """The CAM head in standard torch operations, as contained in portable artifacts."""
+    method_eps = eps if method == "fullgrad" else method_eps  # its divisors are those of min-max
     maps = [
         weigh_reference(a, g, method, method_eps, scale) for a, g in zip(acts, grads, strict=True)
     ]
@@ -93,6 +94,7 @@ def launch_cam_head(
     count = shape[0] * shape[1]
     grids = [(int(a.shape[2]), int(a.shape[3])) for a in acts]
     sizes = [count * h * w for h, w in grids]
+    method_eps = eps if method == "fullgrad" else method_eps
     flat = launch_weigh(acts, grads, method, method_eps, scale)
     factor = _map_factor(scale, method, method_eps)
     if factor is not None and eps:

@@ -63,7 +63,7 @@ def pool_reference(
 
 def map_scale(scale: Tensor, method: str, eps: float) -> Tensor:
     """By what the maps of f g exceed those that are computed from g and f: float32 [B,K]."""
-    if method in GRADIENT_FREE:
+    if method in (*GRADIENT_FREE, "fullgrad"):
         return torch.ones_like(scale)
     if method != "gradcam++" or eps == 0:
         return scale

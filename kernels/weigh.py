@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from combicam.kernels.extremes import FLAT
 from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
 from combicam.kernels.layout import (
     ACTS_B,
@@ -46,7 +47,7 @@ from combicam.kernels.pool import (
 from combicam.kernels.principal import EIGEN, principal_projection
 
 EPS = 1e-8
-METHODS = (*POOLED, "hirescam", "elementwise", "layercam", *EIGEN)
+METHODS = (*POOLED, "hirescam", "elementwise", "layercam", *EIGEN, "fullgrad")
 
 
 def weigh_reference(
@@ -67,12 +68,14 @@ def weigh_reference(
       :func:`~combicam.kernels.principal.principal_projection`; of G, only the shape is read
                                                                                 (2008.00299)
     * ``eigengradcam``: likewise of G A
+    * ``fullgrad``: sum_c minmax(abs(G_c A_c)), each channel on its own, with a layer's bias (or the
+      image) for A                                                              (1905.00780)
 
     Args:
         acts: activations, [B,C,h,w], any float dtype.
         grads: gradients of the K scores with respect to ``acts``, [B,K,C,h,w].
         method: one of ``METHODS``.
-        eps: of the two formulas that divide.
+        eps: of the two formulas that divide; of ``fullgrad``, added to every range.
         scale: float32 [B,K], positive: the gradients are ``scale`` times ``grads``, which are of
             a size that does not underflow. None for 1.
 
@@ -97,7 +100,19 @@ def weigh_reference(
         products = (grads * acts[:, None]).flatten(3)  # [B,K,C,P]
         each = principal_projection(products.flatten(0, 1))  # [B K,P]
         return each.unflatten(0, grads.shape[:2]).unflatten(-1, acts.shape[-2:]).relu()
+    if method == "fullgrad":
+        return _channel_ranges((grads * acts[:, None]).abs(), eps, scale)
     raise ValueError(f"weigh: expected a method of {METHODS}, got {method!r}")
+
+
+def _channel_ranges(x: Tensor, eps: float, scale: Tensor | None) -> Tensor:
+    """sum_c (x_c - min) / (max - min + eps / scale) of [B,K,C,h,w]; 0 for a constant channel."""
+    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    span = high - low
+    varied = span > FLAT * high
+    divisor = torch.where(varied, span, torch.ones_like(span))
+    divisor = divisor + (eps if scale is None or not eps else (eps / scale)[..., None, None, None])
+    return torch.where(varied, (x - low) / divisor, 0 * high).sum(2)  # what is not finite shows
 
 
 @dataclass(frozen=True)
@@ -265,8 +280,8 @@ def launch_weigh(
     Returns:
         float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
     """
-    if method in EIGEN:
-        each = [weigh_reference(a, g, method) for a, g in zip(acts, grads, strict=True)]
+    if method in (*EIGEN, "fullgrad"):
+        each = [weigh_reference(a, g, method, eps, scale) for a, g in zip(acts, grads, strict=True)]
         return torch.cat([m.flatten() for m in each])
     batch, targets = grads[0].shape[:2]
     acts = [addressable(a) for a in acts]

@@ -103,6 +103,15 @@ METHODS = {
 }
 
 
+def fullgrad(biases: Tensor, grads: Tensor) -> Tensor:
+    """Each channel of the products' sizes, min-max normalised on its own; their sum."""
+    return torch.stack([sum(unit(c) for c in image) for image in (biases * grads).abs()])  # type: ignore[misc]
+
+
+# The methods of the head; of fullgrad, activations are biases.
+HEAD = {**METHODS, "fullgrad": fullgrad}
+
+
 def unit(maps: Tensor) -> Tensor:
     """Min-max per image; zeros for a flat map."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)

@@ -132,7 +132,9 @@ class ModelSession:
 
     def at(self, size: tuple[int, int]) -> ModelSession:
         """The same layers of the same model for images (H, W)."""
-        spec = replace(self.spec, layers=tuple(info.name for info in self.layers))
+        spec = self.spec
+        if spec.method != "fullgrad":  # which has the same layers at any size
+            spec = replace(spec, layers=tuple(info.name for info in self.layers))
         return ModelSession(
             self.module, spec, size, self.keep_layers, self.backend, self.device, self.chunk
         )

@@ -26,6 +26,7 @@ from combicam.export.spec import FORWARD_METHODS, CamSpec, check_choice
 from combicam.export.trace.batch_targets import BatchElsewhere, batch_targets, gradients
 from combicam.export.trace.checkpointing import plain_forward
 from combicam.export.trace.decompositions import decompositions
+from combicam.export.trace.fullgrad import INPUT, bias_layers, bias_of
 from combicam.export.trace.functionalise import functionalise
 from combicam.export.trace.interpolate import SymbolicInterpolate
 from combicam.export.trace.layers import select_layers
@@ -213,7 +214,8 @@ def plan(
         LayerError, TraceError: see :func:`trace`.
     """
     probed = probe(model, input_size, spec.tokens)
-    layers = select_layers(model, probed, spec.layers)
+    is_full = spec.method == "fullgrad"
+    layers = bias_layers(model, probed) if is_full else select_layers(model, probed, spec.layers)
     if spec.targets > probed.classes:
         raise TraceError(
             f"trace: expected targets <= {probed.classes} (the classes), got {spec.targets}"
@@ -250,25 +252,28 @@ def joint_function(
     batched: bool = False,
 ) -> Callable[..., list[Tensor]]:
     """The function to trace, of the model's state, the images and the targets."""
-    names = [info.name for info in layers]
+    names = [info.name for info in layers if info.name != INPUT]
     dtype = getattr(torch, signature.dtype)
     state_names = list(model_state(model))
 
     def joint(*flat: Tensor) -> list[Tensor]:
         images, *given = flat[len(state_names) :]
         targets = given[0] if given else None
-        images = views_of(images, spec.smooth)
+        images = views_of(images, spec.smooth).to(dtype)
         acts: dict[str, Tensor] = {}
+        if spec.method == "fullgrad":
+            images = images.detach().requires_grad_()
+            acts[INPUT] = images
         state = dict(zip(state_names, flat, strict=False))
         with torch.enable_grad():
             with capturing(model, names, acts):
-                logits = find_logits(torch.func.functional_call(model, state, (images.to(dtype),)))
+                logits = find_logits(torch.func.functional_call(model, state, (images,)))
             of_views = logits.float()
             logits = of_images(of_views, spec.smooth)
             _, chosen, scores = target_scores(
                 logits, targets, spec.score, signature.target_input, spec.targets
             )
-            outputs = [acts[name] for name in names]
+            outputs = [acts[info.name] for info in layers]
             if spec.method in GRADIENT_FREE:
                 scale = None
                 grads = [
@@ -287,6 +292,9 @@ def joint_function(
                 else:
                     grads = gradients(odds.y, of_views, outputs, batched)
         with torch.no_grad():
+            for name in names if spec.method == "fullgrad" else ():
+                bias = bias_of(model, name, state)[None, :, None, None]
+                acts[name] = bias.expand_as(acts[name])
             explained = head(
                 [info.as_grid(acts[info.name].detach()) for info in layers],
                 [info.as_grid(grad) for info, grad in zip(layers, grads, strict=True)],

@@ -37,7 +37,7 @@ def test_equals_the_formula(method: str, b: int, k: int, c: int, h: int, w: int,
     maps = weigh_reference(acts, grads, method)
     assert maps.shape == (b, k, h, w)
     for i in range(k):
-        expected = cam_oracle.METHODS[method](acts.double(), grads[:, i].double())
+        expected = cam_oracle.HEAD[method](acts.double(), grads[:, i].double())
         bound = 1e-5 * max(1.0, float(expected.abs().max()))
         assert (maps[:, i] - expected).abs().max() < bound
 
@@ -204,8 +204,8 @@ def test_scaled_gradients(method: str, eps: float, device: torch.device) -> None
     factor = map_scale(scale.double(), method, eps)
     for i in range(2):
         small = grads[:, i].double() * scale[:, i].double()[:, None, None, None]
-        by_hand = cam_oracle.METHODS[method](acts.double(), small)
-        if eps == 0 and method in ("gradcam++", "xgradcam"):
+        by_hand = cam_oracle.HEAD[method](acts.double(), small)
+        if method in (("gradcam++", "xgradcam") if eps == 0 else ("fullgrad",)):
             continue  # the oracle has its own
         size = expected[:, i].amax((1, 2), keepdim=True)
         found = by_hand / factor[:, i, None, None]
