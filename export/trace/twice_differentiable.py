@@ -105,7 +105,7 @@ def _conv2d(
         return None
     pairs = [[n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
     options = (*pairs, False, [0, 0], groups)
-    found: Tensor = _Convolution.apply(input, weight, options)  # type: ignore[no-untyped-call]
+    found: Tensor = _Convolution.apply(input, weight, options)
     return found if bias is None else found + _per_channel(bias, found)
 
 
@@ -120,9 +120,9 @@ class _Convolution(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        return _DataGradient.apply(grad, x.detach(), weight, ctx.options), None, None  # type: ignore[no-untyped-call]
+        return _DataGradient.apply(grad, x.detach(), weight, ctx.options), None, None
 
 
 class _DataGradient(torch.autograd.Function):
@@ -137,9 +137,9 @@ class _DataGradient(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
-        return _Convolution.apply(grad, weight, ctx.options), None, None, None  # type: ignore[no-untyped-call]
+        return _Convolution.apply(grad, weight, ctx.options), None, None, None
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
