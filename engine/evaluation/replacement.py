@@ -17,13 +17,13 @@ def baseline_images(images: Tensor, kind: str, preprocess: Preprocess) -> Tensor
     """Images without their content, to replace removed pixels; in the model's normalised space.
 
     Args:
-        images: float [B,3,H,W], normalised.
+        images: float [B,C,H,W], normalised.
         kind: ``blur``, a Gaussian of 5 % of the shorter side; ``mean``, the mean colour that
             preprocessing subtracts (zeros after it); ``black``.
         preprocess: of the model; its mean and deviation define black.
 
     Returns:
-        float [B,3,H,W].
+        float [B,C,H,W].
 
     Raises:
         ValueError: an unknown kind.

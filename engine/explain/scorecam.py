@@ -55,7 +55,7 @@ class ScoreCam:
 
     Args:
         module: a snapshot of the model.
-        spec, input_size, keep_layers: what to compute.
+        spec, input_size, channels, keep_layers: what to compute.
         backend: ``eager`` or ``compile``.
         device: of the model.
         chunk: masked images per pass; default: as many as easily fit into memory, at most 256.
@@ -77,6 +77,7 @@ class ScoreCam:
         backend: str,
         device: torch.device,
         chunk: int | None = None,
+        channels: int = 3,
     ) -> None:
         if backend in LOADERS:
             raise ValueError(
@@ -85,7 +86,7 @@ class ScoreCam:
                 f"got {backend!r}"
             )
         self.keep_layers = keep_layers
-        self.graph = trace_forward(module, spec, input_size)
+        self.graph = trace_forward(module, spec, input_size, channels)
         score = fitting_score(spec.score, self.graph.signature.classes)
         self.spec = replace(spec, score=score)
         compiled: Callable[..., Any] = torch.compile if backend == "compile" else (lambda m: m)

@@ -76,6 +76,7 @@ class ModelSession:
             ``aoti``.
         device: of the model.
         chunk: of ``scorecam``, masked images per pass.
+        channels: C of the images.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ModelSession:
         backend: str,
         device: torch.device,
         chunk: int | None = None,
+        channels: int = 3,
     ) -> None:
         self.module = module
         self.spec = spec
@@ -95,6 +97,7 @@ class ModelSession:
         self.backend = backend
         self.device = device
         self.chunk = chunk
+        self.channels = channels
         self.top = Request("classes", spec.targets)
         # Files take float32; a graph in memory takes the model's type, which saves a cast.
         forward_only = spec.method in FORWARD_METHODS
@@ -106,7 +109,9 @@ class ModelSession:
         self._lock = threading.RLock()
         self.score_cam = None
         if forward_only:
-            self.score_cam = ScoreCam(module, spec, input_size, keep_layers, backend, device, chunk)
+            self.score_cam = ScoreCam(
+                module, spec, input_size, keep_layers, backend, device, chunk, channels
+            )
         self.execute(self.top)
         # A single logit has a sigmoid of its own.
         self.spec = replace(spec, score=fitting_score(spec.score, self.signature.classes))
@@ -115,7 +120,14 @@ class ModelSession:
         """The same layers of the same model for images (H, W)."""
         spec = replace(self.spec, layers=tuple(info.name for info in self.layers))
         return ModelSession(
-            self.module, spec, size, self.keep_layers, self.backend, self.device, self.chunk
+            self.module,
+            spec,
+            size,
+            self.keep_layers,
+            self.backend,
+            self.device,
+            self.chunk,
+            self.channels,
         )
 
     @property
@@ -141,7 +153,7 @@ class ModelSession:
         return self._top_joint().output_names
 
     def logits(self, images: Tensor) -> Tensor:
-        """The graph's logits, float32 [B,n], of normalised images [B,3,H,W], run eagerly."""
+        """The graph's logits, float32 [B,n], of normalised images [B,C,H,W], run eagerly."""
         if self.score_cam is not None:
             scores: Tensor = self.score_cam.graph.logits(images)[0]
             return scores
@@ -174,6 +186,7 @@ class ModelSession:
                     target_input=request.target_input,
                     keep_layers=self.keep_layers,
                     batched=batched,
+                    channels=self.channels,
                 )
             return self._joints[request, batched]
 
