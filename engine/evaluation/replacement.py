@@ -26,13 +26,18 @@ def baseline_images(images: Tensor, kind: str, preprocess: Preprocess) -> Tensor
         float [B,C,H,W].
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or black without mean and deviation.
     """
     if kind == "blur":
         return gaussian_blur(images, BLUR * min(images.shape[2:]))
     if kind == "mean":
         return torch.zeros_like(images)
     if kind == "black":
+        if not preprocess.takes_bytes:
+            raise ValueError(
+                f"baseline: expected mean and std of {preprocess.channels} channels, which define "
+                "black, got none; choose 'blur' or 'mean'"
+            )
         mean, std = (images.new_tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
         return (-mean / std).expand_as(images)
     raise ValueError(f"baseline: expected one of {BASELINES}, got {kind!r}")

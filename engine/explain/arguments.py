@@ -38,6 +38,15 @@ def check_chunk(chunk: int | None, method: str) -> None:
         )
 
 
+def check_channels(channels: int | None) -> None:
+    if channels is None:
+        return
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise ValueError(
+            f"Explainer: expected channels as an int >= 1 or None, got {channels!r}; leave it out"
+        )
+
+
 def prepared(
     model: object,
     device: torch.device | str | None,

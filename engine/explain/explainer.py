@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from combicam.engine.explain.arguments import (
     best_device,
     check_backend,
+    check_channels,
     check_chunk,
     check_classes,
     check_score,
@@ -139,6 +140,7 @@ class Explainer:
         )
         check_backend(backend)
         check_chunk(chunk, method)
+        check_channels(channels)
         loaded = model if isinstance(model, LoadedModel) else None
         check_score(loaded, score)
         output = loaded.output if loaded and output is None else output

@@ -182,6 +182,12 @@ def probe(
         finally:
             for handle in handles:
                 handle.remove()
+        if len(logits) != 1:
+            raise TraceError(
+                f"trace: expected logits [1,n] of one image, got {tuple(logits.shape)} of "
+                f"{tuple(images.shape)}: the model takes other numbers of channels for several "
+                "images; give their number by Preprocess(channels=...) or Explainer(channels=...)"
+            )
         called = {name: modules[module_name(name)] for name in acts}
         places = find_places(acts, called, input_size, tokens)
         grids = {n: acts[n] for n in places}
