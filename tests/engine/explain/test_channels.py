@@ -147,6 +147,22 @@ def test_what_is_said_wins_over_what_is_found() -> None:
     torch.testing.assert_close(explainer(x).heatmaps, grey.heatmaps, atol=1e-5, rtol=0)
 
 
+def test_a_network_of_several_outputs_tells_its_channels() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = chain(4)
+
+        def forward(self, images: Tensor, scale: float) -> dict[str, Tensor]:
+            return {"a": self.network(scale * images), "b": images.mean((2, 3))}
+
+    several = Explainer(Several(), SIZE, layers=("network.1",), output="a", inputs={"scale": 2.0})
+    x = images(2, 4)
+    plain = Explainer(chain(4), SIZE, layers=("1",))
+    assert several.channels == 4
+    torch.testing.assert_close(several(x).heatmaps, plain(2 * x).heatmaps, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
