@@ -126,7 +126,8 @@ class ModelConfig:
     side_step: int | None = None
     classes: Path | None = None
     references: Path | None = None
-    output: str | None = None
+    # The commands' own --output is where they write.
+    output: Annotated[str | None, tyro.conf.arg(name="model-output")] = None
     in_chans: int | None = None
 
     def __post_init__(self) -> None:
