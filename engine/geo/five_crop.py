@@ -217,10 +217,11 @@ class FiveCropExplainer:
         batch = torch.as_tensor(photos)
         h, w = self._explainer.input_size
         channels = self.preprocess.channels
+        kind = " (RGB)" if channels == 3 else ""
         fits = batch.dtype == torch.uint8 and batch.ndim == 4 and len(batch) > 0
         if not fits or batch.shape[3] != channels or batch.shape[1] < h or batch.shape[2] < w:
             raise ValueError(
-                f"five crops: expected photos as uint8 [B,h,w,{channels}], at least {h}x{w}, "
+                f"five crops: expected photos as uint8 [B,h,w,{channels}]{kind}, at least {h}x{w}, "
                 f"got {batch.dtype} {tuple(batch.shape)}; scale them to preprocess.size_of(width, "
                 "height)"
             )
