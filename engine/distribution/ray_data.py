@@ -48,10 +48,9 @@ class Explain:
     ... )
 
     A batch has a column ``bytes``, encoded images, or ``image``, uint8 [B,H,W,3], RGB, or [B,H,W,1]
-    or [B,H,W], grey. It is
-    replaced by the columns of a run's rows (``status``, ``error``, ``targets``, ``scores``,
-    ``heatmap``, …); all other columns stay. An image that cannot be decoded is a row with its
-    status. To use GPUs, pass ``num_gpus=1`` to ``map_batches``.
+    or [B,H,W], grey. It is replaced by the columns of a run's rows (``status``, ``error``,
+    ``targets``, ``scores``, ``heatmap``, …); all other columns stay. An image that cannot be
+    decoded is a row with its status. To use GPUs, pass ``num_gpus=1`` to ``map_batches``.
 
     Args:
         model: a name, an exported file, or a ModelConfig.
