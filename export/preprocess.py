@@ -14,6 +14,10 @@ from combicam.kernels.normalize import normalize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PHOTO_CHANNELS = (1, 3)  # grey, RGB
+# ImageNet's; of grey images their average, as timm takes it. Other images have none in common.
+_MEANS: dict[int, tuple[float, ...]] = {3: IMAGENET_MEAN, 1: (sum(IMAGENET_MEAN) / 3,)}
+_STDS: dict[int, tuple[float, ...]] = {3: IMAGENET_STD, 1: (sum(IMAGENET_STD) / 3,)}
 RESIZES = ("squash", "crop", "short-side", "cover")
 MAX_ASPECT = 4
 # An image of a single row must not be scaled to gigabytes.
@@ -27,7 +31,9 @@ class Preprocess:
 
     Args:
         input_size: (H, W) of the model's input, pixels.
-        mean, std: per channel, of RGB in [0, 1].
+        mean, std: per channel, of values in [0, 1], by which bytes are normalised; the default is
+            ImageNet's for RGB, and its average, 0.449 and 0.226, for one channel. For other numbers
+            of channels there is none: without both, the model takes floats alone.
         resize: ``squash`` scales the whole image to (H, W); ``crop`` scales it to cover
             (H, W) / crop_pct and crops the centre, like timm and torchvision; ``short-side``
             scales the whole image so that its shorter side is min(H, W), so inputs differ in size,
@@ -38,18 +44,22 @@ class Preprocess:
             stretches the image by at most half a step. Every size has its own graph; 1 keeps the
             aspect ratio exactly, and suits images of few sizes.
         interpolation: Pillow's filter of that name, antialiased.
+        channels: C of the model's input, 1 for grey images, 3 for RGB; default: as many as
+            ``mean`` has, else 3. Photos are decoded for 1 and 3: grey is luma, 0.299 R + 0.587 G +
+            0.114 B, and a grey photo's only channel is repeated for RGB.
 
     Raises:
         ValueError: an invalid value.
     """
 
     input_size: tuple[int, int]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     resize: str = "crop"
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     side_step: int = 32
+    channels: int = 0
 
     def __post_init__(self) -> None:
         size = tuple(int(s) for s in self.input_size)
@@ -58,11 +68,8 @@ class Preprocess:
                 f"Preprocess: expected input_size as (H, W) in pixels, got {self.input_size!r}"
             )
         object.__setattr__(self, "input_size", size)
-        for what, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3:
-                raise ValueError(f"Preprocess: expected 3 values of {what}, got {values!r}")
-            object.__setattr__(self, what, tuple(float(v) for v in values))
-        if min(self.std) <= 0:
+        self._set_channels()
+        if min(self.std, default=1) <= 0:
             raise ValueError(f"Preprocess: expected std > 0, got {self.std!r}")
         if self.resize not in RESIZES:
             raise ValueError(f"Preprocess: expected resize in {RESIZES}, got {self.resize!r}")
@@ -75,6 +82,50 @@ class Preprocess:
             raise ValueError(f"Preprocess: expected 0 < crop_pct <= 1, got {self.crop_pct!r}")
         if self.side_step < 1:
             raise ValueError(f"Preprocess: expected side_step >= 1, got {self.side_step!r}")
+
+    def _set_channels(self) -> None:
+        """Fill in ``channels``, and ``mean`` and ``std`` where they have a default."""
+        count = self.channels or len(self.mean) or len(self.std) or 3
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"Preprocess: expected channels as an int >= 1, got {count!r}")
+        object.__setattr__(self, "channels", count)
+        for what, defaults in (("mean", _MEANS), ("std", _STDS)):
+            values = tuple(getattr(self, what)) or defaults.get(count, ())
+            object.__setattr__(self, what, tuple(float(v) for v in values))
+        if len(self.mean) == len(self.std) == 0:
+            return
+        for what in ("mean", "std"):
+            if len(getattr(self, what)) != count:
+                raise ValueError(
+                    f"Preprocess: expected {count} values of {what}, one per channel, got "
+                    f"{getattr(self, what)!r}"
+                )
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether uint8 images can be normalised: mean and deviation are known."""
+        return bool(self.mean)
+
+    @property
+    def takes_photos(self) -> bool:
+        """Whether photos become inputs: of one channel or three."""
+        return self.channels in PHOTO_CHANNELS
+
+    def check_photos(self, operation: str) -> None:
+        """Check that photos become inputs.
+
+        Args:
+            operation: for the message.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if not self.takes_photos:
+            raise ValueError(
+                f"{operation}: expected a network of 1 channel (grey) or 3 (RGB), which takes "
+                f"photos, got one of {self.channels}; call an Explainer with its images, float "
+                f"[B,{self.channels},H,W]"
+            )
 
     @property
     def has_one_size(self) -> bool:
@@ -115,10 +166,18 @@ class Preprocess:
         return wide * height // width, wide
 
     def normalize(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """uint8 [B,H,W,3] -> ``dtype`` [B,3,H,W], (x / 255 - mean) / std.
+        """uint8 [B,H,W,C] -> ``dtype`` [B,C,H,W], (x / 255 - mean) / std.
 
         Channels-last in memory on a GPU and contiguous on a CPU, where models run fastest that way.
+
+        Raises:
+            ValueError: other images, or no mean and deviation.
         """
+        if not self.takes_bytes:
+            raise ValueError(
+                f"Preprocess: expected mean and std of {self.channels} channels, by which bytes "
+                f"are normalised, got none; give them, or float [B,{self.channels},H,W], normalised"
+            )
         normal = normalize(images, self.mean, self.std, dtype)
         return normal if images.is_cuda else normal.contiguous()
 
@@ -126,9 +185,16 @@ class Preprocess:
         """A copy with another input size."""
         return replace(self, input_size=input_size)
 
+    def in_colour(self) -> Self:
+        """A copy that decodes the same part of a photo in RGB, to show it."""
+        return self if self.channels == 3 else replace(self, channels=3, mean=(), std=())
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return asdict(self)
+        """JSON-ready fields; ``channels`` only if ``mean`` does not say it."""
+        values = asdict(self)
+        if self.takes_bytes:
+            del values["channels"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def normalize_reference(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
-    """(x / 255 - mean) / std in float32, then ``dtype``: uint8 [B,H,W,3] -> [B,3,H,W]."""
+    """(x / 255 - mean) / std in float32, then ``dtype``: uint8 [B,H,W,C] -> [B,C,H,W]."""
     offset = torch.tensor(mean, device=images.device)
     scale = torch.tensor(std, device=images.device)
     return ((images.float() / 255 - offset) / scale).to(dtype).permute(0, 3, 1, 2)
@@ -24,7 +24,7 @@ def normalize_reference(
 
 @jit
 def normalize_kernel(
-    images_ptr,  # uint8 [n], n = B H W 3
+    images_ptr,  # uint8 [n], n = B H W C, C = 3, or 1 with three equal scales and shifts
     out_ptr,  # [n], in the same order
     n,
     SCALE_R: tl.constexpr,
@@ -49,11 +49,12 @@ def normalize_kernel(
 def launch_normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
-    """Launch the kernel: :func:`normalize_reference` to float32's rounding."""
+    """Launch the kernel, of 1 or 3 channels: :func:`normalize_reference` to float32's rounding."""
     images = images.contiguous()
     out = torch.empty_like(images, dtype=dtype)
-    scale = [1 / (255 * s) for s in std]
-    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    repeats = 3 // len(mean)  # whichever of three channels a grey value is taken for
+    scale = [1 / (255 * s) for s in std] * repeats
+    shift = [-m / s for m, s in zip(mean, std, strict=True)] * repeats
     n = images.numel()
     wrap_triton(normalize_kernel)[(cdiv(n, BLOCK),)](
         images,
@@ -73,7 +74,7 @@ def launch_normalize(
 
 @torch.library.triton_op("combicam::normalize", mutates_args=())
 def _normalize(images: Tensor, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
-    if images.is_cuda and dtype in DTYPES:
+    if images.is_cuda and dtype in DTYPES and len(mean) in (1, 3):
         return launch_normalize(images, mean, std, dtype)
     return normalize_reference(images, mean, std, dtype)
 
@@ -87,20 +88,22 @@ def normalize(
     """(x / 255 - mean) / std.
 
     Args:
-        images: uint8 [B,H,W,3], RGB.
+        images: uint8 [B,H,W,C]; RGB, grey, or others.
         mean, std: per channel, of values in [0, 1].
         dtype: of the result: float32, bfloat16 or float16.
 
     Returns:
-        [B,3,H,W], channels-last in memory like the bytes, without a transposition.
+        [B,C,H,W], channels-last in memory like the bytes, without a transposition.
 
     Raises:
-        ValueError: not uint8 [B,H,W,3].
+        ValueError: not uint8 [B,H,W,C] with C values of mean and std.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    count = len(mean)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != count:
         raise ValueError(
-            f"normalize: expected uint8 [B,H,W,3], got {images.dtype} {tuple(images.shape)}; "
-            "pass decoded images, or skip this for normalised float [B,3,H,W]"
+            f"normalize: expected uint8 [B,H,W,{count}], got {images.dtype} "
+            f"{tuple(images.shape)}; pass decoded images, or skip this for normalised float "
+            f"[B,{count},H,W]"
         )
     result: Tensor = torch.ops.combicam.normalize(images, list(mean), list(std), dtype)
     return result

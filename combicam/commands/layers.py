@@ -39,7 +39,8 @@ def layer_table(loaded: LoadedModel, everything: bool = False) -> list[str]:
     """One line per layer: its shape, and the rules that select it."""
     model = snapshot(loaded.module)
     attach(model, loaded.output, loaded.inputs)
-    probed = probe(model, loaded.preprocess.input_size)
+    size, channels = loaded.preprocess.input_size, loaded.preprocess.channels
+    probed = probe(model, size, channels=channels)
     rules: dict[str, list[str]] = {}
     for rule in ("blocks", "stages", "last"):
         try:

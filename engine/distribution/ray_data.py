@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.factory import make_explainer
+from combicam.engine.images.channels import image_channels
 from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.images.gpu_jpeg import check_gpu_decoding
 from combicam.engine.images.resize import resize
@@ -24,6 +25,7 @@ from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.row_format import Record, ShardFormat
 from combicam.export.models.models import ModelConfig
+from combicam.export.preprocess import PHOTO_CHANNELS
 from combicam.export.spec import CamSpec
 
 
@@ -45,10 +47,10 @@ class Explain:
     ...     Explain, fn_constructor_kwargs={"model": "model.onnx"}, batch_size=32, concurrency=2
     ... )
 
-    A batch has a column ``bytes``, encoded images, or ``image``, uint8 [B,H,W,3], RGB. It is
-    replaced by the columns of a run's rows (``status``, ``error``, ``targets``, ``scores``,
-    ``heatmap``, …); all other columns stay. An image that cannot be decoded is a row with its
-    status. To use GPUs, pass ``num_gpus=1`` to ``map_batches``.
+    A batch has a column ``bytes``, encoded images, or ``image``, uint8 [B,H,W,3], RGB, or [B,H,W,1]
+    or [B,H,W], grey. It is replaced by the columns of a run's rows (``status``, ``error``,
+    ``targets``, ``scores``, ``heatmap``, …); all other columns stay. An image that cannot be
+    decoded is a row with its status. To use GPUs, pass ``num_gpus=1`` to ``map_batches``.
 
     Args:
         model: a name, an exported file, or a ModelConfig.
@@ -77,6 +79,7 @@ class Explain:
     ) -> None:
         config = model if isinstance(model, ModelConfig) else ModelConfig(model)
         self._explainer = make_explainer(config, cam, compute, keep_layers=store == "layers")
+        self._explainer.preprocess.check_photos("Explain")
         maps = map_format(self._explainer, store, heatmap_size)
         self._format = ShardFormat(self._explainer.spec, maps, self._explainer.classes)
         self._stage = ExplainStage(
@@ -118,15 +121,20 @@ class Explain:
 
     def _pixels(self, image: NDArray[Any]) -> Loaded:
         image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        pixels = image[..., None] if image.ndim == 2 else image
+        if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in PHOTO_CHANNELS:
             raise ValueError(
-                f"Explain: expected images uint8 [H,W,3] (RGB), got {image.dtype} {image.shape}; "
-                "read them with mode='RGB'"
+                f"Explain: expected images uint8 [H,W,3] (RGB) or [H,W,1] (grey), got "
+                f"{image.dtype} {image.shape}; read them with mode='RGB'"
             )
-        image = np.require(image, requirements="W")  # arrays from Ray's store are read-only
+        if not image.size:
+            raise ValueError(f"Explain: expected images with pixels, got {image.shape}")
+        preprocess = self._explainer.preprocess
+        pixels = image_channels(pixels, preprocess.channels)
+        pixels = np.require(pixels, requirements="W")  # arrays from Ray's store are read-only
         height, width = image.shape[:2]
         record = Record(_Held("", ""), width=width, height=height)
-        return Loaded(record, resize(image, 1, (width, height), self._explainer.preprocess), 0.0)
+        return Loaded(record, resize(pixels, 1, (width, height), preprocess), 0.0)
 
     def _rows(self, loaded: list[Loaded]) -> Any:
         """The rows of all images, in order; images of the same size are explained together."""

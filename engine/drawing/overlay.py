@@ -22,14 +22,14 @@ def as_photos(images: Any, count: int) -> tuple[NDArray[np.uint8], ...]:
 
     Args:
         images: uint8 [B,H,W,3], or B uint8 [H,W,3] or PIL images of any sizes; a single image if
-            B is 1.
+            B is 1. Grey ones, [H,W,1], are shown in RGB.
         count: B.
 
     Returns:
         B arrays, uint8 [H,W,3].
 
     Raises:
-        ValueError: the wrong number of images, or not RGB bytes.
+        ValueError: the wrong number of images, or not bytes in RGB or grey.
     """
     single = isinstance(images, Image.Image) or (
         isinstance(images, np.ndarray | Tensor) and images.ndim == 3
@@ -48,6 +48,8 @@ def _as_photo(image: Any) -> NDArray[np.uint8]:
     elif isinstance(image, Tensor):
         image = image.detach().cpu()
     pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, 2)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(
             f"picture: expected photos as uint8 [H,W,3] or PIL images, got {pixels.dtype} "

@@ -43,7 +43,7 @@ def edge_baseline(images: Tensor) -> Tensor:
     A map that does not beat it may show only the image, not the model.
 
     Args:
-        images: float [B,3,H,W].
+        images: float [B,C,H,W].
 
     Returns:
         float [B,H,W] in [0, 1].

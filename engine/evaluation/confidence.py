@@ -13,7 +13,7 @@ def shown_alone(images: Tensor, blank: Tensor, maps: Tensor) -> Tensor:
     """E x + (1 - E) blank.
 
     Args:
-        images, blank: float [B,3,H,W], normalised.
+        images, blank: float [B,C,H,W], normalised.
         maps: float [B,H,W] in [0, 1].
     """
     return blank + maps[:, None] * (images - blank)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Normalised images [N,3,H,W] -> logits [N,n].
+# Normalised images [N,C,H,W] -> logits [N,n].
 Network = Callable[[Tensor], Tensor]
 # Logits [N,n] and the image of the batch each belongs to, int64 [N] -> values [N].
 Quantity = Callable[[Tensor, Tensor], Tensor]
@@ -58,8 +58,8 @@ def removal_curves(
 
     Args:
         network: normalised images to logits.
-        images: float [B,3,H,W], normalised.
-        blank: float [B,3,H,W], what replaces them.
+        images: float [B,C,H,W], normalised.
+        blank: float [B,C,H,W], what replaces them.
         maps: float [B,H,W].
         quantities: computed from the logits.
         steps: S; the ends are shared, so this takes 2 (S - 1) forward passes per image.

@@ -31,7 +31,7 @@ class Candidate:
         id: of the image.
         target: its class, as the model says.
         confidence: probability of the class, of the image alone.
-        pixels: uint8 [h,w,3], the model's input.
+        pixels: uint8 [h,w,C], the model's input.
     """
 
     id: str
@@ -76,11 +76,11 @@ def draw_mosaics(
 
 
 def assemble(mosaics: Sequence[Sequence[Candidate]], grid: int) -> Tensor:
-    """uint8 [B, grid h, grid w, 3], row by row."""
+    """uint8 [B, grid h, grid w, C], row by row."""
     cells = torch.from_numpy(np.stack([[c.pixels for c in mosaic] for mosaic in mosaics]))
     height, width = cells.shape[2:4]
     rows = cells.unflatten(1, (grid, grid)).permute(0, 1, 3, 2, 4, 5)
-    return rows.reshape(len(mosaics), grid * height, grid * width, 3)
+    return rows.reshape(len(mosaics), grid * height, grid * width, -1)
 
 
 def grid_pointing(maps: Tensor, grid: int) -> tuple[Tensor, Tensor]:

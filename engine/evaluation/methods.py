@@ -34,7 +34,8 @@ def contestants(
         specs: name -> what to compute, instead of the methods of ``config``.
 
     Raises:
-        ValueError: methods for an exported file, which has its own.
+        ValueError: methods for an exported file, which has its own; or a network that takes no
+            photos.
         RunError: a run of another model.
         CombicamError, FileNotFoundError: see :func:`~combicam.make_explainer`.
     """
@@ -45,11 +46,13 @@ def contestants(
                 f"method, got {config.methods}; give the original model"
             )
         first = make_explainer(config.model, None, config.compute)
+        first.preprocess.check_photos("evaluate")
         made: dict[str, Explainer] = {} if run else {_name(first.spec): first}
     else:
         specs = _named(specs) if specs else _specs(config, with_default=run is None)
         lead = next(iter(specs.values())) if specs else replace(_of_run(run), targets=1)
         first = make_explainer(config.model, lead, _fitting(config, lead))
+        first.preprocess.check_photos("evaluate")
         made = {}
         for name, spec in tqdm(
             specs.items(), unit="map", desc="prepare", leave=False, disable=not config.progress

@@ -107,7 +107,7 @@ class Subject:
     """Images to measure maps of, with everything that their maps share.
 
     Attributes:
-        images, blank: float [B,3,H,W], normalised; the images, and their replacement.
+        images, blank: float [B,C,H,W], normalised; the images, and their replacement.
         ends: logits of the two.
         quantities: measured while pixels are removed.
         masks: bool [B,H,W], the evidence; None if unknown.
@@ -173,7 +173,7 @@ class Metrics:
         """Compute what all maps of a batch share.
 
         Args:
-            images: float [B,3,H,W], normalised.
+            images: float [B,C,H,W], normalised.
             targets: int64 [B], the explained classes.
             masks: bool [B,H,W].
             has_mask: bool [B]; default: all images have a mask.

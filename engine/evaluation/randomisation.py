@@ -42,7 +42,7 @@ def randomisation_check(
 
     Args:
         model: the trained model; a copy is randomised.
-        images: float [B,3,H,W], normalised.
+        images: float [B,C,H,W], normalised.
         explain: makes the explainer of a model, such as
             ``lambda model: Explainer(model, input_size)``.
         steps: largest number of steps, each of which randomises equally many more layers.

@@ -87,7 +87,7 @@ def road(
 
     Args:
         network: normalised images to logits.
-        images: float [B,3,H,W], normalised.
+        images: float [B,C,H,W], normalised.
         maps: float [B,H,W]; equal values are removed in reading order.
         quantity: computed from the logits.
         seeds: one per image, of the noise, which all maps of an image share.

@@ -40,7 +40,7 @@ def region_drops(
 
     Args:
         network: normalised images to logits.
-        images, blank: float [B,3,H,W], normalised; the images, and what replaces them.
+        images, blank: float [B,C,H,W], normalised; the images, and what replaces them.
         regions: of :func:`random_regions`.
         quantity: computed from the logits.
         whole: logits of the images, [B,n].

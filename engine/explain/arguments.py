@@ -14,6 +14,7 @@ from combicam.export.formats.artifact import Description
 from combicam.export.models.models import LoadedModel
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import FORWARD_METHODS, check_choice
+from combicam.export.trace.channels import input_channels
 from combicam.export.trace.output import Inputs, Output, attach
 from combicam.export.trace.snapshot import check_finite, snapshot
 from combicam.requirements import onnxruntime
@@ -34,6 +35,15 @@ def check_chunk(chunk: int | None, method: str) -> None:
         raise ValueError(
             f"Explainer: expected chunk with method in {list(FORWARD_METHODS)}, got {method!r}, "
             "which runs no changed images; leave it out"
+        )
+
+
+def check_channels(channels: int | None) -> None:
+    if channels is None:
+        return
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise ValueError(
+            f"Explainer: expected channels as an int >= 1 or None, got {channels!r}; leave it out"
         )
 
 
@@ -107,8 +117,13 @@ def usable_device(name: str) -> torch.device:
 
 
 def chosen_preprocess(
-    given: Preprocess | None, loaded: LoadedModel | None, input_size: tuple[int, int] | None
+    given: Preprocess | None,
+    loaded: LoadedModel | None,
+    input_size: tuple[int, int] | None,
+    channels: int | None,
+    module: nn.Module,
 ) -> Preprocess:
+    """The preprocessing that is given, or the model's, or for a bare module the default."""
     known = given or (loaded.preprocess if loaded else None)
     if known is None:
         if input_size is None:
@@ -116,7 +131,14 @@ def chosen_preprocess(
                 "Explainer: expected input_size=(H, W) in pixels, got None; a bare module does "
                 "not say which size it was trained with"
             )
-        return Preprocess(input_size)
+        size = Preprocess(input_size).input_size  # checked before the module runs
+        found = input_channels(module, size) if channels is None else channels
+        return Preprocess(size, channels=found)
+    if channels not in (None, known.channels):
+        raise ValueError(
+            f"Explainer: expected channels={known.channels}, those of the preprocessing, got "
+            f"{channels!r}; leave it out, or give a Preprocess(..., channels={channels!r})"
+        )
     if known.resize == "cover":
         raise ValueError(
             "Explainer: expected resize 'squash', 'crop' or 'short-side', got 'cover', which "

@@ -30,7 +30,7 @@ def export(
 ) -> Verification | None:
     """Write ``model.onnx``, ``.ts`` or ``.pt2``: graph, weights, spec, preprocessing, classes.
 
-    Inputs of the file: ``images`` float32 [B,3,H,W], normalised, and, unless ``target_input`` is
+    Inputs of the file: ``images`` float32 [B,C,H,W], normalised, and, unless ``target_input`` is
     ``none``, ``targets``. Outputs: ``logits``, ``classes`` (the explained ones), ``scores``,
     ``heatmaps``, ``ranges``, and the layer maps with ``keep_layers``. B is dynamic. The model
     computes in the explainer's dtype; scores, the pooling of gradients and the maps in float32.
@@ -88,7 +88,8 @@ def export(
         if images:
             limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
             artifact = Explainer.load(draft, device=session.device)
-            samples = natural_noise(images, explainer.input_size)
+            signature = joint.signature
+            samples = natural_noise(images, signature.input_size, channels=signature.channels)
             verification = verify_artifact(artifact, joint, session.module, samples, limit)
             if not verification.agrees and not allow_disagreement:
                 raise ArtifactError(
@@ -117,10 +118,10 @@ def check_output(path: Path) -> None:
         raise FileNotFoundError(f"export: expected an existing folder, got {path.parent}")
 
 
-def natural_noise(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Random images with the 1/f spectrum of photos: float32 [count,3,H,W], deviation 1."""
+def natural_noise(count: int, size: tuple[int, int], seed: int = 0, channels: int = 3) -> Tensor:
+    """Random images with the 1/f spectrum of photos: float32 [count,C,H,W], deviation 1."""
     generator = torch.Generator().manual_seed(seed)
-    white = torch.randn(count, 3, *size, generator=generator)
+    white = torch.randn(count, channels, *size, generator=generator)
     fy = torch.fft.fftfreq(size[0])[:, None]
     fx = torch.fft.rfftfreq(size[1])[None]
     amplitude = 1 / torch.sqrt(fy**2 + fx**2).clamp_min(1 / max(size))

@@ -104,7 +104,7 @@ def verify_artifact(
     Args:
         artifact: explainer of the file.
         joint, model: the exported graph, and the model it was traced from.
-        images: float32 [N,3,H,W], normalised.
+        images: float32 [N,C,H,W], normalised.
         tolerance: see :class:`Verification`.
 
     Raises:

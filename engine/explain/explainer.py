@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from combicam.engine.explain.arguments import (
     best_device,
     check_backend,
+    check_channels,
     check_chunk,
     check_classes,
     check_score,
@@ -27,7 +28,7 @@ from combicam.engine.explain.arguments import (
     usable_device,
 )
 from combicam.engine.explain.explanation import Explanation
-from combicam.engine.explain.image_batch import image_tensor
+from combicam.engine.explain.image_batch import expected, image_tensor
 from combicam.engine.explain.packing import packed_session, unpacked_session
 from combicam.engine.explain.score_network import Network, score_network
 from combicam.engine.explain.sessions import (
@@ -61,7 +62,7 @@ class Explainer:
     make a new one after training.
 
     Args:
-        model: any CNN [B,3,H,W] -> logits [B,n], or that returns them with other things (see
+        model: any CNN [B,C,H,W] -> logits [B,n], or that returns them with other things (see
             ``output``); a ``torch.nn.Module`` (explained in eval mode) or a
             :class:`~combicam.export.models.models.LoadedModel`.
         input_size: (H, W), pixels; default: that of the LoadedModel.
@@ -76,13 +77,16 @@ class Explainer:
             easily fit into memory.
             It changes results only by rounding, and is halved when memory is short.
         keep_layers: also return every layer's map.
-        preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation.
+        preprocess: how uint8 images are normalised; default: ImageNet's mean and deviation, of
+            grey images their average.
         classes: names and locations of the classes.
         output: where the logits [B,n] are in what the model returns: a key or an index
             (``heads.country.0`` for nested ones), or a function ``returned -> [B,n]`` of torch's
             operations, which becomes part of the graph; None takes the only tensor [B,n].
         inputs: fixed arguments after the images: a dict by name, or a list. Tensors [1,...] are
             repeated for every image.
+        channels: C of the images; default: that of ``preprocess`` or of the LoadedModel; for a bare
+            module 3 if it runs on RGB, else what its first convolution takes.
 
     Raises:
         ValueError, TypeError: an invalid argument.
@@ -124,6 +128,7 @@ class Explainer:
         classes: ClassTable | None = None,
         output: Output = None,
         inputs: Inputs = None,
+        channels: int | None = None,
     ) -> None:
         spec = CamSpec(
             layers=layers if isinstance(layers, str) else tuple(layers),
@@ -145,14 +150,15 @@ class Explainer:
         )
         check_backend(backend)
         check_chunk(chunk, method)
+        check_channels(channels)
         loaded = model if isinstance(model, LoadedModel) else None
         check_score(loaded, score)
         output = loaded.output if loaded and output is None else output
         inputs = loaded.inputs if loaded and inputs is None else inputs
         module = prepared(loaded.module if loaded else model, device, dtype, output, inputs)
-        preprocess = chosen_preprocess(preprocess, loaded, input_size)
+        preprocess = chosen_preprocess(preprocess, loaded, input_size, channels, module)
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        agreement = Agreement(module, preprocess.input_size)
+        agreement = Agreement(module, preprocess.input_size, preprocess.channels)
         session = ModelSession(
             module,
             spec,
@@ -161,6 +167,7 @@ class Explainer:
             "eager" if backend == "auto" else backend,
             self.device,
             chunk,
+            preprocess.channels,
         )
         agreement.check(session.logits)
         self.description = Description(
@@ -300,9 +307,14 @@ class Explainer:
         """(H, W) of the images, pixels."""
         return self.description.signature.input_size
 
+    @property
+    def channels(self) -> int:
+        """C of the images [B,C,H,W]: 1 for grey, 3 for RGB."""
+        return self.description.signature.channels
+
     @cached_property
     def score_network(self) -> Network:
-        """Normalised images [N,3,H,W] -> logits float32 [N,n]; traced at first use.
+        """Normalised images [N,C,H,W] -> logits float32 [N,n]; traced at first use.
 
         An exported file has scores and maps in one graph, and computes both.
         """
@@ -331,9 +343,10 @@ class Explainer:
         """Explain a batch.
 
         Args:
-            images: a tensor or an array, float [B,3,H,W], normalised, or uint8 [B,H,W,3] or
-                [B,3,H,W], RGB; or a list of images, also of PIL. (H, W) is ``input_size``; with
-                ``short-side`` preprocessing only the shorter side must match.
+            images: a tensor or an array, float [B,C,H,W], normalised, or uint8 [B,H,W,C] or
+                [B,C,H,W]; or a list of images, also of PIL. (H, W) is ``input_size``; with
+                ``short-side`` preprocessing only the shorter side must match. C is ``channels``;
+                uint8 images in RGB become grey for a network of grey images, and grey ones RGB.
             targets: None for the K best classes of each image; a class as int, or classes as int
                 [B] or [B,K], -1 the best, -2 the second best, …, -n the worst (with more than 1024
                 classes: down to -1024); a region as float [n], or regions as float [B,K,n], one
@@ -381,19 +394,19 @@ class Explainer:
         return self._sized.at(size)
 
     def _images(self, images: Any) -> Tensor:
-        batch = image_tensor(images)
+        batch = image_tensor(images, self.channels, self.preprocess.takes_bytes)
         by_bytes = batch.dtype == torch.uint8
         fits = (by_bytes or batch.is_floating_point()) and batch.ndim == 4 and len(batch) > 0
         if fits:
             *size, channels = batch.shape[1:] if by_bytes else (*batch.shape[2:], batch.shape[1])
-            fits = channels == 3 and self._has_size((size[0], size[1]))
+            fits = channels == self.channels and self._has_size((size[0], size[1]))
         if not fits:
             h, w = self.input_size if self._sized is None else ("H", "W")
             sizes = "" if self._sized is None else f", the shorter side {min(self.input_size)}"
+            asked = expected(self.channels, self.preprocess.takes_bytes, (h, w))
             raise ValueError(
-                f"Explainer: expected images as float [B,3,{h},{w}] (normalised) or uint8 "
-                f"[B,{h},{w},3] (RGB){sizes}, got {batch.dtype} {tuple(batch.shape)}; resize them, "
-                "or make an explainer with another input_size"
+                f"{asked}{sizes}, got {batch.dtype} {tuple(batch.shape)}; resize them, or make an "
+                "explainer with another input_size or channels"
             )
         batch = batch.detach().to(self.device, non_blocking=True)
         if not by_bytes:

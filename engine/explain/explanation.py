@@ -47,11 +47,11 @@ class Explanation:
         """A copy with original images to draw overlays on; explainers do not keep images.
 
         Args:
-            images: uint8 [B,H,W,3], or B arrays or PIL images of any size that show exactly what
-                the model saw.
+            images: uint8 [B,H,W,3], or [B,H,W,1] of grey ones, or B arrays or PIL images of any
+                size that show exactly what the model saw.
 
         Raises:
-            ValueError: not B images, or not RGB bytes.
+            ValueError: not B images, or not bytes in RGB or grey.
         """
         return replace(self, photos=as_photos(images, len(self.heatmaps)))
 

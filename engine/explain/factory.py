@@ -68,6 +68,7 @@ def _load(model: ModelConfig, cam: CamSpec | None, compute: ComputeConfig) -> Ex
             "classes",
             "references",
             "output",
+            "in_chans",
         )
         if getattr(model, name)
     ]

@@ -68,7 +68,7 @@ class ForwardOnly(ABC):
 
     Args:
         module: a snapshot of the model.
-        spec, input_size, keep_layers: what to compute.
+        spec, input_size, keep_layers, channels: what to compute.
         backend: ``eager`` or ``compile``.
         device: of the model.
         chunk: changed images per pass; default: as many as easily fit into memory, at most 256.
@@ -90,6 +90,7 @@ class ForwardOnly(ABC):
         backend: str,
         device: torch.device,
         chunk: int | None = None,
+        channels: int = 3,
     ) -> None:
         if backend in LOADERS:
             raise ValueError(
@@ -98,7 +99,7 @@ class ForwardOnly(ABC):
                 f"got {backend!r}"
             )
         self.keep_layers = keep_layers
-        self.graph = trace_forward(module, spec, input_size)
+        self.graph = trace_forward(module, spec, input_size, channels)
         score = fitting_score(spec.score, self.graph.signature.classes)
         self.spec = replace(spec, score=score)
         self._compiled: Callable[..., Any] = torch.compile if backend == "compile" else lambda m: m
@@ -112,7 +113,7 @@ class ForwardOnly(ABC):
         """w of every layer, [B,K,C]; and what all of them are to be multiplied by, [B,K] or None.
 
         Args:
-            images: [B,3,H,W].
+            images: [B,C,H,W].
             logits: of them, [B,n].
             acts: per layer [B,C,h,w].
             targets: what is explained.

@@ -46,7 +46,7 @@ class BatchExplainer(Protocol):
         """The device on which images are expected."""
 
     def __call__(self, images: Tensor, /, targets: Any = None) -> Explanation:
-        """Explain uint8 [B,H,W,3] on ``device``; the explainer normalises them.
+        """Explain uint8 [B,H,W,C] on ``device``; the explainer normalises them.
 
         Targets are passed only if the run names them.
         """

@@ -31,14 +31,14 @@ def score_network(session: ModelSession, by_onnxruntime: bool = False) -> Networ
             a network that it cannot run, or not alike, stays in torch.
 
     Returns:
-        Normalised images [N,3,H,W] -> logits float32 [N,n].
+        Normalised images [N,C,H,W] -> logits float32 [N,n].
     """
     graphs: dict[tuple[int, ...], Network] = {}
     on_cpu = session.device.type == "cpu" and session.backend != "compile"
 
     def make(images: Tensor) -> Network:
-        height, width = images.shape[2:]
-        traced = trace_forward(session.module, session.spec, (height, width))
+        channels, height, width = images.shape[1:]
+        traced = trace_forward(session.module, session.spec, (height, width), channels)
         by_torch = _in_torch(traced.logits, compiled=session.backend == "compile")
         if by_onnxruntime and on_cpu and traced.signature.dtype == "float32":
             return _in_onnxruntime(traced.logits, images[:_CHECKED], by_torch) or by_torch
@@ -52,7 +52,7 @@ def score_network(session: ModelSession, by_onnxruntime: bool = False) -> Networ
             return graphs[size](images)
 
     if not by_onnxruntime:
-        forward(torch.zeros(1, 3, *session.input_size, device=session.device))
+        forward(torch.zeros(1, *session.signature.image_shape, device=session.device))
     return forward
 
 

@@ -94,6 +94,7 @@ class ModelSession:
             ``aoti``.
         device: of the model.
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass.
+        channels: C of the images.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class ModelSession:
         backend: str,
         device: torch.device,
         chunk: int | None = None,
+        channels: int = 3,
     ) -> None:
         self.module = module
         self.spec = spec
@@ -113,6 +115,7 @@ class ModelSession:
         self.backend = backend
         self.device = device
         self.chunk = chunk
+        self.channels = channels
         self.top = Request("classes", spec.targets)
         # Files take float32; a graph in memory takes the model's type, which saves a cast.
         forward_only = spec.method in FORWARD_METHODS
@@ -125,7 +128,9 @@ class ModelSession:
         self.forward_only: ForwardOnly | None = None
         if forward_only:
             make = FORWARD_ONLY[spec.method]
-            self.forward_only = make(module, spec, input_size, keep_layers, backend, device, chunk)
+            self.forward_only = make(
+                module, spec, input_size, keep_layers, backend, device, chunk, channels
+            )
         self.execute(self.top)
         # A single logit has a sigmoid of its own.
         self.spec = replace(spec, score=fitting_score(spec.score, self.signature.classes))
@@ -136,7 +141,14 @@ class ModelSession:
         if spec.method != "fullgrad":  # which has the same layers at any size
             spec = replace(spec, layers=tuple(info.name for info in self.layers))
         return ModelSession(
-            self.module, spec, size, self.keep_layers, self.backend, self.device, self.chunk
+            self.module,
+            spec,
+            size,
+            self.keep_layers,
+            self.backend,
+            self.device,
+            self.chunk,
+            self.channels,
         )
 
     @property
@@ -162,7 +174,7 @@ class ModelSession:
         return self._top_joint().output_names
 
     def logits(self, images: Tensor) -> Tensor:
-        """The graph's logits, float32 [B,n], of normalised images [B,3,H,W], run eagerly."""
+        """The graph's logits, float32 [B,n], of normalised images [B,C,H,W], run eagerly."""
         if self.forward_only is not None:
             scores: Tensor = self.forward_only.graph.logits(images)[0]
             return scores
@@ -195,6 +207,7 @@ class ModelSession:
                     target_input=request.target_input,
                     keep_layers=self.keep_layers,
                     batched=batched,
+                    channels=self.channels,
                 )
             return self._joints[request, batched]
 

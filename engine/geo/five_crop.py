@@ -16,6 +16,7 @@ from torch import Tensor
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.targets import Targets, read_targets
+from combicam.engine.images.channels import image_channels
 from combicam.engine.images.resize import resize
 from combicam.export.classes.classes import ClassTable
 from combicam.export.preprocess import Preprocess
@@ -167,7 +168,7 @@ class FiveCropExplainer:
         """Explain images of the same size.
 
         Args:
-            photos: uint8 [B,h,w,3], RGB, scaled to ``preprocess.size_of`` them.
+            photos: uint8 [B,h,w,C], RGB or grey, scaled to ``preprocess.size_of`` them.
             targets: as of :class:`~combicam.Explainer`.
 
         Returns:
@@ -215,11 +216,13 @@ class FiveCropExplainer:
     def _photos(self, photos: Tensor | NDArray[np.uint8]) -> Tensor:
         batch = torch.as_tensor(photos)
         h, w = self._explainer.input_size
+        channels = self.preprocess.channels
+        kind = " (RGB)" if channels == 3 else ""
         fits = batch.dtype == torch.uint8 and batch.ndim == 4 and len(batch) > 0
-        if not fits or batch.shape[3] != 3 or batch.shape[1] < h or batch.shape[2] < w:
+        if not fits or batch.shape[3] != channels or batch.shape[1] < h or batch.shape[2] < w:
             raise ValueError(
-                f"five crops: expected photos as uint8 [B,h,w,3] (RGB), at least {h}x{w}, got "
-                f"{batch.dtype} {tuple(batch.shape)}; scale them to preprocess.size_of(width, "
+                f"five crops: expected photos as uint8 [B,h,w,{channels}]{kind}, at least {h}x{w}, "
+                f"got {batch.dtype} {tuple(batch.shape)}; scale them to preprocess.size_of(width, "
                 "height)"
             )
         return batch.to(self.device, non_blocking=True)
@@ -267,7 +270,7 @@ def explain_five_crops(
     Args:
         explainer: of a model that crops its images (``resize="crop"``), such as
             ``geoestimation``; the image is scaled accordingly.
-        photo: uint8 [h,w,3], RGB, upright.
+        photo: uint8 [h,w,3], RGB, or [h,w,1], grey, upright.
         targets: classes to explain; None for the K best by combined probability, K as in the spec.
         combine: over the crops, the ``max`` of each class's probability, or their ``mean``.
 
@@ -275,11 +278,12 @@ def explain_five_crops(
         ValueError: not an image, an explainer that does not crop, a spec without one map per
             target, or classes that do not exist.
     """
-    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] not in (1, 3) or not photo.size:
         raise ValueError(
-            f"explain_five_crops: expected a photo as uint8 [h,w,3], got {photo.dtype} "
+            f"explain_five_crops: expected a photo as uint8 [h,w,3] or [h,w,1], got {photo.dtype} "
             f"{photo.shape}"
         )
+    explainer.preprocess.check_photos("explain_five_crops")
     if targets is not None and (not len(targets) or min(targets) < 0):
         raise ValueError(
             f"explain_five_crops: expected classes of at least 0, got {list(targets)}; leave "
@@ -287,7 +291,8 @@ def explain_five_crops(
         )
     five = FiveCropExplainer(explainer, combine)
     height, width = photo.shape[:2]
-    scaled = resize(np.array(photo), 1, (width, height), five.preprocess)
+    pixels = image_channels(np.array(photo), explainer.channels)
+    scaled = resize(pixels, 1, (width, height), five.preprocess)
     merged = five.merge(scaled[None], None if targets is None else [list(targets)])
     grown = F.interpolate(merged.maps, (height, width), mode="bilinear", antialias=True)
     covered = F.interpolate(

@@ -1,4 +1,4 @@
-"""Decode an image to uint8 RGB at a model's input size."""
+"""Decode an image to uint8, RGB or grey, at a model's input size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from combicam.engine.images.channels import image_channels, photo_pixels
 from combicam.engine.images.formats import (
     TooLargeError,
     UnsupportedError,
@@ -17,7 +18,6 @@ from combicam.engine.images.formats import (
 from combicam.engine.images.gpu_jpeg import decode_jpeg_on_gpu
 from combicam.engine.images.jpeg import JPEGS, decode_jpeg
 from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, swaps_axes
-from combicam.engine.images.sample_depth import eight_bits, is_deep
 from combicam.engine.images.truncation import load_rest
 from combicam.errors import DecodeError, MissingExtra
 from combicam.export.preprocess import Preprocess
@@ -74,7 +74,7 @@ class Decoded:
     """An image at a model's input size.
 
     Attributes:
-        pixels: uint8 [H,W,3].
+        pixels: uint8 [H,W,C], RGB, or luma for a model of one channel.
         width, height: of the upright image before resizing.
         decoder: ``simplejpeg``, ``nvimagecodec``, ``pillow`` or, of a DNG, ``libraw``.
         truncated: whether the file ends too early; the missing pixels are black or grey.
@@ -88,8 +88,9 @@ class Decoded:
 
 
 def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) -> Decoded:
-    """Decode, convert to RGB, turn upright (EXIF), resize.
+    """Decode, convert to RGB or to grey, turn upright (EXIF), resize.
 
+    Grey is the luma of RGB, 0.299 R + 0.587 G + 0.114 B, as of Pillow's ``convert("L")``.
     Transparency is blended on white; samples of more than 8 bits are scaled to 8 by the range that
     the file says; animations give their first frame.
     Pillow reads every header, and decodes or refuses every file that a faster decoder declines, so
@@ -97,14 +98,17 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
 
     Args:
         data: the whole encoded file.
-        preprocess: its input_size, resize, crop_pct, side_step and interpolation are used.
+        preprocess: its input_size, resize, crop_pct, side_step, interpolation and channels (1 or
+            3) are used.
         config: of decoding; max_pixels is checked against the header, before decoding.
 
     Raises:
+        ValueError: other channels than 1 and 3.
         TooLargeError: more pixels than the config allows.
         UnsupportedError: a format whose plug-in is not installed, or samples of unknown range.
         DecodeError: not an image, or a damaged one.
     """
+    preprocess.check_photos("decode")
     try:
         try:
             return _decoded(data, preprocess, config)
@@ -138,7 +142,7 @@ def _loaded(
     if config.decoder == "gpu":
         pixels = decode_jpeg_on_gpu(data, image)
     if pixels is None and config.decoder != "pillow":
-        pixels, decoder = decode_jpeg(data, image, scale), _SIMPLEJPEG
+        pixels, decoder = decode_jpeg(data, image, scale, preprocess.channels), _SIMPLEJPEG
     if pixels is None:
         decoder = _PILLOW if image.format else _LIBRAW
         if scale > 1:
@@ -149,7 +153,8 @@ def _loaded(
             if not config.tolerant:
                 raise
             image, truncated = load_rest(data, image, error), True
-        pixels = np.array(_rgb(image))
+        pixels = photo_pixels(image, preprocess.channels)
+    pixels = image_channels(pixels, preprocess.channels)
     # Pillow turns TIFFs upright while it loads them.
     orientation = _orientation(opened)
     if scale == 1:
@@ -169,13 +174,3 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return size[::-1] if swaps_axes(orientation) else size
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if is_deep(image):
-        return Image.fromarray(eight_bits(image)).convert("RGB")
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    return image.convert("RGB")

@@ -19,7 +19,9 @@ JPEGS = ("JPEG", "MPO")
 _MODES = ("RGB", "L")
 
 
-def decode_jpeg(data: bytes, image: Image.Image, scale: int = 1) -> NDArray[np.uint8] | None:
+def decode_jpeg(
+    data: bytes, image: Image.Image, scale: int = 1, channels: int = 3
+) -> NDArray[np.uint8] | None:
     """Decode an intact JPEG; leave all others for Pillow to decode or refuse.
 
     Files that libjpeg-turbo only warns about (truncation, stray bytes, bad entropy codes) are left
@@ -29,9 +31,10 @@ def decode_jpeg(data: bytes, image: Image.Image, scale: int = 1) -> NDArray[np.u
         data: the whole file.
         image: the same file, opened by Pillow and its header checked, but not loaded.
         scale: 1, 2, 4 or 8, divisor of the sides while decoding.
+        channels: 1 if only grey is wanted, which is decoded as such if it is stored as such.
 
     Returns:
-        uint8 [h,w,3] as stored, writable; None to leave it to Pillow.
+        uint8 [h,w,3], or [h,w,1] of a grey file, as stored, writable; None to leave it to Pillow.
     """
     if simplejpeg is None or image.format not in JPEGS or image.mode not in _MODES:
         return None
@@ -41,7 +44,8 @@ def decode_jpeg(data: bytes, image: Image.Image, scale: int = 1) -> NDArray[np.u
         # With two frame headers, Pillow could have checked a smaller size than is decoded.
         if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
             return None
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", **sides)
+        space = "GRAY" if channels == 1 and image.mode == "L" else "RGB"
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, **sides)
     except ValueError:
         return None
     return pixels

@@ -50,7 +50,7 @@ def swaps_axes(orientation: int) -> bool:
 
 
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn upright: [H,W,3], a view.
+    """Turn upright: [H,W,C], a view.
 
     Args:
         pixels: as stored.
@@ -67,20 +67,23 @@ def resize(
     """Turn upright and scale to ``preprocess.size_of`` the image; ``crop`` keeps the centre.
 
     Args:
-        pixels: uint8 [h,w,3] as stored, contiguous and writable; may be scaled down already.
+        pixels: uint8 [h,w,C], C 1 or 3, as stored, contiguous and writable; may be scaled down
+            already.
         orientation: EXIF, 1 to 8.
         photo: (width, height) of the full upright image, pixels.
         preprocess: its input_size, resize, crop_pct, side_step and interpolation are used.
 
     Returns:
-        uint8 [H,W,3], contiguous.
+        uint8 [H,W,C], contiguous.
     """
     height, width = preprocess.size_of(*photo)
     scaled = scaled_size(photo, preprocess)
     if preprocess.interpolation not in _TORCH or math.prod(scaled) > _MOST_WASTE * width * height:
-        upright = Image.fromarray(np.ascontiguousarray(turned(pixels, orientation)))
+        plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels  # as Pillow has grey images
+        upright = Image.fromarray(np.ascontiguousarray(turned(plane, orientation)))
         box = visible_box(upright.size, preprocess)
-        return np.array(upright.resize((width, height), FILTERS[preprocess.interpolation], box=box))
+        kept = upright.resize((width, height), FILTERS[preprocess.interpolation], box=box)
+        return np.array(kept).reshape(height, width, -1)
     whole = turned(_scaled(pixels, scaled, orientation, preprocess.interpolation), orientation)
     left, top = _start(scaled[0], width), _start(scaled[1], height)
     return np.ascontiguousarray(whole[top : top + height, left : left + width])

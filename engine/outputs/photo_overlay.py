@@ -37,7 +37,8 @@ class PhotoPictures:
         max_pixels: refuse images with more pixels.
 
     Raises:
-        ValueError: the target is ``truth``, but single images have no ground truth.
+        ValueError: the target is ``truth``, but single images have no ground truth; or a network
+            that takes no photos.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PhotoPictures:
                 "overlay: expected targets that are the same for all images, got 'truth'; name the "
                 "location as LAT,LON"
             )
+        explainer.preprocess.check_photos("overlay")
         self._explainer = explainer
         self._target = target
         self._colormap = colormap

@@ -33,7 +33,7 @@ def draw_overlays(
         run: whose shards are all committed.
         manifest: of the run.
         config: overlays, explain, storage and decode are used.
-        explainer: its preprocessing is used: the image is shown as the model saw it.
+        explainer: its preprocessing is used: the image is shown as the model saw it, but in RGB.
 
     Returns:
         The files, in the order of the rows.
@@ -42,11 +42,11 @@ def draw_overlays(
     if not is_remote(folder):
         folder.mkdir(exist_ok=True)
     maps = map_format(explainer, config.storage.store, config.storage.heatmap_size)
-    rows = _ok_rows(run, manifest)
+    rows, preprocess = _ok_rows(run, manifest), explainer.preprocess.in_colour()
     paths: list[Path] = []
     while len(paths) < config.overlays and (numbered := next(rows, None)) is not None:
         number, entry, row = numbered
-        pixels = load(entry, explainer.preprocess, config.decode).pixels
+        pixels = load(entry, preprocess, config.decode).pixels
         if pixels is None:
             continue
         size = (row["heatmap_height"], row["heatmap_width"]) if maps.varies else None

@@ -23,7 +23,7 @@ class Batch:
         work: the shard.
         records: the rows, failures included.
         rows: row numbers in the shard.
-        images: uint8 [B,H,W,3] of the rows that can be explained; None if there are none. B is
+        images: uint8 [B,H,W,C] of the rows that can be explained; None if there are none. B is
             the same in all batches of a shard: the last one is padded with copies.
         count: how many of ``images`` are rows, not padding.
         is_last: whether this is the last batch of the shard.

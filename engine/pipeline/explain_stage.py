@@ -68,7 +68,7 @@ class ExplainStage:
     On CUDA, the next batch is launched before waiting for the results of the last one.
 
     Args:
-        explainer: called with uint8 [B,H,W,3] on its device.
+        explainer: called with uint8 [B,H,W,C] on its device.
         maps: how maps are stored.
         cuda_graphs: replay a batch's launches as one CUDA graph; not with a target.
         target: what to explain; None for the best classes.

@@ -24,7 +24,7 @@ _DEFAULT = DecodeConfig()
 
 @dataclass(frozen=True)
 class Loaded:
-    """A record, its pixels (uint8 [H,W,3]) if it has any, and the seconds they took."""
+    """A record, its pixels (uint8 [H,W,C]) if it has any, and the seconds they took."""
 
     record: Record
     pixels: NDArray[np.uint8] | None

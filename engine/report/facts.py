@@ -102,10 +102,11 @@ def _made(run: OpenRun, facts: RunFacts) -> list[list[str]]:
     preprocess = facts.preprocess
     if preprocess is not None:
         height, width = preprocess.input_size
+        resized = f"{_RESIZED[preprocess.resize]}, {preprocess.interpolation}"
         rows.append(
             [
                 "input",
-                f"{width} × {height} px, {_RESIZED[preprocess.resize]}, {preprocess.interpolation}",
+                f"{width} × {height} px{', grey' if preprocess.channels == 1 else ''}, {resized}",
             ]
         )
     if explainer.get("layers"):

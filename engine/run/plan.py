@@ -36,9 +36,10 @@ def plan_run(config: RunConfig, explainer: BatchExplainer) -> RunPlan:
 
     Raises:
         ValueError: heatmaps that cannot be stored as bytes in [0, 1], a target that the
-            explainer cannot explain, ground truth for classes without locations, or an explainer
-            for other crops.
+            explainer cannot explain, ground truth for classes without locations, an explainer
+            for other crops, or a network that takes no photos.
     """
+    explainer.preprocess.check_photos("run")
     spec = explainer.spec
     if spec.fuse == "none" or not spec.unit_range:
         raise ValueError(

@@ -35,8 +35,20 @@ _COLOURS = (
 )
 
 
-def decode(photo: Path, settings: Settings) -> NDArray[np.uint8]:
-    """Decode to upright RGB at the model's input size: uint8 [H,W,3]."""
+def decode(photo: Path, settings: Settings, channels: int | None = None) -> NDArray[np.uint8]:
+    """Decode to upright RGB, or its luma, at the model's input size: uint8 [H,W,C].
+
+    Args:
+        photo: file.
+        settings: of the model.
+        channels: C, 3 for RGB, 1 for grey; default: the model's.
+
+    Raises:
+        ValueError: a model of other images.
+    """
+    channels = channels or settings["channels"]
+    if channels not in (1, 3):
+        raise ValueError(f"this model takes images of {channels} channels, not photos")
     with Image.open(photo) as file:
         file.load()
         deep = file.mode == "F" or file.mode.startswith("I")
@@ -53,7 +65,11 @@ def decode(photo: Path, settings: Settings) -> NDArray[np.uint8]:
     if settings["resize"] == "crop":
         box = centre_box(image.size, (width, height), settings["crop_pct"])
     resampling = Image.Resampling[settings["interpolation"].upper()]
-    return np.asarray(image.convert("RGB").resize((width, height), resampling, box=box))
+    image = image.convert("RGB")
+    if channels == 1:
+        image = image.convert("L")
+    kept = np.asarray(image.resize((width, height), resampling, box=box))
+    return kept.reshape(height, width, channels)
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -106,7 +122,7 @@ def centre_box(
 
 
 def normalize(pixels: NDArray[np.uint8], settings: Settings) -> NDArray[np.float32]:
-    """uint8 [H,W,3] -> float32 [1,3,H,W], (x / 255 - mean) / std."""
+    """uint8 [H,W,C] -> float32 [1,C,H,W], (x / 255 - mean) / std."""
     mean, std = (np.array(settings[key], np.float32) * 255 for key in ("mean", "std"))
     scaled = (pixels.astype(np.float32) - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
@@ -119,7 +135,7 @@ def make_feed(
 
     Args:
         settings: of the model.
-        images: float32 [B,3,H,W], normalised.
+        images: float32 [B,C,H,W], normalised.
         classes: to explain (-1: the best, -2: the second best, …), or the classes of one region;
             default: the best ones.
 
@@ -239,7 +255,8 @@ def explain(
     for index, score in zip(results["classes"][0], results["scores"][0], strict=True):
         name = labels[index] if index >= 0 else "region"
         print(f"explained: {name} ({score:.3%})")
-    tiles = [pixels, *(overlay(pixels, heatmap) for heatmap in results["heatmaps"][0])]
+    shown = decode(photo, settings, 3)
+    tiles = [shown, *(overlay(shown, heatmap) for heatmap in results["heatmaps"][0])]
     Image.fromarray(np.concatenate(tiles, 1)).save(output)
     print(f"overlay: {output}")
 

@@ -49,7 +49,7 @@ def make_golden(joint: JointGraph, model: nn.Module, device: torch.device) -> Go
 
 def _inputs(joint: JointGraph) -> Arrays:
     signature, count = joint.signature, joint.spec.targets
-    images = natural_noise(IMAGES, signature.input_size, SEED).numpy()
+    images = natural_noise(IMAGES, signature.input_size, SEED, signature.channels).numpy()
     if signature.target_input == "none":
         return {"images": images}
     if signature.target_input == "weights":

@@ -28,12 +28,7 @@ Without a GPU leave out `--gpus all`: the model then runs on the CPU. Newer imag
 
 ## Send a request
 
-```sh
-pip install 'tritonclient[http]' pillow numpy
-python {name}/client.py photo.jpg --url localhost:8000{ask}
-```
-
-This prints the top classes and saves `photo.heatmap.png`. Your own client must preprocess images
+{request} Your own client must preprocess images
 as `preprocessing.json` describes; see `client.py`.
 
 | tensor | type | shape | |
@@ -61,6 +56,14 @@ is more than 1. The batch sizes under `model_warmup` are warmed up before the mo
 The server's log may say that it ignores a "version directory 'golden'"; this is expected.
 """
 
+_PHOTO_REQUEST = """\
+```sh
+pip install 'tritonclient[http]' pillow numpy
+python {name}/client.py photo.jpg --url localhost:8000{ask}
+```
+
+This prints the top classes and saves `photo.heatmap.png`."""
+_OTHER_REQUEST = "The model takes images of {channels} channels, not photos."
 _MEANINGS = {
     "images": "images, normalised",
     "targets": "what to explain",
@@ -107,13 +110,18 @@ def readme_text(
         default=best_classes(1, count)[0].tolist(),
         last=-last_rank(joint.signature.classes, count),
     )
+    request = _PHOTO_REQUEST if description.preprocess.takes_photos else _OTHER_REQUEST
     return _TEXT.format(
         name=name,
         model=description.model,
         note=f"\n\n*{description.note}*" if description.note else "",
         tensors="\n".join(rows),
         targets=targets,
-        ask=" --targets 0 1" if kind == "weights" else "",
+        request=request.format(
+            name=name,
+            ask=" --targets 0 1" if kind == "weights" else "",
+            channels=joint.signature.channels,
+        ),
         classes=joint.signature.classes,
         tolerance=tolerance,
     )

@@ -20,19 +20,20 @@ from combicam.engine.serving.model_config import batched_tensors, config_text
 from combicam.engine.serving.server_readme import readme_text
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import Description
+from combicam.export.preprocess import Preprocess
 from combicam.export.trace.trace import JointGraph
 from combicam.requirements import onnxruntime
 
 MAX_BATCH_SIZE = 8
 LABELS = "labels.txt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_STEPS = (
-    "decode; turn upright by EXIF orientation; RGB, transparency on white, 16 bits scaled to 8",
+_PHOTO_STEPS = (
+    "decode; turn upright by EXIF orientation; {kind}, transparency on white, 16 bits scaled to 8",
     "resize to input_size (H, W) with the antialiased filter 'interpolation': 'squash' scales the "
     "whole image; 'crop' scales it to cover input_size / crop_pct and crops the centre",
-    "x / 255, minus mean, divided by std, per channel R, G, B",
-    "float32 [B,3,H,W], C order",
 )
+_NORMALISE = "x / 255, minus mean, divided by std, per channel"
+_KINDS = {1: "grey, 0.299 R + 0.587 G + 0.114 B", 3: "RGB"}
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,17 @@ def _write_labels(path: Path, description: Description) -> None:
     path.write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
+def _steps(preprocess: Preprocess) -> list[str]:
+    """How images become inputs, in words."""
+    kind = _KINDS.get(preprocess.channels)
+    steps = [step.format(kind=kind) for step in _PHOTO_STEPS] if kind else []
+    if preprocess.takes_bytes:
+        steps.append(f"{_NORMALISE}{' R, G, B' if preprocess.channels == 3 else ''}")
+    else:
+        steps.append("normalised as the model was trained")
+    return [*steps, f"float32 [B,{preprocess.channels},H,W], C order"]
+
+
 def _write_preprocessing(
     path: Path, description: Description, joint: JointGraph, served: ServedModel
 ) -> None:
@@ -226,7 +238,8 @@ def _write_preprocessing(
         "model": served.name,
         "max_batch_size": served.max_batch_size,
         **description.preprocess.to_dict(),
-        "steps": _STEPS,
+        "channels": description.signature.channels,
+        "steps": _steps(description.preprocess),
         "target_input": joint.signature.target_input,
         "targets": joint.spec.targets,
         "classes": joint.signature.classes,

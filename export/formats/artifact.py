@@ -23,8 +23,10 @@ from combicam.export.trace.probe import LayerInfo
 from combicam.export.trace.trace import JointGraph, Signature
 from combicam.version import __version__
 
-# In format 1, any negative target in column k means the k-th best class; in 2, -k does.
-FORMAT = 2
+# In format 1, any negative target in column k means the k-th best class; in 2, -k does. In 3,
+# images have other channels than RGB's; of RGB, files stay in 2, which earlier versions read.
+FORMAT = 3
+RGB_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,18 @@ class Description:
 
     def to_json(self) -> str:
         """One JSON object, keys sorted."""
+        signature, form = asdict(self.signature), self.format
+        if self.signature.channels == 3:
+            del signature["channels"]
+            form = min(form, RGB_FORMAT)
         return json.dumps(
             {
-                "format": self.format,
+                "format": form,
                 "combicam": __version__,
                 "model": self.model,
                 "spec": self.spec.to_dict(),
                 "layers": [asdict(info) for info in self.layers],
-                "signature": asdict(self.signature),
+                "signature": signature,
                 "outputs": self.outputs,
                 "preprocess": self.preprocess.to_dict(),
                 "classes": self.classes.to_dict() if self.classes else None,

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +22,12 @@ from combicam.export.classes.classes import ClassTable
 from combicam.export.classes.name_files import imagenet_names
 from combicam.export.classes.safe_pickle import number_globals
 from combicam.export.formats.artifact import SUFFIXES
+from combicam.export.models.image_size import IMAGE_SIZE, as_size
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from combicam.export.spec import SCORES, check_choice
+from combicam.export.trace.channels import input_channels
 from combicam.export.trace.output import Inputs, Output
+from combicam.export.trace.snapshot import snapshot
 from combicam.requirements import require
 
 ALIASES = {"demo": "combicam.demo.model:load"}
@@ -50,7 +53,7 @@ class LoadedModel:
     """A model with its preprocessing and classes.
 
     Attributes:
-        module: in eval mode; [B,3,H,W] normalised -> logits [B,n].
+        module: in eval mode; [B,C,H,W] normalised -> logits [B,n].
         preprocess: how images become its inputs.
         name: by which it was loaded.
         classes: names and locations of its classes, if known.
@@ -92,7 +95,10 @@ class ModelConfig:
             of their classes.
         random_weights: use random weights, for listing layers and timing, not for explaining.
         num_classes: number of logits, if the checkpoint's differs from the architecture's.
-        img_size: (H, W) of the input; the default is the model's.
+        img_size: of the input, pixels: H and W, or one number for both; the default is the
+            model's.
+        in_chans: number of channels of the input, for timm's models: 1 for grey images; the default
+            is the model's, mostly 3.
         resize: ``squash`` (the whole image), ``crop`` (the centre) or ``short-side`` (the whole
             image with its aspect ratio, to within half a ``side_step``); the default is the
             model's.
@@ -115,12 +121,14 @@ class ModelConfig:
     pretrained: bool = False
     random_weights: bool = False
     num_classes: int | None = None
-    img_size: tuple[int, int] | None = None
+    img_size: Annotated[int | tuple[int, int] | None, IMAGE_SIZE] = None
     resize: str | None = None
     side_step: int | None = None
     classes: Path | None = None
     references: Path | None = None
-    output: str | None = None
+    # The commands' own --output is where they write.
+    output: Annotated[str | None, tyro.conf.arg(name="model-output")] = None
+    in_chans: int | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -129,6 +137,18 @@ class ModelConfig:
             raise ValueError(
                 "ModelConfig: expected one of checkpoint, pretrained and random_weights, got more"
             )
+        if self.img_size is not None:
+            object.__setattr__(self, "img_size", as_size(self.img_size))
+        if self.in_chans is not None and not self.model.startswith("timm:"):
+            raise ValueError(
+                "ModelConfig: expected in_chans with a model of timm, got it with "
+                f"{self.model!r}, which has its own number of channels; leave it out"
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """``img_size`` as (H, W)."""
+        return None if self.img_size is None else as_size(self.img_size)
 
     @property
     def is_artifact(self) -> bool:
@@ -163,8 +183,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     if config.output is not None:
         loaded = replace(loaded, output=_output(config.output))
     changes: dict[str, Any] = {}
-    if config.img_size is not None:
-        changes["input_size"] = config.img_size
+    if config.input_size is not None:
+        changes["input_size"] = config.input_size
     if config.resize is not None:
         changes["resize"] = config.resize
     if config.side_step is not None:
@@ -193,18 +213,28 @@ def _from_timm(name: str, config: ModelConfig) -> LoadedModel:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
         raise ModelError(f"timm:{name}: timm has no such model; near: {', '.join(near) or 'none'}")
-    extra = {} if config.num_classes is None else {"num_classes": config.num_classes}
+    given = {"num_classes": config.num_classes, "in_chans": config.in_chans}
+    extra = {key: value for key, value in given.items() if value is not None}
     module = timm.create_model(name, pretrained=config.pretrained, **extra)
     data = timm.data.resolve_model_data_config(module)
+    channels = config.in_chans or data["input_size"][0]
     preprocess = Preprocess(
         input_size=tuple(data["input_size"][1:]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        mean=_fitting(data["mean"], channels),
+        std=_fitting(data["std"], channels),
         crop_pct=data["crop_pct"],
         interpolation=data["interpolation"],
+        channels=channels,
     )
     classes = _timm_classes(module) if config.pretrained else None
     return LoadedModel(module, preprocess, f"timm:{name}", classes)
+
+
+def _fitting(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Mean or deviation of RGB for a number of channels: the average for one, as in timm."""
+    if len(values) == channels:
+        return tuple(values)
+    return (sum(values) / len(values),) if channels == 1 else ()
 
 
 def _timm_classes(module: Any) -> ClassTable | None:
@@ -268,8 +298,9 @@ def _from_callable(path: str, config: ModelConfig) -> LoadedModel:
         )
     built = _imported(path)()
     if isinstance(built, nn.Module):
-        size = config.img_size or (224, 224)
-        built = LoadedModel(built, Preprocess(size), config.model)
+        size = config.input_size or (224, 224)
+        channels = input_channels(snapshot(built), size)
+        built = LoadedModel(built, Preprocess(size, channels=channels), config.model)
     if not isinstance(built, LoadedModel):
         raise ModelError(
             f"{config.model}: expected {attribute}() to return a torch.nn.Module or a "

@@ -30,12 +30,13 @@ class Agreement:
     Args:
         model: a snapshot.
         input_size: (H, W), pixels.
+        channels: C of the images.
     """
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
+    def __init__(self, model: nn.Module, input_size: tuple[int, int], channels: int = 3) -> None:
         self.model = model
         self.failure: Exception | None = None
-        self.images = _two_images(model, input_size)
+        self.images = _two_images(model, (channels, *input_size))
         try:
             with plain_forward(self.images.device):
                 self.logits = torch.cat(own_logits(model, self.images, find_logits))
@@ -46,7 +47,7 @@ class Agreement:
         """Check that a graph gives these logits for both images in one batch.
 
         Args:
-            graph: images [B,3,H,W] -> logits float32 [B,n].
+            graph: images [B,C,H,W] -> logits float32 [B,n].
 
         Raises:
             TraceError: it does not; the message names the module that mixes images or is random.
@@ -127,12 +128,12 @@ class Agreement:
         return kept
 
 
-def _two_images(model: nn.Module, size: tuple[int, int]) -> Tensor:
+def _two_images(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     """Two images with very different statistics, in the model's type."""
     like = next(model.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, *size, generator=generator)
-    ramp = torch.linspace(-2, 2, size[1]).expand(size[0], -1)
+    images = torch.randn(2, *shape, generator=generator)
+    ramp = torch.linspace(-2, 2, shape[2]).expand(shape[1], -1)
     images[1] = 0.2 * images[1] + ramp + 1
     return images.to(like)
 

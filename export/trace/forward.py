@@ -23,7 +23,7 @@ class ForwardGraph:
     """A model as two graphs with shared weights; the batch of both is symbolic.
 
     Attributes:
-        with_layers: images [B,3,H,W] -> logits float32 [B,n], and per layer [B,C,h,w].
+        with_layers: images [B,C,H,W] -> logits float32 [B,n], and per layer [B,C,h,w].
         logits: images -> logits, so that activations are freed early.
         ablated: images, channel int64 [B,1] -> logits, where that channel of the target layers is
             zero; channels are counted through all layers. Only for ``ablationcam``.
@@ -40,18 +40,21 @@ class ForwardGraph:
     ablated: fx.GraphModule | None = None
 
 
-def trace_forward(model: nn.Module, spec: CamSpec, input_size: tuple[int, int]) -> ForwardGraph:
+def trace_forward(
+    model: nn.Module, spec: CamSpec, input_size: tuple[int, int], channels: int = 3
+) -> ForwardGraph:
     """Trace the forward pass, once with the target layers among its outputs and once without.
 
     Args:
         model: in eval mode with frozen parameters (see :func:`~combicam.export.trace.snapshot`).
         spec: its layers are used.
         input_size: (H, W), pixels.
+        channels: C of the images.
 
     Raises:
         LayerError, TraceError: see :func:`~combicam.export.trace.trace.trace`.
     """
-    layers, signature = plan(model, spec, input_size, "none")
+    layers, signature = plan(model, spec, input_size, "none", channels)
     graphs = []
     for kept in (layers, ()):
         forward = _forward_function(another(model), kept, signature)

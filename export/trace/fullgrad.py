@@ -12,7 +12,7 @@ from combicam.export.trace.probe import LayerInfo, Probe, module_name
 INPUT = "input"  # the image among the layers
 
 
-def bias_layers(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
+def bias_layers(model: nn.Module, probed: Probe, channels: int = 3) -> tuple[LayerInfo, ...]:
     """The image, and the convolutions and batch normalisations that add a bias.
 
     Grids of one pixel are left out: nothing varies on them, so they add nothing to a map.
@@ -20,12 +20,13 @@ def bias_layers(model: nn.Module, probed: Probe) -> tuple[LayerInfo, ...]:
     Args:
         model: in eval mode.
         probed: its modules on the path to the score.
+        channels: C of the image.
 
     Raises:
         LayerError: a batch normalisation that does more than normalise, so that the gradient of
             its output is not that of its bias.
     """
-    found = [LayerInfo(INPUT, "Image", 3, *probed.input_size)]
+    found = [LayerInfo(INPUT, "Image", channels, *probed.input_size)]
     for name, info in probed.layers.items():
         module = model.get_submodule(module_name(name))
         if isinstance(module, nn.BatchNorm2d):

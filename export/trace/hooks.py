@@ -123,7 +123,7 @@ def own_logits(
 
     Args:
         model: a snapshot.
-        images: [N,3,H,W], in the model's type.
+        images: [N,C,H,W], in the model's type.
         read: finds the logits in what the model returns.
 
     Returns:

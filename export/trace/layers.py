@@ -111,7 +111,7 @@ def _with_gradient(model: nn.Module, probed: Probe, names: list[str]) -> set[str
     model = another(model)
     like = next(model.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, *probed.input_size, generator=generator).to(like)
+    images = torch.randn(1, probed.channels, *probed.input_size, generator=generator).to(like)
     mixture = torch.randn(1, probed.classes, generator=generator).to(like)
     zeros = [(n, p) for n, p in model.named_parameters() if not bool(p.any())]
     noise = {n: 0.02 * torch.randn(p.shape, generator=generator).to(p) for n, p in zeros}

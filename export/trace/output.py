@@ -41,7 +41,7 @@ def find_logits(returned: object, output: Output = None) -> Tensor:
             raise TraceError(
                 f"output: expected the model to return one tensor of logits [B,n], got "
                 f"{len(fitting) or 'none'}: {_listed(known) or type(returned).__name__}; choose "
-                "one with output=, a key, an index or a function returned -> [B,n] (--output)"
+                "one with output=, a key, an index or a function returned -> [B,n] (--model-output)"
             )
         return fitting[0]
     found = output(returned) if callable(output) else _part(returned, output)

@@ -61,6 +61,7 @@ class Probe:
         idle: modules that did not run.
         classes: number of logits.
         input_size: (H, W) of the image.
+        channels: of the image.
         spans: of the layers: which operators ran before each, and until its end.
         calls: how often each module ran.
         cut: where gradients end before the logits, in words; may be empty.
@@ -77,6 +78,7 @@ class Probe:
     calls: Mapping[str, int] = field(default_factory=dict)
     cut: str = ""
     ending: str = ""
+    channels: int = 3
 
 
 def call_name(module: str, call: int) -> str:
@@ -141,7 +143,10 @@ def capturing(
 
 
 def probe(
-    model: nn.Module, input_size: tuple[int, int], tokens: tuple[int, int, int] | None = None
+    model: nn.Module,
+    input_size: tuple[int, int],
+    tokens: tuple[int, int, int] | None = None,
+    channels: int = 3,
 ) -> Probe:
     """Find every module that returns a grid (4-D, or tokens) on the path to the score.
 
@@ -149,9 +154,10 @@ def probe(
         model: in eval mode, parameters frozen.
         input_size: (H, W), pixels.
         tokens: (h, w, prefix) of the token grid, if it is not detected automatically.
+        channels: C of the images.
 
     Raises:
-        TraceError: the model does not run on [1,3,H,W], or does not return logits.
+        TraceError: the model does not run on [1,C,H,W], or does not return logits.
     """
     model = another(model)  # modules may keep tensors of their first call
     outputs: dict[str, object] = {}
@@ -174,12 +180,18 @@ def probe(
         modules = dict(model.named_modules())
         handles = [modules[name].register_forward_hook(noting(name)) for name in names]
         try:
-            images = torch.empty(1, 3, *input_size, dtype=like.dtype, device=like.device)
+            images = torch.empty(1, channels, *input_size, dtype=like.dtype, device=like.device)
             with capturing(model, None, acts), watch.of(model, images), watch:
                 logits = find_logits(_call(model, images, watch))
         finally:
             for handle in handles:
                 handle.remove()
+        if len(logits) != 1:
+            raise TraceError(
+                f"trace: expected logits [1,n] of one image, got {tuple(logits.shape)} of "
+                f"{tuple(images.shape)}: the model takes other numbers of channels for several "
+                "images; give their number by Preprocess(channels=...) or Explainer(channels=...)"
+            )
         called = {name: modules[module_name(name)] for name in acts}
         places = find_places(acts, called, input_size, tokens)
         grids = {n: acts[n] for n in places}
@@ -208,6 +220,7 @@ def probe(
         calls=dict(calls),
         cut=cut,
         ending=_ending(logits),
+        channels=channels,
     )
 
 

@@ -65,7 +65,7 @@ class Signature:
     """The inputs of a joint graph.
 
     Attributes:
-        input_size: (H, W) of ``images``, float [B,3,H,W], normalised.
+        input_size: (H, W) of ``images``, float [B,C,H,W], normalised.
         classes: n, number of logits.
         dtype: of the computation, one of ``DTYPES``; inputs and outputs are float32.
         target_input: ``none``: the graph explains its K best classes; ``classes``: a second input
@@ -73,6 +73,7 @@ class Signature:
             :func:`~combicam.export.trace.scores.explained_classes`); ``weights``: ``targets`` is
             float32 [B,K,n], one weight per class: a region, or with weights of both signs a
             contrast (see :func:`~combicam.export.trace.scores.target_scores`).
+        channels: C of the images.
 
     Raises:
         ValueError: an unknown dtype or target_input.
@@ -82,6 +83,12 @@ class Signature:
     classes: int
     dtype: str = "float32"
     target_input: str = "classes"
+    channels: int = 3
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, *self.input_size)
 
     def __post_init__(self) -> None:
         check_target_input(self.target_input)
@@ -145,7 +152,7 @@ def example_inputs(joint: JointGraph, batch: int = 2) -> tuple[Tensor, ...]:
     """Inputs of the right shapes, on the graph's device; classes are left to the graph."""
     signature, count = joint.signature, joint.spec.targets
     device = next((b.device for b in joint.module.buffers()), torch.device("cpu"))
-    images = torch.zeros(batch, 3, *signature.input_size, device=device)
+    images = torch.zeros(batch, *signature.image_shape, device=device)
     if signature.target_input == "none":
         return (images,)
     if signature.target_input == "classes":
@@ -162,6 +169,7 @@ def trace(
     target_input: str = "classes",
     keep_layers: bool = False,
     batched: bool = True,
+    channels: int = 3,
 ) -> JointGraph:
     """Rewrite a CNN into one graph that returns scores and maps.
 
@@ -176,6 +184,7 @@ def trace(
         keep_layers: return the layer maps, too.
         batched: compute the gradients of K targets in one backward of B K cotangents, if the model
             allows it, instead of K backwards.
+        channels: C of the images; fixed, too.
 
     Raises:
         ValueError: an unknown target_input.
@@ -191,7 +200,7 @@ def trace(
             "a single graph in a file; explain with an Explainer of the model "
             "(backend 'eager' or 'compile'), or export another method"
         )
-    layers, signature = plan(model, spec, input_size, target_input)
+    layers, signature = plan(model, spec, input_size, target_input, channels)
     spec = replace(spec, score=fitting_score(spec.score, signature.classes))
     batched = batched and spec.targets > 1 and spec.method != "shapleycam"
     for together in (True, False) if batched else (False,):
@@ -206,16 +215,24 @@ def trace(
 
 
 def plan(
-    model: nn.Module, spec: CamSpec, input_size: tuple[int, int], target_input: str
+    model: nn.Module,
+    spec: CamSpec,
+    input_size: tuple[int, int],
+    target_input: str,
+    channels: int = 3,
 ) -> tuple[tuple[LayerInfo, ...], Signature]:
     """The target layers and the inputs of a graph of this model.
 
     Raises:
         LayerError, TraceError: see :func:`trace`.
     """
-    probed = probe(model, input_size, spec.tokens)
+    probed = probe(model, input_size, spec.tokens, channels)
     is_full = spec.method == "fullgrad"
-    layers = bias_layers(model, probed) if is_full else select_layers(model, probed, spec.layers)
+    layers = (
+        bias_layers(model, probed, channels)
+        if is_full
+        else select_layers(model, probed, spec.layers)
+    )
     if spec.targets > probed.classes:
         raise TraceError(
             f"trace: expected targets <= {probed.classes} (the classes), got {spec.targets}"
@@ -237,7 +254,7 @@ def plan(
         )
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     signature = Signature(
-        input_size, probed.classes, str(dtype).removeprefix("torch."), target_input
+        input_size, probed.classes, str(dtype).removeprefix("torch."), target_input, channels
     )
     return layers, signature
 
@@ -344,7 +361,7 @@ def to_graph(
         context: Any = StatelessSymbolicContext(dynamic_sizes=dynamic)
         return mode.from_tensor(example, symbolic_context=context)
 
-    example = torch.zeros(TRACE_BATCH, 3, *signature.input_size, device=device)
+    example = torch.zeros(TRACE_BATCH, *signature.image_shape, device=device)
     images = fake(example.contiguous(memory_format=memory_format(model)))
     flat: list[Tensor] = [mode.from_tensor(t.detach(), static_shapes=True) for t in state.values()]
     flat.append(images)

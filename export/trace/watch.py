@@ -131,7 +131,8 @@ REASONS = (
     ),
     (
         ("must match", "Kernel size can't", "shape", "size", "channels"),
-        "check input_size and that the model takes one normalised [B,3,H,W] tensor",
+        "check input_size, and that the model takes one normalised tensor [B,C,H,W] of that many "
+        "channels; another C is given by Preprocess(channels=...) or Explainer(channels=...)",
     ),
 )
 

@@ -35,6 +35,15 @@ def test_kernel(dtype: torch.dtype, shape: tuple[int, int, int], device: torch.d
     torch.testing.assert_close(out.float(), expected.float(), atol=unit, rtol=0)
 
 
+@pytest.mark.usefixtures("poisoned")
+def test_kernel_of_one_channel(device: torch.device) -> None:
+    images = photos(2, 41, 37)[..., :1].contiguous()
+    out = launch_normalize(images.to(device), (0.449,), (0.226,), torch.float32).cpu()
+    expected = normalize_reference(images, (0.449,), (0.226,), torch.float32)
+    assert out.shape == (2, 1, 41, 37)
+    torch.testing.assert_close(out, expected, atol=5e-7, rtol=0)
+
+
 def test_opcheck() -> None:
     arguments = (photos(2, 5, 4), list(IMAGENET_MEAN), list(IMAGENET_STD), torch.float16)
     result = torch.library.opcheck(torch.ops.combicam.normalize, arguments)

@@ -99,7 +99,8 @@ def test_batches_of_images_give_the_rows_of_a_run(postcards_run: Path, explain: 
         ({"photo": np.zeros(1)}, "'bytes' or 'image', got columns"),
         ({"bytes": np.zeros(1), "image": np.zeros(1)}, "'bytes' or 'image', got columns"),
         ({"image": np.zeros((2, 8, 8, 3), np.float32)}, "uint8.*float32"),
-        ({"image": np.zeros((2, 8, 8), np.uint8)}, r"uint8 \[H,W,3\]"),
+        ({"image": np.zeros((2, 8, 8, 4), np.uint8)}, r"uint8 \[H,W,3\]"),
+        ({"image": np.zeros((2, 0, 8, 3), np.uint8)}, r"images with pixels, got \(0, 8, 3\)"),
     ],
 )
 def test_other_batches_are_refused(explain: Explain, batch: dict[str, Any], words: str) -> None:

@@ -272,7 +272,7 @@ def test_what_cannot_be(network: Explainer, spot: Explainer) -> None:
     pixels = photo(40, 40)
     with pytest.raises(ValueError, match="combine in"):
         explain_five_crops(network, pixels, combine="sum")
-    with pytest.raises(ValueError, match=r"uint8 \[h,w,3\], got float64"):
+    with pytest.raises(ValueError, match=r"uint8 \[h,w,3\] or \[h,w,1\], got float64"):
         explain_five_crops(network, pixels / 255)
     with pytest.raises(ValueError, match="got 7"):
         explain_five_crops(network, pixels, targets=[7])

@@ -54,7 +54,7 @@ def test_the_client_prepares_photos_as_the_engine_does(
 ) -> None:
     card = Image.fromarray(postcards(1, 40)[0].numpy()).resize((333, 217))
     path = save(kind, np.asarray(card), tmp_path)
-    settings = json.loads(json.dumps(preprocess.to_dict()))
+    settings = json.loads(json.dumps(preprocess.to_dict() | {"channels": preprocess.channels}))
     pixels = decode_image(path.read_bytes(), preprocess).pixels
     ours = preprocess.normalize(torch.from_numpy(pixels.copy())[None]).numpy()
     theirs = client.normalize(client.decode(path, settings), settings)
@@ -187,7 +187,12 @@ _RANGE = {340: 10.0, 341: 30.0}  # SMinSampleValue, SMaxSampleValue
 )
 def test_deep_samples_are_scaled_or_refused_as_in_a_run(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo").write_bytes(data)
-    settings = {"input_size": [1, 4], "resize": "squash", "interpolation": "bilinear"}
+    settings = {
+        "input_size": [1, 4],
+        "resize": "squash",
+        "interpolation": "bilinear",
+        "channels": 3,
+    }
     try:
         expected = decode_image(data, Preprocess((1, 4), resize="squash")).pixels
     except DecodeError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from triton_stand_in import datatype, read_config
 
@@ -18,6 +19,7 @@ from combicam import (
     ClassTable,
     Explainer,
     LoadedModel,
+    Preprocess,
     cli,
     export_triton_repository,
 )
@@ -40,6 +42,39 @@ def test_labels(tmp_path: Path) -> None:
     assert text.splitlines() == ["one line", "1", "Zürich", "d"]
     readme = (found.path / "README.md").read_text()
     assert "| `logits` | FP32 | [B, 4] |" in readme and "`targets`" not in readme
+
+
+@pytest.mark.parametrize("channels", [1, 12])
+def test_other_channels(channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(channels, 6, 3, 2, 1), nn.ReLU())
+    model = nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    whole = Preprocess((16, 20), resize="squash", channels=channels)
+    explainer = Explainer(model, layers="last", preprocess=whole)
+    path = export_triton_repository(explainer, tmp_path, name="t").path
+    images = next(i for i in read_config(path).input if i.name == "images")
+    assert list(images.dims) == [channels, 16, 20]
+    settings = client.read_settings(path)
+    assert settings["channels"] == channels
+    assert settings["steps"][-1] == f"float32 [B,{channels},H,W], C order"
+    expected = dict(np.load(path / "golden" / "output.npz"))
+    given = dict(np.load(path / "golden" / "input.npz"))
+    found = explainer(torch.from_numpy(given["images"]), torch.from_numpy(given["targets"]))
+    np.testing.assert_allclose(found.heatmaps.numpy(), expected["heatmaps"], atol=1e-3)
+    photo, readme = tmp_path / "photo.png", (path / "README.md").read_text()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(photo)
+    if channels == 1:
+        luma = np.asarray(Image.fromarray(pixels).convert("L"))
+        assert np.array_equal(client.decode(photo, settings), luma[..., None])
+        assert np.array_equal(client.decode(photo, settings, 3), pixels)
+        floats = client.normalize(client.decode(photo, settings), settings)
+        np.testing.assert_allclose(floats[0, 0], (luma / 255 - 0.449) / 0.226, atol=1e-5)
+        assert "client.py photo.jpg" in readme and "grey, 0.299 R" in settings["steps"][0]
+    else:
+        with pytest.raises(ValueError, match="images of 12 channels, not photos"):
+            client.decode(photo, settings)
+        assert "photo.jpg" not in readme and "images of 12 channels, not photos." in readme
 
 
 def test_the_readme_says_what_targets_are(tmp_path: Path) -> None:

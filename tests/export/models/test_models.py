@@ -43,6 +43,34 @@ def test_timm_brings_its_preprocessing() -> None:
     assert loaded.preprocess.interpolation == "bicubic" and loaded.preprocess.crop_pct < 1
 
 
+@pytest.mark.parametrize(("count", "mean"), [(1, (0.449,)), (3, (0.485, 0.456, 0.406)), (4, ())])
+def test_timm_with_other_channels(count: int, mean: tuple[float, ...]) -> None:
+    config = ModelConfig("timm:resnet18", random_weights=True, img_size=64, in_chans=count)
+    loaded = load_model(config)
+    assert loaded.module(torch.zeros(1, count, 64, 64)).shape == (1, 1000)
+    assert loaded.preprocess.channels == count
+    assert loaded.preprocess.mean == pytest.approx(mean)
+    assert len(loaded.preprocess.std) == len(mean)
+
+
+def test_channels_are_asked_of_timm_alone() -> None:
+    with pytest.raises(ValueError, match="expected in_chans with a model of timm, got it with"):
+        ModelConfig("torchvision:resnet18", random_weights=True, in_chans=1)
+
+
+def grey() -> nn.Module:
+    """A network of torchvision whose first convolution was replaced."""
+    network = torchvision.models.resnet18()
+    network.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return network
+
+
+def test_a_bare_network_tells_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    loaded = load_model(ModelConfig("test_models:grey", img_size=64))
+    assert loaded.preprocess.channels == 1 and loaded.preprocess.input_size == (64, 64)
+
+
 def test_torchvision_brings_its_preprocessing() -> None:
     loaded = load_model(ModelConfig("torchvision:resnet18", random_weights=True, resize="squash"))
     assert loaded.preprocess.input_size == (224, 224) and loaded.preprocess.resize == "squash"
