@@ -22,6 +22,7 @@ from combicam.engine.inputs.manifest import Manifest, write_manifest
 from combicam.engine.inputs.selection import Tally
 from combicam.engine.outputs.accuracy import accuracy
 from combicam.engine.outputs.run_overlays import draw_overlays
+from combicam.engine.pipeline.calibration import calibrated
 from combicam.engine.pipeline.pipeline import Pipeline
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.directory import RunDirectory, committed_shards
@@ -111,6 +112,7 @@ def _run(config: RunConfig, explainer: BatchExplainer, make: MakeExplainer) -> R
                 warn_of_other_inputs(config, manifest)
             work = work_left(layout, manifest, config.retried)
             if work:
+                config, plan = calibrated(config, plan, layout, manifest, work)
                 summary = _process(config, plan, directory, manifest, work, make)
             else:
                 summary = _nothing_done(layout, manifest)

@@ -15,7 +15,7 @@ class ComputeConfig:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA if available.
         amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``, ``aoti``;
-            ``auto`` is eager, or the usual runtime of the artifact.
+            ``auto`` is eager, or the usual runtime of the artifact; in runs, what is fastest.
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass; None for as many as
             easily fit into memory.
         cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with

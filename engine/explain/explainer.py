@@ -258,6 +258,23 @@ class Explainer:
         is_model = isinstance(self.session, ModelSession) and not state["has_one_size"]
         self._sized = SizedSessions(self.session) if is_model else None  # type: ignore[arg-type]
 
+    def with_backend(self, backend: str) -> Self:
+        """The same explainer in another backend; graphs that are traced are used again.
+
+        Raises:
+            ValueError: an unknown backend, or one that does not run this file.
+            TraceError, ArtifactError: a graph that the backend cannot run.
+        """
+        check_backend(backend)
+        if backend == "auto" and isinstance(self.session, ModelSession):
+            backend = "eager"
+        other = self.__copy__()
+        other.session = self.session.with_backend(backend)
+        if self._sized is not None:
+            assert isinstance(other.session, ModelSession)
+            other._sized = SizedSessions(other.session)
+        return other
+
     @property
     def spec(self) -> CamSpec:
         """What is computed."""

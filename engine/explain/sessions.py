@@ -75,10 +75,15 @@ class Session(Protocol):
     Attributes:
         top: the request of a call without targets.
         image_dtype: best dtype for normalised images; float32 always works.
+        backend: that executes it.
     """
 
     top: Request
     image_dtype: torch.dtype
+    backend: str
+
+    def with_backend(self, backend: str) -> Session:
+        """A session of the same graphs in another backend."""
 
     def execute(self, request: Request) -> Execute:
         """The joint graph as a function of its inputs."""
@@ -95,6 +100,7 @@ class ModelSession:
         device: of the model.
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass.
         channels: C of the images.
+        joints: graphs that were traced already, of a session that differs in the backend.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class ModelSession:
         device: torch.device,
         chunk: int | None = None,
         channels: int = 3,
+        joints: dict[tuple[Request, bool], JointGraph] | None = None,
     ) -> None:
         self.module = module
         self.spec = spec
@@ -122,7 +129,7 @@ class ModelSession:
         direct = backend not in LOADERS and device.type == "cuda" and not forward_only
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
         self.image_dtype = dtype if direct else torch.float32
-        self._joints: dict[tuple[Request, bool], JointGraph] = {}
+        self._joints = {} if joints is None else joints
         self._ready: dict[Request, Execute] = {}
         self._lock = threading.RLock()
         self.forward_only: ForwardOnly | None = None
@@ -149,6 +156,25 @@ class ModelSession:
             self.device,
             self.chunk,
             self.channels,
+        )
+
+    @property
+    def nodes(self) -> int:
+        """Number of operators of the graph of a call without targets."""
+        return 0 if self.forward_only is not None else len(self._top_joint().module.graph.nodes)
+
+    def with_backend(self, backend: str) -> ModelSession:
+        """The same graphs in another backend."""
+        return ModelSession(
+            self.module,
+            self.spec,
+            self.input_size,
+            self.keep_layers,
+            backend,
+            self.device,
+            self.chunk,
+            self.channels,
+            self._joints,
         )
 
     @property
@@ -275,8 +301,14 @@ class ArtifactSession:
         self.image_dtype = torch.float32
         self.path, self.backend = path, backend
         self.folder: object = None  # a temporary one that holds the file, or none
-        self._spec = description.spec
+        self._description, self._device = description, device
         self._execute = artifact_backend(path, backend, device)
+
+    def with_backend(self, backend: str) -> ArtifactSession:
+        """The same file in another runtime."""
+        other = ArtifactSession(self.path, self._description, backend, self._device)
+        other.folder = self.folder
+        return other
 
     def execute(self, request: Request) -> Execute:
         """The file's graph.

@@ -151,6 +151,15 @@ class FiveCropExplainer:
         """A caveat about the model."""
         return self._explainer.note
 
+    @property
+    def explainer(self) -> Explainer:
+        """Explains the crops."""
+        return self._explainer
+
+    def with_backend(self, backend: str) -> FiveCropExplainer:
+        """The same in another backend; see :meth:`combicam.Explainer.with_backend`."""
+        return FiveCropExplainer(self._explainer.with_backend(backend), self._combine)
+
     def layers_at(self, size: tuple[int, int]) -> tuple[LayerInfo, ...]:
         """The target layers, with grids as fine as a crop's, for images scaled to (H, W)."""
         down, across = (n / crop for n, crop in zip(size, self._explainer.input_size, strict=True))

@@ -145,7 +145,7 @@ class Pipeline:
                 upcoming.append((item, rows, even_batch_size(len(inputs), config.photos_at_once)))
                 yield from (inputs[row] for row in rows)
 
-        window = max(2 * config.batch_size, 4 * config.workers)
+        window = max(2 * config.batch, 4 * config.workers)
         loaded = load_in_order(entries(), pool, window, explainer.preprocess, config.decode)
         pin = explainer.device.type == "cuda"
         for first in loaded:

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -22,6 +22,7 @@ from combicam.engine.storage.paths import LOCATION, location
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
 
+USUAL_BATCH = 32
 STORES = ("full", "grid", "layers")
 CROPS = ("one", "five")
 # `--ray` without an address starts a cluster on this machine.
@@ -148,6 +149,7 @@ class RunConfig:
         crops: ``five`` explains the corners and the centre of every image together, as
             GeoEstimation does; ``one`` explains the image as the model's preprocessing resizes it.
         batch_size: largest number of images explained at once; five crops count as five images.
+            ``auto`` measures it, in runs that are long enough to gain by it.
         workers: threads that read and decode.
         overlays: number of images, the first explained ones, to draw as PNG too.
         truth: ground truth, CSV or Parquet with the columns id, latitude and longitude: where the
@@ -174,7 +176,7 @@ class RunConfig:
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
     explain: tuple[str, ...] = ()
     crops: str = "one"
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
+    batch_size: Annotated[int | Literal["auto"], tyro.conf.arg(aliases=["-b"])] = "auto"
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     overlays: int = 0
     truth: Annotated[Path | None, LOCATION] = None
@@ -196,9 +198,12 @@ class RunConfig:
         object.__setattr__(self, "output", location(self.output))
         if self.truth is not None:
             object.__setattr__(self, "truth", location(self.truth))
-        for name in ("batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"RunConfig: expected {name} >= 1, got {getattr(self, name)}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(
+                f"RunConfig: expected batch_size >= 1 or 'auto', got {self.batch_size!r}"
+            )
+        if self.workers < 1:
+            raise ValueError(f"RunConfig: expected workers >= 1, got {self.workers}")
         self._check_explain()
         self._check_crops()
         self._check_retry()
@@ -257,9 +262,14 @@ class RunConfig:
         return frozenset(FAILURES if self.retry_failed and not self.retry else self.retry)
 
     @property
+    def batch(self) -> int:
+        """``batch_size`` as a number."""
+        return USUAL_BATCH if self.batch_size == "auto" else self.batch_size
+
+    @property
     def photos_at_once(self) -> int:
         """Largest number of images in a batch, before cropping."""
-        return self.batch_size if self.crops == "one" else max(1, self.batch_size // 5)
+        return self.batch if self.crops == "one" else max(1, self.batch // 5)
 
     def failure_limit(self, images: int) -> int | None:
         """How many of this many images may fail; None for no limit.

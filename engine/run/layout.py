@@ -29,6 +29,11 @@ class RunLayout:
         return self.path / "run.json"
 
     @property
+    def tuning(self) -> Path:
+        """The backend and batch size that were chosen by measuring."""
+        return self.path / "tuning.json"
+
+    @property
     def manifest(self) -> Path:
         """All inputs, in order, with their shards."""
         return self.path / "manifest.parquet"

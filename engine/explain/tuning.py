@@ -1,0 +1,279 @@
+"""Measure which backend and batch size explain images fastest on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol, Self
+
+import torch
+
+from combicam.engine.explain.artifact_verify import TOLERANCES
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.sessions import ModelSession
+from combicam.errors import first_line
+from combicam.export.formats.artifact import artifact_format
+from combicam.export.spec import FORWARD_METHODS
+
+log = logging.getLogger(__name__)
+
+# Images at once that are tried, and the number with which backends are compared.
+SIZES = (1, 2, 4, 8, 16, 32)
+_FIRST = 4
+# Work that the present backend finishes sooner is not worth measuring.
+SHORT_S = 60.0
+# Measuring may take this long, or this share of the predicted work, whichever is more.
+_LEAST_S, _SHARE = 20.0, 0.03
+# A measurement, and what torch.compile takes for a node of a graph.
+_SAMPLE_S, _COMPILE_NODE_S = 0.4, 0.03
+# A larger batch, or fewer threads, must gain this much, and may lose that.
+_GAIN, _LOSS = 1.03, 1.02
+
+
+class Tunable(Protocol):
+    """An explainer whose backend can be changed."""
+
+    def with_backend(self, backend: str) -> Self:
+        """The same in another backend."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A backend and batch size.
+
+    Attributes:
+        backend: of the explainer.
+        batch_size: images explained at once.
+        threads: of torch and the runtimes, on a CPU.
+        images_per_s: ``BACKEND batch SIZE`` -> images explained a second; what was measured.
+        seconds: that measuring took.
+    """
+
+    backend: str
+    batch_size: int
+    threads: int
+    images_per_s: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def usual(self) -> float:
+        """Images a second of the backend that is taken without measuring."""
+        return next(iter(self.images_per_s.values()), 0.0)
+
+    def __str__(self) -> str:
+        chosen, *others = sorted(
+            self.images_per_s.items(),
+            key=lambda item: item[0] != f"{self.backend} batch {self.batch_size}",
+        )
+        compared = ", ".join(f"{name} {speed:.3g}" for name, speed in others)
+        return f"{self.backend} in batches of {self.batch_size}: {chosen[1]:.3g} images/s" + (
+            f" ({compared})" if compared else ""
+        )
+
+
+def candidates(explainer: Explainer) -> tuple[str, ...]:
+    """Other backends that this machine has for an explainer, the most promising first."""
+    session = explainer.session
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    on_cpu = explainer.device.type == "cpu"
+    if not isinstance(session, ModelSession):
+        runtimes = artifact_format(Path(getattr(session, "path"))).runtimes  # noqa: B009
+        known = [name for name in runtimes if name != "openvino" or (has_openvino and on_cpu)]
+        return tuple(known[1:])
+    if explainer.spec.method in FORWARD_METHODS or not explainer.preprocess.has_one_size:
+        return ()
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiled = ("compile",) if compiler or not on_cpu else ()
+    if not on_cpu:
+        return compiled
+    return (*(("openvino",) if has_openvino else ()), "onnxruntime", "torchscript", *compiled)
+
+
+class Tuner:
+    """Measures an explainer in several backends and batch sizes, for a limited time.
+
+    Args:
+        explainer: in its present backend.
+        backend: the name of that.
+        nodes: of its graph, which tell how long compiling takes.
+        explain: from an explainer and a number n to the explanation of the same n images.
+        images: how many are left to explain.
+        tolerance: of :func:`difference`.
+    """
+
+    def __init__(
+        self,
+        explainer: Tunable,
+        backend: str,
+        nodes: int,
+        explain: Callable[[Any, int], Explanation],
+        images: int,
+        tolerance: float = TOLERANCES["float32"],
+    ) -> None:
+        self._explain = explain
+        self._images = images
+        self._nodes = nodes
+        self._tolerance = tolerance
+        self._start = perf_counter()
+        self._limit_s = _LEAST_S
+        self._speeds: dict[str, float] = {}
+        self._best: tuple[float, Tunable, str, int] = (0.0, explainer, backend, _FIRST)
+
+    def tune(self, backends: Sequence[str], sizes: Sequence[int]) -> tuple[Tunable, Tuning] | None:
+        """The fastest explainer, and how it was found; None if the work is too short.
+
+        A backend must give the present one's classes and heatmaps, within the tolerance for files.
+
+        Args:
+            backends: to try beside the present one.
+            sizes: batch sizes to try; a single one is fixed.
+        """
+        threads = torch.get_num_threads()
+        first = sizes[0] if len(sizes) == 1 else _FIRST
+        before = _resident()
+        _, explainer, backend, _ = self._best
+        expected = self._explain(explainer, first)
+        speed = self._measured(explainer, backend, first)
+        predicted = self._images / speed
+        if predicted < SHORT_S:
+            return None
+        self._limit_s = max(_LEAST_S, _SHARE * predicted)
+        self._best = (speed, explainer, backend, first)
+        for name in backends:
+            self._try(explainer, name, first, expected)
+        per_image = max(0, _resident() - before) / first
+        self._grow([n for n in sizes if n > first], per_image)
+        if self._best[3] == first:
+            self._grow([n for n in reversed(sizes) if n < first], per_image)
+        self._halve_threads()
+        _, explainer, backend, size = self._best
+        tuning = Tuning(
+            backend,
+            size,
+            torch.get_num_threads(),
+            {name: round(speed, 2) for name, speed in self._speeds.items()},
+            round(self._elapsed, 1),
+        )
+        torch.set_num_threads(threads)
+        return explainer, tuning
+
+    @property
+    def _elapsed(self) -> float:
+        return perf_counter() - self._start
+
+    def _try(self, explainer: Tunable, name: str, size: int, expected: Explanation) -> None:
+        needed = _COMPILE_NODE_S * self._nodes if name == "compile" else 0
+        if self._elapsed + needed > self._limit_s:
+            log.info("%s is not tried: there is no time left", name)
+            return
+        other = in_backend(explainer, name, self._explain, self._tolerance, size, expected)
+        if other is None:
+            return
+        speed = self._measured(other, name, size)
+        if speed > self._best[0]:
+            self._best = (speed, other, name, size)
+
+    def _grow(self, sizes: Sequence[int], per_image: float) -> None:
+        """Go on to other batch sizes while they gain, and fit into memory."""
+        for size in sizes:
+            speed, explainer, backend, present = self._best
+            time_needed = 3 * size / speed + (backend == "compile") * _COMPILE_NODE_S * self._nodes
+            too_long = self._elapsed + time_needed > self._limit_s
+            if too_long or not _fits(size * per_image):
+                return
+            self._explain(explainer, size)
+            found = self._measured(explainer, backend, size)
+            if found < speed * (_GAIN if size > present else 1 / _LOSS):
+                return
+            self._best = (found, explainer, backend, size)
+
+    def _halve_threads(self) -> None:
+        """Leave half of the cores to decoding, if the runtime is as fast without them."""
+        speed, explainer, backend, size = self._best
+        threads = torch.get_num_threads()
+        if threads < 4 or self._elapsed + 4 * size / speed > self._limit_s or backend == "compile":
+            return
+        torch.set_num_threads(threads // 2)
+        other = explainer.with_backend(backend)
+        self._explain(other, size)
+        found = self._measured(other, f"{backend} on {threads // 2} threads", size)
+        if found * _LOSS >= speed:
+            self._best = (found, other, backend, size)
+        else:
+            torch.set_num_threads(threads)
+
+    def _measured(self, explainer: Tunable, name: str, size: int) -> float:
+        """Images a second, at best."""
+        best, total, calls = float("inf"), 0.0, 0
+        while total < _SAMPLE_S or calls < 2:
+            start = perf_counter()
+            self._explain(explainer, size).heatmaps.cpu()
+            taken = perf_counter() - start
+            best, total, calls = min(best, taken), total + taken, calls + 1
+        self._speeds[f"{name} batch {size}"] = size / best
+        return size / best
+
+
+def in_backend(
+    explainer: Tunable,
+    backend: str,
+    explain: Callable[[Any, int], Explanation],
+    tolerance: float,
+    size: int = _FIRST,
+    expected: Explanation | None = None,
+) -> Tunable | None:
+    """An explainer in another backend; None if that fails, or explains otherwise.
+
+    Args:
+        explainer: in its present backend.
+        backend: the name of the other.
+        explain: see :class:`Tuner`.
+        tolerance: of :func:`difference`.
+        size: images that are compared.
+        expected: their present explanation, if it is known.
+    """
+    try:
+        other = explainer.with_backend(backend)
+        found = explain(other, size)
+    except Exception as error:  # whatever it is, the present backend goes on
+        log.info("%s cannot be used: %s", backend, first_line(error))
+        return None
+    off = difference(found, expected or explain(explainer, size))
+    if off <= tolerance:
+        return other
+    log.info("%s is not used: its heatmaps differ by %.2g", backend, off)
+    return None
+
+
+def difference(found: Explanation, expected: Explanation) -> float:
+    """Of heatmaps: the worst pixel of the median explanation of the same classes."""
+    same = found.targets.cpu() == expected.targets.cpu()
+    if same.float().mean() < 0.5:
+        return float("inf")
+    gaps = (found.heatmaps.cpu()[same] - expected.heatmaps.cpu()[same]).abs()
+    return float(gaps.flatten(1).amax(1).median())
+
+
+def _resident() -> int:
+    """Bytes of memory that the process has; 0 where that is unknown."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        return 0
+
+
+def _fits(needed: float) -> bool:
+    """Whether this much more memory is available, with as much again to spare."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return True
+    free = next((int(n.split()[1]) for n in lines if n.startswith("MemAvailable")), 0) * 1024
+    return not free or 2 * needed < free

@@ -1,0 +1,232 @@
+"""Replace a run's ``auto`` by the backend and batch size that are fastest on its first images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from combicam.engine.explain.artifact_verify import TOLERANCES
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.sessions import ModelSession
+from combicam.engine.explain.targets import Targets
+from combicam.engine.explain.tuning import (
+    SIZES,
+    Tuner,
+    Tuning,
+    candidates,
+    in_backend,
+)
+from combicam.engine.geo.five_crop import FiveCropExplainer
+from combicam.engine.inputs.entry import Entry
+from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.pipeline.load import load
+from combicam.engine.run.config import RunConfig
+from combicam.engine.run.layout import RunLayout
+from combicam.engine.run.plan import RunPlan
+from combicam.engine.run.work import ShardWork
+from combicam.engine.storage.atomic import read_json, write_json
+from combicam.errors import RunError
+
+log = logging.getLogger(__name__)
+
+Explaining = Explainer | FiveCropExplainer
+Explain = Callable[[Any, int], Explanation]
+
+# Runs of fewer images are not measured.
+_FEW = 64
+# What was measured before is used if the usual backend would take longer.
+_WORTH_S = 20.0
+# Inputs that are looked at to find images that can be decoded.
+_TRIED = 4 * SIZES[-1]
+_LIBRARIES = ("combicam", "torch", "onnxruntime-gpu", "onnxruntime", "openvino")
+
+
+def calibrated(
+    config: RunConfig,
+    plan: RunPlan,
+    layout: RunLayout,
+    manifest: Manifest,
+    work: Sequence[ShardWork],
+) -> tuple[RunConfig, RunPlan]:
+    """The configuration with a backend and batch size, and the plan with that explainer.
+
+    What is named is kept. ``auto`` is what the run was started with; or what was measured on this
+    machine before, for the same explainer; or what is measured now. In short runs, and for workers
+    on GPUs or in a cluster, it stays eager torch (or a file's usual runtime) and batches of 32.
+
+    Args:
+        config, plan: of the run.
+        layout: where the choice is kept.
+        manifest, work: the first images are measured.
+    """
+    explainer = plan.explainer
+    is_auto = "auto" in (config.compute.backend, config.batch_size)
+    if not is_auto or not isinstance(explainer, Explaining):
+        return config, plan
+    left = sum(len(item.places(manifest.shard_images(item.index))) for item in work)
+    was_started = layout.tuning.exists()
+    if not _is_here(config) or (left <= _FEW and not was_started):
+        return config, plan
+    explain = _sample(config, plan, manifest, work)
+    if explain is None:  # no image can be decoded
+        return config, plan
+    threads, processes = torch.get_num_threads(), max(1, len(config.distribution.devices))
+    torch.set_num_threads(max(1, threads // processes))
+    try:
+        cache = _cache_file(config, explainer)
+        tuned, tuning, why = _known(layout.tuning, cache, explainer, explain, left) or _measured(
+            cache, config, explainer, explain, left // processes
+        )
+    finally:
+        torch.set_num_threads(threads)
+    if tuning is None:
+        return config, plan
+    write_json(layout.tuning, asdict(tuning))
+    if config.progress:
+        tqdm.write(f"combicam: {tuning} ({why}; --backend and -b fix them)", file=sys.stderr)
+    if processes == 1:
+        torch.set_num_threads(tuning.threads)
+    compute = replace(config.compute, backend=tuning.backend)
+    config = replace(config, compute=compute, batch_size=tuning.batch_size)
+    return config, replace(plan, explainer=tuned)
+
+
+def _is_here(config: RunConfig) -> bool:
+    """Whether the images are explained by processors of the kind that this process measures."""
+    devices = config.distribution.devices
+    return config.distribution.ray is None and all(name == "cpu" for name in devices)
+
+
+def _sample(
+    config: RunConfig, plan: RunPlan, manifest: Manifest, work: Sequence[ShardWork]
+) -> Explain | None:
+    """A function from an explainer and n to its explanation of the run's first n images; None if
+    none of those can be decoded. Images are repeated if there are fewer."""
+    entries: list[Entry] = []
+    arrays: list[Any] = []
+    inputs = chain.from_iterable(_entries(manifest, item) for item in work)
+    for entry in islice(inputs, _TRIED):
+        pixels = load(entry, plan.explainer.preprocess, config.decode).pixels
+        if pixels is None or (arrays and pixels.shape != arrays[0].shape):
+            continue
+        arrays.append(pixels)
+        entries.append(entry)
+        if len(arrays) == SIZES[-1]:
+            break
+    if not arrays:
+        return None
+    crops, target = 5 if isinstance(plan.explainer, FiveCropExplainer) else 1, plan.target
+
+    def explain(explainer: Any, n: int) -> Explanation:
+        chosen = [i % len(arrays) for i in range(max(1, n // crops))]
+        images = torch.from_numpy(np.stack([arrays[i] for i in chosen])).to(explainer.device)
+        if target is None:
+            return explainer(images)  # type: ignore[no-any-return]
+        values = target.targets([entries[i] for i in chosen], len(chosen))
+        targets = Targets(values.to(explainer.device), target.kind)
+        return explainer(images, targets=targets)  # type: ignore[no-any-return]
+
+    return explain
+
+
+def _entries(manifest: Manifest, item: ShardWork) -> list[Entry]:
+    inputs = manifest.shard(item.index)
+    return [inputs[row] for row in item.places(len(inputs))]
+
+
+def _known(
+    run: Path, cache: Path, explainer: Explaining, explain: Explain, left: int
+) -> tuple[Explaining, Tuning, str] | None:
+    """What the run began with, or this machine measured before, in case it saves time."""
+    tuning, why = _read(run), "as the run began"
+    if tuning is None:
+        tuning, why = _read(cache), "measured before"
+        if tuning is None or left < _WORTH_S * tuning.usual:
+            return None
+    tuned = in_backend(explainer, tuning.backend, explain, _tolerance(explainer))
+    return None if tuned is None else (tuned, tuning, why)
+
+
+def _measured(
+    cache: Path, config: RunConfig, explainer: Explaining, explain: Explain, images: int
+) -> tuple[Explaining, Tuning | None, str]:
+    """What is fastest now."""
+    inner = explainer.explainer if isinstance(explainer, FiveCropExplainer) else explainer
+    session = inner.session
+    nodes = session.nodes if isinstance(session, ModelSession) else 0
+    tuner = Tuner(explainer, session.backend, nodes, explain, images, _tolerance(explainer))
+    found = tuner.tune(
+        candidates(inner) if config.compute.backend == "auto" else (),
+        SIZES if config.batch_size == "auto" else (config.batch_size,),
+    )
+    if found is None:
+        return explainer, None, ""
+    _keep(cache, found[1])
+    return *found, f"measured in {found[1].seconds:.0f} s"
+
+
+def _tolerance(explainer: Explaining) -> float:
+    inner = explainer.explainer if isinstance(explainer, FiveCropExplainer) else explainer
+    return TOLERANCES[inner.description.signature.dtype]
+
+
+def _cache_file(config: RunConfig, explainer: Explaining) -> Path:
+    """Where this user's machine keeps what was measured for an explainer."""
+    libraries = {}
+    for name in _LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    device = explainer.device
+    key = {
+        "explainer": explainer.fingerprint(),
+        "wanted": [config.compute.backend, config.batch_size, len(config.explain)],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "machine": [platform.node(), platform.machine(), _processor(), os.cpu_count()],
+        "threads": torch.get_num_threads() // max(1, len(config.distribution.devices)),
+        "libraries": libraries,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder).expanduser() / "combicam" / "tuning" / f"{digest}.json"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("model name")), "")
+
+
+def _read(path: Path) -> Tuning | None:
+    """What was measured; None if nothing was, or the file is damaged."""
+    try:
+        return Tuning(**read_json(path, "measure again"))
+    except (OSError, RunError, TypeError):
+        return None
+
+
+def _keep(path: Path, tuning: Tuning) -> None:
+    """Write what was measured; without a folder that can be written, it is measured again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(tuning), durable=False)
+    except OSError as error:
+        log.info("%s cannot be written: %s", path, error)

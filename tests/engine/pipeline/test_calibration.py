@@ -1,0 +1,159 @@
+"""A run chooses its backend by measuring, keeps it, and finds it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import configured, save_photos
+from torch import nn
+
+from combicam.engine.explain import tuning
+from combicam.engine.explain.explainer import Explainer
+from combicam.engine.pipeline import calibration
+from combicam.engine.run.open_run import open_run
+from combicam.engine.runner import run, run_images
+from combicam.export.models.models import LoadedModel, ModelConfig
+from combicam.export.preprocess import Preprocess
+
+AUTO: dict[str, Any] = {"batch_size": "auto"}
+
+
+def build() -> LoadedModel:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return LoadedModel(nn.Sequential(*layers), Preprocess((24, 32), resize="squash"), "tiny")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Short runs are measured, too; the names of what is measured."""
+    monkeypatch.setattr(calibration, "_FEW", 4)
+    monkeypatch.setattr(calibration, "_WORTH_S", 0.0)
+    monkeypatch.setattr(tuning, "SHORT_S", 0.0)
+    monkeypatch.setattr(tuning, "_SAMPLE_S", 0.0)
+    monkeypatch.setattr(calibration, "candidates", lambda _: ("torchscript", "onnxruntime"))
+    names: list[str] = []
+    plain = tuning.Tuner._measured
+
+    def noting(self: Any, explainer: Any, name: str, size: int) -> float:
+        names.append(name)
+        return plain(self, explainer, name, size) * (100 if name == "onnxruntime" else 1)
+
+    monkeypatch.setattr(tuning.Tuner, "_measured", noting)
+    return names
+
+
+def maps(path: Path) -> Any:
+    return np.concatenate(
+        [open_run(path).shard(i).heatmaps.astype(float) for i in open_run(path).shards]
+    )
+
+
+def test_a_run_measures_once(tmp_path: Path, measured: list[str], capsys: Any) -> None:
+    save_photos(tmp_path / "in", 20)
+    (tmp_path / "in" / "p000.jpg").write_bytes(b"broken")
+    explainer = Explainer(build())
+    config = configured(tmp_path, **AUTO, progress=True)
+    summary = run_images(config, explainer)
+    assert summary.images == 20
+    choice = json.loads((config.output / "tuning.json").read_text())
+    assert choice["backend"] == "onnxruntime"
+    assert measured[:3] == ["eager", "torchscript", "onnxruntime"]
+    assert "combicam: onnxruntime in batches of" in capsys.readouterr().err
+    usual = configured(tmp_path, output="usual", backend="eager", batch_size=4)
+    run_images(usual, explainer)
+    assert np.abs(maps(config.output) - maps(usual.output)).max() <= 1
+    assert not (usual.output / "tuning.json").exists()
+
+    # Continued: as it began, whatever this machine would measure now.
+    measured.clear()
+    written = {**choice, "backend": "torchscript", "batch_size": 3}
+    (config.output / "tuning.json").write_text(json.dumps(written))
+    (config.output / "shards" / "00001.parquet").unlink()
+    (config.output / "records" / "00001.json").unlink()
+    run_images(config, explainer)
+    assert "torchscript in batches of 3" in capsys.readouterr().err
+    assert measured == []
+
+    # Another run on this machine; and one with another method.
+    run_images(configured(tmp_path, output="second", **AUTO), explainer)
+    assert measured == []
+    assert json.loads((tmp_path / "second" / "tuning.json").read_text()) == choice
+    other = Explainer(build(), method="layercam")
+    run_images(configured(tmp_path, output="third", **AUTO), other)
+    assert measured[0] == "eager"
+
+
+def test_what_is_named_is_kept(tmp_path: Path, measured: list[str]) -> None:
+    save_photos(tmp_path / "in", 12)
+    explainer = Explainer(build())
+    sized = configured(tmp_path, output="sized", batch_size=2)
+    run_images(sized, explainer)
+    assert json.loads((sized.output / "tuning.json").read_text())["batch_size"] == 2
+    measured.clear()
+    torchscript = Explainer(build(), backend="torchscript")
+    named = configured(tmp_path, output="named", **AUTO, backend="torchscript")
+    run_images(named, torchscript)
+    assert set(measured) == {"torchscript"}
+    assert json.loads((named.output / "tuning.json").read_text())["backend"] == "torchscript"
+
+
+def test_workers_get_what_was_measured(tmp_path: Path, measured: list[str]) -> None:
+    save_photos(tmp_path / "in", 24)
+    model = ModelConfig(f"{__name__}:build")
+    config = configured(tmp_path, model=model, devices=("cpu", "cpu"), **AUTO)
+    assert run(config).images == 24
+    assert json.loads((config.output / "tuning.json").read_text())["backend"] == "onnxruntime"
+    alone = configured(tmp_path, model=model, output="alone", backend="eager", batch_size=4)
+    run(alone)
+    assert np.abs(maps(config.output) - maps(alone.output)).max() <= 1
+
+
+def test_a_damaged_file_is_measured_again(tmp_path: Path, measured: list[str]) -> None:
+    save_photos(tmp_path / "in", 12)
+    config = configured(tmp_path, **AUTO)
+    run_images(config, Explainer(build()))
+    for path in (config.output / "tuning.json", *calibration_files()):
+        path.write_text("{")
+    (config.output / "shards" / "00000.parquet").unlink()
+    (config.output / "records" / "00000.json").unlink()
+    measured.clear()
+    run_images(config, Explainer(build()))
+    assert measured[0] == "eager"
+
+
+def calibration_files() -> list[Path]:
+    import os
+
+    return list(Path(os.environ["XDG_CACHE_HOME"], "combicam", "tuning").glob("*.json"))
+
+
+def test_a_cache_that_cannot_be_written(
+    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    save_photos(tmp_path / "in", 12)
+    run_images(configured(tmp_path, **AUTO), Explainer(build()))
+    assert (tmp_path / "run" / "tuning.json").exists()
+
+
+def test_a_few_images_are_not_measured(tmp_path: Path, measured: list[str]) -> None:
+    save_photos(tmp_path / "in", 4)
+    run_images(configured(tmp_path, **AUTO), Explainer(build()))
+    assert measured == []
+    assert not (tmp_path / "run" / "tuning.json").exists()
+
+
+def test_nothing_can_be_decoded(tmp_path: Path, measured: list[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(9):
+        (tmp_path / "in" / f"{i}.jpg").write_bytes(b"broken")
+    summary = run_images(configured(tmp_path, **AUTO), Explainer(build()))
+    assert summary.failures == {"decode_error": 9}
+    assert measured == []
