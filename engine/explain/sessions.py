@@ -316,11 +316,12 @@ class ArtifactSession:
         Raises:
             ArtifactError: the file was exported for another kind of targets.
         """
-        asked = request.spec(self._spec)
-        if asked != replace(self._spec, targets=request.count):
+        spec = self._description.spec
+        asked = request.spec(spec)
+        if asked != replace(spec, targets=request.count):
             raise ArtifactError(
                 f"Explainer: expected the similar classes that this artifact compares "
-                f"({_finer(self._spec)}), got {_finer(asked)}; export an explainer with these "
+                f"({_finer(spec)}), got {_finer(asked)}; export an explainer with these "
                 "fields"
             )
         if (request.target_input, request.count) != (self.top.target_input, self.top.count):
