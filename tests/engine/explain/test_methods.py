@@ -155,7 +155,7 @@ def test_shapleycam_of_regions(score: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121", "convnext_tiny"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
 def test_shapleycam_of_networks(name: str) -> None:
     torch.manual_seed(0)
     model = cam_oracle.calibrated(getattr(torchvision.models, name)(), (64, 64)).double()
