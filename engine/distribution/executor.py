@@ -200,5 +200,5 @@ class DistributedExecutor:
 
 def shards_ahead(config: RunConfig) -> int:
     """How many shards a worker may hold: the one it reads, and those still in its pipeline."""
-    in_pipeline = 6 * config.batch_size + 4 * config.workers
+    in_pipeline = 6 * config.batch + 4 * config.workers
     return 2 + in_pipeline // config.storage.shard_size

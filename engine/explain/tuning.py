@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -35,6 +35,8 @@ _LEAST_S, _SHARE = 20.0, 0.03
 _SAMPLE_S, _COMPILE_NODE_S = 0.4, 0.03
 # A larger batch, or fewer threads, must gain this much, and may lose that.
 _GAIN, _LOSS = 1.03, 1.02
+# This many times slower than the best is not measured twice.
+_HOPELESS = 1.5
 
 
 class Tunable(Protocol):
@@ -42,6 +44,9 @@ class Tunable(Protocol):
 
     def with_backend(self, backend: str) -> Self:
         """The same in another backend."""
+
+
+T = TypeVar("T", bound=Tunable)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def candidates(explainer: Explainer) -> tuple[str, ...]:
     return (*(("openvino",) if has_openvino else ()), "onnxruntime", "torchscript", *compiled)
 
 
-class Tuner:
+class Tuner(Generic[T]):
     """Measures an explainer in several backends and batch sizes, for a limited time.
 
     Args:
@@ -110,7 +115,7 @@ class Tuner:
 
     def __init__(
         self,
-        explainer: Tunable,
+        explainer: T,
         backend: str,
         nodes: int,
         explain: Callable[[Any, int], Explanation],
@@ -124,9 +129,9 @@ class Tuner:
         self._start = perf_counter()
         self._limit_s = _LEAST_S
         self._speeds: dict[str, float] = {}
-        self._best: tuple[float, Tunable, str, int] = (0.0, explainer, backend, _FIRST)
+        self._best: tuple[float, T, str, int] = (0.0, explainer, backend, _FIRST)
 
-    def tune(self, backends: Sequence[str], sizes: Sequence[int]) -> tuple[Tunable, Tuning] | None:
+    def tune(self, backends: Sequence[str], sizes: Sequence[int]) -> tuple[T, Tuning] | None:
         """The fastest explainer, and how it was found; None if the work is too short.
 
         A backend must give the present one's classes and heatmaps, within the tolerance for files.
@@ -168,7 +173,7 @@ class Tuner:
     def _elapsed(self) -> float:
         return perf_counter() - self._start
 
-    def _try(self, explainer: Tunable, name: str, size: int, expected: Explanation) -> None:
+    def _try(self, explainer: T, name: str, size: int, expected: Explanation) -> None:
         needed = _COMPILE_NODE_S * self._nodes if name == "compile" else 0
         if self._elapsed + needed > self._limit_s:
             log.info("%s is not tried: there is no time left", name)
@@ -209,7 +214,7 @@ class Tuner:
         else:
             torch.set_num_threads(threads)
 
-    def _measured(self, explainer: Tunable, name: str, size: int) -> float:
+    def _measured(self, explainer: T, name: str, size: int) -> float:
         """Images a second, at best."""
         best, total, calls = float("inf"), 0.0, 0
         while total < _SAMPLE_S or calls < 2:
@@ -217,18 +222,20 @@ class Tuner:
             self._explain(explainer, size).heatmaps.cpu()
             taken = perf_counter() - start
             best, total, calls = min(best, taken), total + taken, calls + 1
+            if best * self._best[0] > _HOPELESS * size:
+                break
         self._speeds[f"{name} batch {size}"] = size / best
         return size / best
 
 
 def in_backend(
-    explainer: Tunable,
+    explainer: T,
     backend: str,
     explain: Callable[[Any, int], Explanation],
     tolerance: float,
     size: int = _FIRST,
     expected: Explanation | None = None,
-) -> Tunable | None:
+) -> T | None:
     """An explainer in another backend; None if that fails, or explains otherwise.
 
     Args:

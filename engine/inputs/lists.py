@@ -225,6 +225,6 @@ def _text(value: Any) -> str:
 def _values(column: Any) -> list[Any]:
     """The values of a column; text that is not UTF-8 as bytes, as names of files may be."""
     try:
-        return column.to_pylist()  # type: ignore[no-any-return]
+        return list(column.to_pylist())
     except UnicodeDecodeError:
-        return column.cast(pa.binary()).to_pylist()  # type: ignore[no-any-return]
+        return list(column.cast(pa.binary()).to_pylist())

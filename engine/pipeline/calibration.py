@@ -136,10 +136,10 @@ def _sample(
         chosen = [i % len(arrays) for i in range(max(1, n // crops))]
         images = torch.from_numpy(np.stack([arrays[i] for i in chosen])).to(explainer.device)
         if target is None:
-            return explainer(images)  # type: ignore[no-any-return]
+            return explainer(images)
         values = target.targets([entries[i] for i in chosen], len(chosen))
         targets = Targets(values.to(explainer.device), target.kind)
-        return explainer(images, targets=targets)  # type: ignore[no-any-return]
+        return explainer(images, targets=targets)
 
     return explain
 

@@ -39,7 +39,7 @@ def load_numbers(path: Path) -> Any:
 
 
 # Of Python, because that of C makes room for as many values as a damaged file claims to have.
-PlainUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+PlainUnpickler: Any = pickle._Unpickler
 
 
 class _Numbers(PlainUnpickler):  # type: ignore[misc]
