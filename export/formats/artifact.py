@@ -43,7 +43,7 @@ class Description:
             logits, and of fixed inputs, if there are any.
         note: a caveat about the model.
         output: where the logits are in what the model returns; empty for the only [B,n].
-        format: of the file, ``FORMAT`` or older.
+        format: of the file; default: the oldest that says everything, ``RGB_FORMAT`` or ``FORMAT``.
     """
 
     model: str
@@ -56,17 +56,21 @@ class Description:
     weights: str = ""
     note: str = ""
     output: str = ""
-    format: int = FORMAT
+    format: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.format:
+            form = RGB_FORMAT if self.signature.channels == 3 else FORMAT
+            object.__setattr__(self, "format", form)
 
     def to_json(self) -> str:
         """One JSON object, keys sorted."""
-        signature, form = asdict(self.signature), self.format
+        signature = asdict(self.signature)
         if self.signature.channels == 3:
             del signature["channels"]
-            form = min(form, RGB_FORMAT)
         return json.dumps(
             {
-                "format": form,
+                "format": self.format,
                 "combicam": __version__,
                 "model": self.model,
                 "spec": self.spec.to_dict(),
