@@ -49,9 +49,14 @@ def _twin(node: fx.Node) -> torch._ops.OpOverload | None:
     def types(operator: torch._ops.OpOverload) -> list[str]:
         return [str(argument.type) for argument in operator._schema.arguments]
 
+    def takes(twin: torch._ops.OpOverload) -> bool:
+        """Whether what the node leaves out has a default in the functional form, too."""
+        rest = twin._schema.arguments[len(node.args) :]
+        return all(a.has_default_value() or a.name in node.kwargs for a in rest)
+
     named = [getattr(packet, key) for key in packet.overloads()]
     named.sort(key=lambda twin: twin._overloadname != mutating._overloadname)
-    return next((twin for twin in named if types(twin) == types(mutating)), None)
+    return next((t for t in named if types(t) == types(mutating) and takes(t)), None)
 
 
 def _renamed(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> bool:

@@ -29,7 +29,7 @@ def test_normalisation_is_that_of_torchvision() -> None:
     [
         ({"input_size": (0, 3)}, "input_size"),
         ({"std": (1, 0, 1)}, "std"),
-        ({"mean": (1, 0)}, "mean"),
+        ({"mean": (1, 0)}, "2 values of std, one per channel"),
         ({"resize": "pad"}, "resize"),
         ({"interpolation": "area"}, "interpolation"),
         ({"crop_pct": 0}, "crop_pct"),
