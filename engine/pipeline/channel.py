@@ -52,6 +52,11 @@ class Channel(Generic[T]):
         with self._changed:
             return not self._items
 
+    def check(self) -> None:
+        """Raise :class:`Aborted` if the pipeline stops."""
+        if self._aborted:
+            raise Aborted
+
     def close(self) -> None:
         """Declare that no more items follow."""
         with self._changed:

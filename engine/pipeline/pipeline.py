@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.batch import Batch, batches, even_batch_size
 from combicam.engine.pipeline.channel import Channel
-from combicam.engine.pipeline.commit import write_shards
+from combicam.engine.pipeline.commit import write_shards, writer_threads
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
 from combicam.engine.pipeline.load import load_in_order
 from combicam.engine.run.config import RunConfig
@@ -74,12 +75,13 @@ class Pipeline:
         )
         if config.decode.decoder == "gpu":
             check_gpu_decoding(plan.explainer.device)
-        self.times = StageTimes(config.workers)
+        self._writers = writer_threads(plan.explainer.device.type, os.cpu_count() or 1)
+        self.times = StageTimes(config.workers, writers=self._writers)
 
     def process(self, work: Iterable[ShardWork]) -> Generator[ShardReport, None, None]:
         """See :class:`~combicam.engine.run.work.ShardExecutor`; takes items of work as it begins
         them."""
-        self.times = StageTimes(self._config.workers)
+        self.times = StageTimes(self._config.workers, writers=self._writers)
         to_explain: Channel[Batch] = Channel(_DEPTH)
         to_encode: Channel[ExplainedBatch] = Channel(_DEPTH)
         reports: SimpleQueue[ShardReport | None] = SimpleQueue()
@@ -87,7 +89,8 @@ class Pipeline:
         pool = ThreadPoolExecutor(self._config.workers, "combicam-load", self._use_gpu)
 
         def write() -> None:
-            for report in write_shards(to_encode, self._run, self._rows, self._limit):
+            shards = write_shards(to_encode, self._run, self._rows, self._limit, self._writers)
+            for report in shards:
                 reports.put(report)
 
         def abort() -> None:

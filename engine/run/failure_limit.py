@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 from combicam.errors import RunError
 
 
 class FailureLimit:
-    """Counts the images of a run that failed.
+    """Counts the images of a run that failed, in any thread.
 
     Args:
         most: how many may fail; None for no limit.
@@ -16,6 +18,7 @@ class FailureLimit:
     def __init__(self, most: int | None = None, failures: int = 0) -> None:
         self._most = most
         self._failures = failures
+        self._lock = Lock()
 
     def count(self, failures: int, last: str | None) -> None:
         """Count failures, if possible before their shard is committed.
@@ -27,7 +30,8 @@ class FailureLimit:
         Raises:
             RunError: more failures than the limit.
         """
-        self._failures += failures
+        with self._lock:
+            self._failures += failures
         if self._most is not None and self._failures > self._most:
             raise RunError(
                 f"run: expected at most {self._most} failed images (max_failures), got "
