@@ -199,7 +199,7 @@ def finer_scores(
     others = (z * z.softmax(-1)).sum(-1) if spec.finer_weights == "softmax" else z.mean(-1)
     y = logits.gather(-1, classes) - spec.finer_alpha * others
     if spec.score == "logprob":
-        y = y - (1 - spec.finer_alpha) * logits.logsumexp(-1, keepdim=True)
+        y = y - (1 - spec.finer_alpha) * _log_sum_exp(logits)[:, None]
     return y, class_scores(logits, classes, "logit")[1]
 
 
@@ -261,7 +261,17 @@ def _others(logits: Tensor, classes: Tensor) -> Tensor:
     """The log-sum-exp of the other classes' logits, [B,K]."""
     every = torch.arange(logits.shape[-1], device=logits.device)
     others = torch.where(classes[..., None] == every, -torch.inf, logits[:, None])  # [B,K,n]
-    return others.logsumexp(-1)
+    return _log_sum_exp(others)
+
+
+def _log_sum_exp(x: Tensor) -> Tensor:
+    """log sum exp over the last axis, [...,n] -> [...]; -inf counts as nothing.
+
+    ONNX Runtime's ReduceLogSumExp adds up one value after another: 1e-5 off for 100,000 classes.
+    """
+    top = x.detach().amax(-1, keepdim=True)
+    top = torch.where(top == -torch.inf, 0.0, top)
+    return (x - top).exp().sum(-1).log() + top[..., 0]
 
 
 def class_scores(logits: Tensor, classes: Tensor, score: str) -> tuple[Tensor, Tensor]:
@@ -269,10 +279,11 @@ def class_scores(logits: Tensor, classes: Tensor, score: str) -> tuple[Tensor, T
     # log p = -softplus(outside - inside), with the log-sum-exp of the logits inside and outside the
     # target. This avoids 1 - p, which rounds to 0 if the model is certain. And d p = p d log p.
     odds = class_odds(logits, classes, score)
-    probability = torch.sigmoid(odds).detach()
+    logp = -softplus(-odds)
+    # Not the sigmoid of the odds: where p is small, that of ONNX Runtime is only right to 1e-8.
+    probability = logp.exp().detach()
     if score == "logit":
         return logits.gather(-1, classes), probability
-    logp = -softplus(-odds)
     return (logp * probability if score in ("prob", "sigmoid") else logp), probability
 
 
@@ -299,7 +310,7 @@ def _log_sum(logs: Tensor, weights: Tensor) -> Tensor:
     some = held.any(-1, keepdim=True)
     # A row without any is replaced by a finite one: the log-sum-exp of -inf alone has no gradient.
     log_weights = torch.where(held | ~some, torch.where(held, weights, 1.0).log(), -torch.inf)
-    return torch.where(some, (logs + log_weights).logsumexp(-1, keepdim=True), -torch.inf)
+    return torch.where(some, _log_sum_exp(logs + log_weights)[..., None], -torch.inf)
 
 
 def _weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Terms, Tensor]:
@@ -342,8 +353,8 @@ class _Side:
         rest = 1 - v
         # All classes weigh the same: P is a constant. Against themselves, their gradient is 0.
         rest = torch.where(rest.amax(-1, keepdim=True) > 0, rest, 1.0)
-        self.log_sum = (z + v.log()).logsumexp(-1)
-        self.odds = self.log_sum - (z + rest.log()).logsumexp(-1)
+        self.log_sum = _log_sum_exp(z + v.log())
+        self.odds = self.log_sum - _log_sum_exp(z + rest.log())
 
 
 def _label_weight_odds(logits: Tensor, weights: Tensor, score: str) -> tuple[Terms, Tensor]:
