@@ -19,6 +19,7 @@ from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.serving.triton_repository import check_repository, export_triton_repository
+from combicam.export.formats.onnx_opset import check_opset
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
 from combicam.export.trace.trace import check_target_input
@@ -41,6 +42,7 @@ class Config:
         device: where the model runs while it is exported.
         target_input: ``classes`` (a second input names them), ``none`` (the best classes), or
             ``weights`` (regions and contrasts).
+        opset: of the ONNX file, from 13 to the newest that is installed; 18 if it is not given.
         keep_layers: also return every layer's map.
         verify: number of random images on which the file is compared with the model; 0 for none.
         tolerance: largest accepted difference; the default depends on the precision.
@@ -55,6 +57,7 @@ class Config:
     amp_dtype: str | None = None
     device: str = "cpu"
     target_input: str = "classes"
+    opset: int | None = None
     keep_layers: bool = False
     verify: int = VERIFY_IMAGES
     tolerance: float | None = None
@@ -77,6 +80,7 @@ def main(config: Config) -> None:
     check_target_input(config.target_input)
     if config.output is not None:
         check_output(config.output)
+        check_opset(config.opset, config.output.suffix)
     if config.triton_repository is not None:
         check_repository(config.triton_repository)
     compute = ComputeConfig(config.device, config.amp_dtype)
@@ -104,6 +108,7 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             explainer,
             config.output,
             target_input=config.target_input,
+            opset=config.opset,
             verify=config.verify,
             tolerance=config.tolerance,
             allow_disagreement=config.force,
@@ -115,6 +120,7 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             explainer,
             config.triton_repository,
             target_input=config.target_input,
+            opset=config.opset,
             verify=config.verify,
             tolerance=config.tolerance,
             allow_disagreement=config.force,

@@ -14,6 +14,7 @@ from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ModelSession, Request
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import artifact_suffix, check_dtype, write_artifact
+from combicam.export.formats.onnx_opset import check_opset
 from combicam.export.trace.snapshot import no_autocast
 
 VERIFY_IMAGES = 8
@@ -24,6 +25,7 @@ def export(
     path: str | Path,
     *,
     target_input: str = "classes",
+    opset: int | None = None,
     verify: int | bool = VERIFY_IMAGES,
     tolerance: float | None = None,
     allow_disagreement: bool = False,
@@ -41,6 +43,8 @@ def export(
         target_input: ``classes``: int64 [B,K], -1 the best, -2 the second best, …, -n the worst
             (with more than 1024 classes: down to -1024; lower numbers mean the same as -1024);
             ``none``: always the K best; ``weights``: float32 [B,K,n], regions and contrasts.
+        opset: of an .onnx file, from 13 to the newest that the installed onnx and onnxruntime
+            support; None for 18. Older ones lack operators, of which some are rewritten.
         verify: number of random images, with the spectrum of photos, on which the file is compared
             with the model in eager float32; True for the default, 0 or False for none.
         tolerance: largest difference of a typical image, and largest mean difference, relative to
@@ -52,13 +56,15 @@ def export(
         The comparison, output by output; None if nothing was compared.
 
     Raises:
-        ValueError, FileNotFoundError: an unknown suffix or target_input, a dtype that the format
-            cannot store, or a missing folder.
+        ValueError, FileNotFoundError: an unknown suffix or target_input, a dtype or an opset that
+            the format cannot have, or a missing folder.
         ArtifactError: an explainer without a model, or a file that disagrees.
-        TraceError: the graph cannot be written in this format.
+        TraceError: the graph cannot be written in this format or opset; the message names the
+            operator and the module that calls it.
     """
     path = Path(path)
     check_output(path)
+    check_opset(opset, path.suffix)
     request = Request(target_input, explainer.spec.targets)
     images = VERIFY_IMAGES if verify is True else int(verify)
     if images < 0:
@@ -84,7 +90,7 @@ def export(
     everywhere = no_autocast(torch.device("cpu"), session.device)  # writing a file runs the graph
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, everywhere:
         draft = Path(folder) / path.name
-        write_artifact(joint, description, draft)
+        write_artifact(joint, description, draft, opset)
         if images:
             limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
             artifact = Explainer.load(draft, device=session.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from combicam.errors import ArtifactError, first_line
 from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.aoti_file import read_aoti, write_aoti
 from combicam.export.formats.onnx_file import METADATA_KEY, write_onnx
+from combicam.export.formats.onnx_opset import DEFAULT_OPSET, check_opset
 from combicam.export.formats.torchscript_file import read_torchscript, write_torchscript
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
@@ -44,6 +46,7 @@ class Description:
         note: a caveat about the model.
         output: where the logits are in what the model returns; empty for the only [B,n].
         format: of the file; default: the oldest that says everything, ``RGB_FORMAT`` or ``FORMAT``.
+        opset: of an ONNX file; None for other formats, and in files of earlier versions.
     """
 
     model: str
@@ -57,6 +60,7 @@ class Description:
     note: str = ""
     output: str = ""
     format: int = 0
+    opset: int | None = None
 
     def __post_init__(self) -> None:
         if not self.format:
@@ -82,6 +86,7 @@ class Description:
                 "weights": self.weights,
                 "note": self.note,
                 "output": self.output,
+                "opset": self.opset,
             },
             sort_keys=True,
         )
@@ -114,6 +119,7 @@ class Description:
                 note=values["note"],
                 output=values.get("output", ""),
                 format=values["format"],
+                opset=values.get("opset"),
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
@@ -215,16 +221,28 @@ def check_dtype(suffix: str, dtype: str) -> None:
         )
 
 
-def write_artifact(joint: JointGraph, description: Description, path: Path) -> None:
+def write_artifact(
+    joint: JointGraph, description: Description, path: Path, opset: int | None = None
+) -> None:
     """Write a joint graph, lowered or not, in the format given by the suffix of ``path``.
 
+    Args:
+        joint, description: the graph, and what the file says of it.
+        path: of the file.
+        opset: of an ONNX file, which its description records; None for the default.
+
     Raises:
-        ValueError: an unknown suffix, or a dtype that the format does not support.
+        ValueError: an unknown suffix, or a dtype or opset that the format does not support.
         TraceError: the graph cannot be written in this format.
     """
     form = artifact_format(path)
     check_dtype(path.suffix, joint.signature.dtype)
-    form.write(joint if form.is_compiled else joint.portable(), path, description.to_json())
+    check_opset(opset, path.suffix)
+    write = form.write
+    if path.suffix == ".onnx":
+        opset = DEFAULT_OPSET if opset is None else opset
+        write, description = partial(write_onnx, opset=opset), replace(description, opset=opset)
+    write(joint if form.is_compiled else joint.portable(), path, description.to_json())
 
 
 def read_description(path: Path) -> Description:

@@ -14,7 +14,9 @@ from onnxscript import opset18
 from torch import Tensor, fx
 
 from combicam.errors import TraceError, first_line
+from combicam.export.formats.onnx_opset import DEFAULT_OPSET, check_written, lower_opset
 from combicam.export.passes.passes import for_onnx
+from combicam.export.trace.origins import LabelledInterpreter, culprit
 from combicam.export.trace.trace import JointGraph, example_inputs
 
 METADATA_KEY = "combicam"
@@ -78,9 +80,15 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
-    """Replace upsampling by an operator of ours; the exporter would split aten's into gathers."""
+def _prepared(module: fx.GraphModule) -> fx.GraphModule:
+    """Replace what the exporter refuses or makes worse; cases:
+
+    1. upsampling becomes an operator of ours: the exporter would split aten's into gathers;
+    2. ``view`` becomes ``reshape``: the exporter refuses views of expanded tensors.
+    """
     for node in list(module.graph.nodes):
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
         if node.target is aten.upsample_bilinear2d.default:
             x, (height, width), align_corners, *scales = node.args
             scale_h, scale_w = scales or (None, None)
@@ -100,16 +108,16 @@ def _keep_resize(module: fx.GraphModule) -> fx.GraphModule:
 EMBEDDED_BYTES = 1_900_000_000
 
 
-def write_onnx(joint: JointGraph, path: Path, metadata: str) -> None:
-    """Write an ONNX file: opset 18, dynamic batch, ``metadata`` under the key ``combicam``.
+def write_onnx(joint: JointGraph, path: Path, metadata: str, opset: int = DEFAULT_OPSET) -> None:
+    """Write an ONNX file with a dynamic batch, and ``metadata`` under the key ``combicam``.
 
     If weights exceed the 2 GB limit of a protobuf, they are written to ``<name>.data`` beside it.
 
     Raises:
-        TraceError: an operator cannot be exported to ONNX.
+        TraceError: an operator cannot be exported to ONNX, or to this opset.
     """
     write_onnx_graph(
-        for_onnx(joint.module), example_inputs(joint), joint.output_names, path, metadata
+        for_onnx(joint.module), example_inputs(joint), joint.output_names, path, metadata, opset
     )
 
 
@@ -119,6 +127,7 @@ def write_onnx_graph(
     output_names: Sequence[str],
     path: Path,
     metadata: str = "",
+    opset: int = DEFAULT_OPSET,
 ) -> None:
     """Write a graph of images, or of images and targets; see :func:`write_onnx`.
 
@@ -128,10 +137,20 @@ def write_onnx_graph(
         output_names: of the file.
         path: of the file.
         metadata: kept in it under the key ``combicam``.
+        opset: of the file, see :mod:`combicam.export.formats.onnx_opset`.
     """
     batch = torch.export.Dim("batch")
     names = ["images", "targets"][: len(inputs)]
-    module = _keep_resize(fx.GraphModule(graph, copy.deepcopy(graph.graph)))
+    module = _prepared(fx.GraphModule(graph, copy.deepcopy(graph.graph)))
+    run = LabelledInterpreter(module).run  # so that an error can name the model's module
+
+    def of_images(images: Tensor) -> Any:
+        return run(images)
+
+    def of_both(images: Tensor, targets: Tensor) -> Any:
+        return run(images, targets)
+
+    module.forward = of_images if len(inputs) == 1 else of_both
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -145,17 +164,22 @@ def write_onnx_graph(
                 input_names=names,
                 output_names=list(output_names),
                 custom_translation_table=TRANSLATIONS,
-                opset_version=18,
+                opset_version=max(opset, DEFAULT_OPSET),
                 optimize=True,
                 verbose=False,
             )
     except Exception as error:
+        name, why = culprit(graph, error), first_line(error.__cause__ or error)
+        what = f"ONNX has no form of {name}" if name else f"ONNX cannot express the graph ({why})"
         raise TraceError(
-            f"export: the graph cannot be written as ONNX ({first_line(error.__cause__ or error)})"
+            f"export: {what}; replace that operator, or export to .ts or .pt2"
         ) from error
     assert exported is not None
+    check_written(exported.model, max(opset, DEFAULT_OPSET))
+    if opset < DEFAULT_OPSET:
+        lower_opset(exported.model, opset)
     exported.model.metadata_props[METADATA_KEY] = metadata
     values = exported.model.graph.initializers.values()
     weights = sum(value.const_value.nbytes for value in values if value.const_value is not None)
     exported.save(str(path), external_data=weights > EMBEDDED_BYTES)
-    onnx.checker.check_model(str(path))
+    onnx.checker.check_model(str(path), full_check=opset < DEFAULT_OPSET)

@@ -87,7 +87,7 @@ def affine(module: fx.GraphModule, x: fx.Node, scale: float, shift: float) -> fx
     assert shape is not None
     device = x.meta["val"].device
     constants = [
-        add_constant(module, "affine", torch.full((int(shape[1]),), value, device=device))
+        add_constant(module, "affine_factor", torch.full((int(shape[1]),), value, device=device))
         for value in (scale, shift, 0.0, 1.0)
     ]
     node = module.graph.call_function(torch.ops.combicam.affine.default, (x, *constants))

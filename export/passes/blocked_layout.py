@@ -74,7 +74,8 @@ def _aligned(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.ndim != 4:
         return False
-    return int(value.shape[1]) % BLOCK == 0
+    channels = value.shape[1]
+    return isinstance(channels, int) and channels % BLOCK == 0  # int() would fix a symbolic batch
 
 
 def shape_of(node: object) -> torch.Size | None:
@@ -91,7 +92,9 @@ def shape_of(node: object) -> torch.Size | None:
 def is_grid(node: object) -> bool:
     """Whether a node's value is [B,C,h,w] with more than one cell."""
     shape = shape_of(node)
-    return shape is not None and len(shape) == 4 and int(shape[2]) * int(shape[3]) > 1
+    if shape is None or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
+        return False
+    return bool(shape[2] * shape[3] > 1)
 
 
 def broadcasts(x: object, gate: object) -> bool:
