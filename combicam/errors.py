@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def first_line(error: BaseException) -> str:
     """Type and first line of an error, to quote in another; torch appends its C++ stack."""
-    lines = str(error).splitlines() or [""]
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0]}"
 
 

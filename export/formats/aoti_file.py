@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from combicam.errors import TraceError, first_line
+from combicam.export.trace.origins import TORCH, check_portable, culprit
 from combicam.export.trace.trace import JointGraph, example_inputs
 
 METADATA_KEY = "combicam"
@@ -46,6 +47,7 @@ def write_aoti(joint: JointGraph, path: Path, metadata: str) -> None:
     inputs = example_inputs(joint)
     is_cuda = inputs[0].device.type == "cuda"
     module = joint.module if is_cuda else joint.portable().module
+    check_portable(module, (*TORCH, "combicam"))
     batch = torch.export.Dim("batch", min=1)
     # Freezing is 1.2 times faster for ResNet-18 on a CPU, but 2.7 times slower for MobileNetV3.
     configs: dict[str, Any] = {
@@ -61,9 +63,10 @@ def write_aoti(joint: JointGraph, path: Path, metadata: str) -> None:
             )
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     except Exception as error:
+        name = culprit(module, error)
         raise TraceError(
-            f"export: AOTInductor could not compile the graph ({first_line(error)}); it needs a "
-            "C++ compiler such as g++, and on CUDA also the CUDA toolkit"
+            f"export: AOTInductor could not compile {name or 'the graph'} ({first_line(error)}); "
+            "it needs a C++ compiler such as g++, and on CUDA also the CUDA toolkit"
         ) from error
     foreign = _foreign_operators(path)
     if foreign:

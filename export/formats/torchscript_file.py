@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from combicam.errors import TraceError, first_line
+from combicam.export.trace.origins import culprit
 from combicam.export.trace.trace import JointGraph
 
 METADATA_FILE = "combicam.json"
@@ -42,7 +43,11 @@ def write_torchscript(joint: JointGraph, path: Path, metadata: str) -> None:
             buffer = io.BytesIO()
             torch.jit.save(scripted, buffer, _extra_files={METADATA_FILE: metadata})
     except Exception as error:
-        raise TraceError(f"export: TorchScript refuses the graph ({first_line(error)})") from error
+        name = culprit(joint.module, error)
+        raise TraceError(
+            f"export: TorchScript refuses {name or 'the graph'} ({first_line(error)}); replace "
+            "that operator, or export to .onnx or .pt2"
+        ) from error
     path.write_bytes(buffer.getbuffer())
 
 

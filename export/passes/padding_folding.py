@@ -76,7 +76,9 @@ def _merge(outer: fx.Node) -> bool:
     inner = outer.args[0]
     if not isinstance(inner, fx.Node) or inner.target is not aten.constant_pad_nd.default:
         return False
-    if inner.args[2] != outer.args[2] or len(inner.users) > 1:
+    if inner.args[2:] != outer.args[2:] or len(inner.users) > 1:
+        return False
+    if len(inner.args[1]) != len(outer.args[1]):  # type: ignore[arg-type]
         return False
     both = list(zip(inner.args[1], outer.args[1], strict=True))  # type: ignore[arg-type]
     if any(a and b for a, b in both):
@@ -90,11 +92,12 @@ def _grow(conv: fx.Node) -> bool:
     pad = conv.args[0]
     if not isinstance(pad, fx.Node) or pad.target is not aten.constant_pad_nd.default:
         return False
-    if conv.args[6]:
-        return False
     sides: Any = pad.args[1]
+    value = pad.args[2] if len(pad.args) > 2 else 0
+    if conv.args[6] or len(sides) != 4 or pad.meta["val"].ndim != 4:
+        return False
     left, right, top, bottom = sides
-    if pad.args[2] != 0 or left != right or top != bottom:
+    if value != 0 or left != right or top != bottom:
         return False
     padding = [own + new for own, new in zip(conv.args[4], (top, left), strict=True)]  # type: ignore[arg-type]
     conv.args = (pad.args[0], *conv.args[1:4], padding, *conv.args[5:])

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from combicam.errors import TraceError
+from combicam.errors import TraceError, first_line
+from combicam.export.trace.origins import LabelledInterpreter, retrace
 
 
 class BatchElsewhere(TraceError):
-    """The batch of a tensor in the model is not in its first dimension."""
+    """Several targets need a backward each, as with the batch of a tensor in another dimension."""
 
 
 @torch.library.custom_op("combicam::seed", mutates_args=())
@@ -36,6 +36,14 @@ def _(gradient: Tensor, targets: int) -> Tensor:
     return torch.stack([gradient] * targets, 1)
 
 
+aten = torch.ops.aten
+NUMBERINGS = frozenset(
+    {
+        *(getattr(aten.arange, o) for o in aten.arange.overloads()),
+        torch.ops.prims.iota.default,
+        aten.linspace.default,
+    }
+)
 SEED, HARVEST = torch.ops.combicam.seed.default, torch.ops.combicam.harvest.default
 
 
@@ -84,18 +92,30 @@ def batch_targets(module: fx.GraphModule, inputs: Sequence[Tensor], targets: int
     """
     if not any(node.target is SEED for node in module.graph.nodes):
         return module
-    return make_fx(_Batched(module, targets).run)(*inputs)
+    try:
+        return retrace(_Batched(module, targets).run, inputs)
+    except Exception as error:  # such as an operator that takes no product of symbols for a size
+        raise BatchElsewhere(f"trace: no backward of B K images ({first_line(error)})") from error
 
 
-class _Batched(fx.Interpreter):
+def _is_numbering(node: fx.Node) -> bool:
+    """Whether a node makes a number per image, as ``torch.arange(len(images))`` does."""
+    value = node.meta.get("val")
+    return node.target in NUMBERINGS and isinstance(value.shape[0], SymInt)  # type: ignore[union-attr]
+
+
+class _Batched(LabelledInterpreter):
     def __init__(self, module: fx.GraphModule, targets: int) -> None:
         super().__init__(module)
         self.batch: Any = None  # that of the seed
         self.targets = targets
         self.backward: set[fx.Node] = set()
         self.repeats: dict[fx.Node, Any] = {}
+        self.numbers: set[fx.Node] = set()  # values made of the images' numbers, 0 to B - 1
 
-    def run_node(self, n: fx.Node) -> Any:
+    def compute(self, n: fx.Node) -> Any:
+        if _is_numbering(n) or not self.numbers.isdisjoint(n.all_input_nodes):
+            self.numbers.add(n)
         if n.target is SEED:
             self.backward.add(n)
             cotangents = self.env[n.args[0]]  # type: ignore[index]
@@ -105,7 +125,7 @@ class _Batched(fx.Interpreter):
             gradient = self.env[n.args[0]]  # type: ignore[index]
             return gradient.unflatten(0, (self.batch, self.targets))
         if n.op != "call_function" or self.backward.isdisjoint(n.all_input_nodes):
-            return super().run_node(n)
+            return super().compute(n)
         self.backward.add(n)
         args = fx.node.map_arg(n.args, self._repeated)
         kwargs = fx.node.map_arg(n.kwargs, self._repeated)
@@ -114,6 +134,8 @@ class _Batched(fx.Interpreter):
     def _repeated(self, node: fx.Node) -> Any:
         if node in self.backward:
             return self.env[node]
+        if node in self.numbers:  # an index of image b would have to be that of its K rows
+            raise BatchElsewhere("trace: expected no numbers of images in the backward")
         if node not in self.repeats:
             self.repeats[node] = self._repeat(self.env[node])
         return self.repeats[node]

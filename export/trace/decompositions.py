@@ -6,12 +6,15 @@ flipped in space and transposed in channels), which every runtime runs at full s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
+
+from combicam.export.trace.interpolate import RESIZES
 
 aten = torch.ops.aten
 
@@ -115,28 +118,18 @@ def _flip(weight: Tensor, groups: int) -> Tensor:
     return split.flatten(0, 1).contiguous()
 
 
-def max_pool2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    indices: Tensor,
-) -> Tensor:
-    """Each window's gradient is added where its maximum was."""
-    zeros = torch.zeros_like(x).flatten(-2)
-    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
-
-
-def adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """Adaptive averaging is linear in each axis, Y = R X C^T, so the gradient is R^T G C."""
+def adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Adaptive averaging is linear in each axis, see :func:`_along`."""
     if grad.shape[2:] == x.shape[2:]:
         return grad
-    rows = _adaptive_matrix(int(x.shape[2]), int(grad.shape[2]), grad)
-    columns = _adaptive_matrix(int(x.shape[3]), int(grad.shape[3]), grad)
-    return rows.t() @ grad @ columns
+    sizes = zip(x.shape[2:], grad.shape[2:], strict=True)
+    return _along(grad, [_adaptive_matrix(int(i), int(o), grad).t() for i, o in sizes])
+
+
+def adaptive_avg_pool3d(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    """The matrices of :func:`_adaptive_matrix`: ONNX has no adaptive average in three axes."""
+    sizes = zip(x.shape[-3:], output_size, strict=True)
+    return _along(x, [_adaptive_matrix(int(i), int(o), x) for i, o in sizes])
 
 
 def _adaptive_matrix(size: int, out: int, like: Tensor) -> Tensor:
@@ -148,19 +141,54 @@ def _adaptive_matrix(size: int, out: int, like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=like.dtype, device=like.device)
 
 
-def adaptive_max_pool2d(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """An ordinary max pool if the sizes divide, because ONNX has no adaptive one."""
-    sizes = list(zip(x.shape[-2:], output_size, strict=True))
-    if any(int(size) % out for size, out in sizes):
-        return NotImplemented
-    kernel = [int(size) // out for size, out in sizes]
-    return aten.max_pool2d_with_indices.default(x, kernel, kernel)
+def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The maxima and their indices, in the pixels of an image; ONNX has no adaptive pool.
+
+    An ordinary max pool if the sizes divide; otherwise the windows are gathered, the smaller ones
+    with their last pixel repeated.
+    """
+    sizes = [int(size) for size in x.shape[-len(output_size) :]]
+    pairs = list(zip(sizes, output_size, strict=True))
+    if len(sizes) == 2 and not any(size % out for size, out in pairs):
+        kernel = [size // out for size, out in pairs]
+        return aten.max_pool2d_with_indices.default(x, kernel, kernel)
+    pixels = torch.arange(math.prod(sizes)).view(sizes)
+    for axis, (size, out) in enumerate(pairs):
+        ends = [-((-(i + 1) * size) // out) for i in range(out)]
+        longest = max(end - i * size // out for i, end in enumerate(ends))
+        rows = [
+            [min(i * size // out + k, end - 1) for k in range(longest)]
+            for i, end in enumerate(ends)
+        ]
+        pixels = pixels.movedim(axis, 0)[torch.tensor(rows)].movedim((0, 1), (axis, -1))
+    table = pixels.flatten(len(sizes)).to(x.device)  # [*output_size, pixels of a window]
+    windows = x.flatten(-len(sizes)).index_select(-1, table.flatten())
+    maxima, where = windows.unflatten(-1, table.shape).max(-1)
+    indices = table.expand(*where.shape, table.shape[-1]).gather(-1, where.unsqueeze(-1))
+    return maxima, indices.squeeze(-1)
 
 
-def adaptive_max_pool2d_backward(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    """Each window's gradient is added where its maximum was."""
-    zeros = torch.zeros_like(x).flatten(-2)
-    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+def indexed_max_backward(axes: int) -> Callable[..., Tensor]:
+    """The backward of max pools of so many axes, from their indices."""
+
+    def backward(grad: Tensor, x: Tensor, *options: Any) -> Tensor:
+        """Each window's gradient is added where its maximum was."""
+        indices = options[-1].flatten(-axes)
+        zeros = torch.zeros_like(x).flatten(-axes)
+        return zeros.scatter_add(-1, indices, grad.flatten(-axes)).view(x.shape)
+
+    return backward
+
+
+def replication_pad_backward(grad: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
+    """Repeating the edges is linear in each axis, see :func:`_along`."""
+    matrices = []
+    for back in range(len(padding) // 2):
+        size, (before, after) = int(x.shape[-1 - back]), padding[2 * back : 2 * back + 2]
+        sources = (torch.arange(size + before + after) - before).clamp(0, size - 1)
+        matrix = sources == torch.arange(size)[:, None]  # [size, padded size]
+        matrices.append(matrix.to(grad.device, grad.dtype))
+    return _along(grad, matrices[::-1])
 
 
 def constant_pad_nd(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
@@ -176,7 +204,35 @@ def constant_pad_nd(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
     return aten.constant_pad_nd.default(x, grown, value) if any(grown) else x
 
 
-def avg_pool2d_backward(
+def avg_pool(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """With another divisor: the average of padded, whole windows, scaled; ONNX ignores it."""
+    if divisor_override is None:
+        return NotImplemented
+    axes = 2 if x.ndim < 5 else 3
+    pool = aten.avg_pool2d.default if axes == 2 else aten.avg_pool3d.default
+    kernel = list(kernel_size) * (axes // len(kernel_size))
+    steps = (list(stride) or kernel) * (axes // len(stride or kernel))
+    pads = list(padding) * (axes // len(padding))
+    around = []
+    for size, k, s, p in reversed(list(zip(x.shape[-axes:], kernel, steps, pads, strict=True))):
+        left = int(size) + 2 * p - k
+        windows = -(-left // s) if ceil_mode else left // s
+        if ceil_mode and windows * s >= int(size) + p:  # windows start inside the image
+            windows -= 1
+        around += [p, p + max(0, windows * s - left)]
+    padded = aten.constant_pad_nd.default(x, around) if any(around) else x
+    return pool(padded, kernel, steps) * (math.prod(kernel) / divisor_override)
+
+
+def avg_pool_backward(
     grad: Tensor,
     x: Tensor,
     kernel_size: Sequence[int],
@@ -191,20 +247,20 @@ def avg_pool2d_backward(
     Spreading is a depthwise transposed convolution with ones; parts of windows outside the input
     (padding, ceil mode) are cut off.
     """
-    kernel = list(kernel_size) * (2 // len(kernel_size))
-    steps = (list(stride) or kernel) * (2 // len(stride or kernel))
-    pads = list(padding) * (2 // len(padding))
+    axes = 2 if x.ndim < 5 else 3
+    kernel = list(kernel_size) * (axes // len(kernel_size))
+    steps = (list(stride) or kernel) * (axes // len(stride or kernel))
+    pads = list(padding) * (axes // len(padding))
     channels = x.shape[1]
     divided = grad / _window_counts(
         x, grad, kernel, steps, pads, count_include_pad, divisor_override
     )
     ones = torch.ones(channels, 1, *kernel, dtype=grad.dtype, device=grad.device)
-    full = _conv(divided, ones, steps, [0, 0], [1, 1], True, [0, 0], channels)
-    edges = zip(x.shape[2:], full.shape[2:], pads, strict=True)
-    (top, bottom), (left, right) = [(-p, int(i) + p - int(o)) for i, o, p in edges]
-    if not any((top, bottom, left, right)):
-        return full
-    return constant_pad_nd(full, [left, right, top, bottom])
+    none = [0] * axes
+    full = _conv(divided, ones, steps, none, [1] * axes, True, none, channels)
+    edges = reversed(list(zip(x.shape[2:], full.shape[2:], pads, strict=True)))
+    cut = [side for i, o, p in edges for side in (-p, int(i) + p - int(o))]
+    return aten.constant_pad_nd.default(full, cut) if any(cut) else full
 
 
 def _window_counts(
@@ -226,59 +282,76 @@ def _window_counts(
             start, ends = [max(a, 0) for a in start], [min(e, int(i)) for e in ends]
         axes.append([e - a for a, e in zip(start, ends, strict=True)])
     if all(c == k for axis, k in zip(axes, kernel, strict=True) for c in axis):
-        return kernel[0] * kernel[1]
-    rows, columns = (torch.tensor(a, dtype=grad.dtype, device=grad.device) for a in axes)
-    return rows[:, None] * columns[None, :]
+        return math.prod(kernel)
+    counts = torch.ones((), dtype=grad.dtype, device=grad.device)
+    for axis in axes:
+        counts = counts[..., None] * torch.tensor(axis, dtype=grad.dtype, device=grad.device)
+    return counts
 
 
-def upsample_nearest2d_backward(
-    grad: Tensor,
-    output_size: Sequence[int],
-    input_size: Sequence[int],
-    scales_h: float | None = None,
-    scales_w: float | None = None,
-) -> Tensor:
-    """See :func:`_resize_backward`."""
-
-    def resize(x: Tensor, size: list[int], h: float | None, w: float | None) -> Tensor:
-        return aten.upsample_nearest2d.default(x, size, h, w)
-
-    return _resize_backward(grad, input_size, resize, scales_h, scales_w)
-
-
-def upsample_bilinear2d_backward(
-    grad: Tensor,
-    output_size: Sequence[int],
-    input_size: Sequence[int],
-    align_corners: bool,
-    scales_h: float | None = None,
-    scales_w: float | None = None,
-) -> Tensor:
-    """See :func:`_resize_backward`."""
-
-    def resize(x: Tensor, size: list[int], h: float | None, w: float | None) -> Tensor:
-        return aten.upsample_bilinear2d.default(x, size, align_corners, h, w)
-
-    return _resize_backward(grad, input_size, resize, scales_h, scales_w)
-
-
-def _resize_backward(
-    grad: Tensor,
-    input_size: Sequence[int],
-    resize: Callable[[Tensor, list[int], float | None, float | None], Tensor],
-    scales_h: float | None,
-    scales_w: float | None,
-) -> Tensor:
-    """Resizing is linear in each axis, Y = R X C^T, so the gradient is R^T G C.
+def resize_backward(resize: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The backward of a 2-D resizing operator, which is linear in each axis: see :func:`_along`.
 
     The two constant matrices are the resized unit vectors.
+
+    Args:
+        resize: (x, output_size[, align_corners], scale_h, scale_w).
     """
-    (h, w), (out_h, out_w) = input_size[2:], grad.shape[2:]
-    unit_h = torch.eye(h, dtype=grad.dtype, device=grad.device)[None, :, :, None]
-    unit_w = torch.eye(w, dtype=grad.dtype, device=grad.device)[None, :, None, :]
-    rows = resize(unit_h, [out_h, 1], scales_h, None)[0, :, :, 0]  # [h,H]
-    columns = resize(unit_w, [1, out_w], None, scales_w)[0, :, 0]  # [w,W]
-    return rows @ grad @ columns.t()
+
+    def backward(
+        grad: Tensor, output_size: Sequence[int], input_size: Sequence[int], *options: Any
+    ) -> Tensor:
+        corners = [option for option in options if isinstance(option, bool)]
+        scale_h, scale_w = (*options[len(corners) :], None, None)[:2]
+        (h, w), (out_h, out_w) = input_size[2:], grad.shape[2:]
+        # Every vector twice: torch's antialiasing is wrong for images of a single row or column.
+        unit_h = torch.eye(h, dtype=grad.dtype, device=grad.device)[None, :, :, None].repeat(
+            1, 1, 1, 2
+        )
+        unit_w = torch.eye(w, dtype=grad.dtype, device=grad.device)[None, :, None].repeat(
+            1, 1, 2, 1
+        )
+        rows = resize(unit_h, [out_h, 2], *corners, scale_h, None)[0, :, :, 0]  # [h,H]
+        columns = resize(unit_w, [2, out_w], *corners, None, scale_w)[0, :, 0]  # [w,W]
+        return rows @ grad @ columns.t()
+
+    return backward
+
+
+def upsample_nearest_exact2d(
+    x: Tensor,
+    output_size: Sequence[int],
+    scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Tensor:
+    """A selection of rows and columns: there is no such operator in ONNX."""
+    for axis, out, scale in zip((-2, -1), output_size, (scale_h, scale_w), strict=True):
+        exact = torch.promote_types(x.dtype, torch.float32)  # in which torch computes positions
+        pixels = torch.arange(x.shape[axis], dtype=exact, device=x.device)[None, None]
+        index = aten._upsample_nearest_exact1d.default(pixels, [out], scale)
+        x = x.index_select(axis, index[0, 0].long())
+    return x
+
+
+def _along(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Multiply the last axes of x by one matrix [out,in] each: the backward of what is linear in
+    each axis, Y = R X C^T, is R^T G C."""
+    for back, matrix in enumerate(reversed(matrices)):
+        axis = x.ndim - 1 - back
+        x = (x.transpose(axis, -1) @ matrix.t()).transpose(axis, -1)
+    return x
+
+
+def unfold_backward(
+    grad: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int
+) -> Tensor:
+    """The gradient of every window is added where it was; torch's indices are no int64 for ONNX."""
+    axis = dim % len(input_sizes)
+    windows = grad.movedim(-1, axis + 1)
+    pixels = torch.arange(windows.shape[axis], device=grad.device)[:, None] * step
+    pixels = pixels + torch.arange(size, device=grad.device)
+    zeros = grad.new_zeros(input_sizes)
+    return zeros.index_add(axis, pixels.flatten(), windows.flatten(axis, axis + 1))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -324,13 +397,30 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.silu.default: silu,
         aten.silu_backward.default: silu_backward,
         aten.convolution_backward.default: convolution_backward,
-        aten.max_pool2d_with_indices_backward.default: max_pool2d_backward,
-        aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool2d_backward,
-        aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
-        aten.adaptive_max_pool2d_backward.default: adaptive_max_pool2d_backward,
+        aten.max_pool2d_with_indices_backward.default: indexed_max_backward(2),
+        aten.max_pool3d_with_indices_backward.default: indexed_max_backward(3),
+        aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool_backward,
+        aten._adaptive_avg_pool3d.default: adaptive_avg_pool3d,
+        aten._adaptive_avg_pool3d_backward.default: adaptive_avg_pool_backward,
+        aten.adaptive_max_pool2d.default: adaptive_max_pool,
+        aten.adaptive_max_pool3d.default: adaptive_max_pool,
+        aten.adaptive_max_pool2d_backward.default: indexed_max_backward(2),
+        aten.adaptive_max_pool3d_backward.default: indexed_max_backward(3),
         aten.constant_pad_nd.default: constant_pad_nd,
-        aten.upsample_nearest2d_backward.default: upsample_nearest2d_backward,
-        aten.upsample_bilinear2d_backward.default: upsample_bilinear2d_backward,
-        aten.avg_pool2d_backward.default: avg_pool2d_backward,
+        aten._upsample_nearest_exact2d.default: upsample_nearest_exact2d,
+        aten.replication_pad1d_backward.default: replication_pad_backward,
+        aten.replication_pad2d_backward.default: replication_pad_backward,
+        aten.replication_pad3d_backward.default: replication_pad_backward,
+        aten.unfold_backward.default: unfold_backward,
+        aten.avg_pool2d.default: avg_pool,
+        aten.avg_pool3d.default: avg_pool,
+        aten.avg_pool2d_backward.default: avg_pool_backward,
+        aten.avg_pool3d_backward.default: avg_pool_backward,
+        **{
+            getattr(aten, f"{resize.overloadpacket.__name__}_backward").default: resize_backward(
+                resize
+            )
+            for resize in RESIZES.values()
+        },
     }
     return {**table, **own}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -14,7 +15,6 @@ from combicam.export.spec import CamSpec
 from combicam.export.tokens import LAYOUTS
 from combicam.export.trace.output import find_logits
 from combicam.export.trace.probe import LayerInfo, capturing
-from combicam.export.trace.snapshot import another
 from combicam.export.trace.trace import Signature, model_state, plan, to_graph
 
 
@@ -57,11 +57,11 @@ def trace_forward(
     layers, signature = plan(model, spec, input_size, "none", channels)
     graphs = []
     for kept in (layers, ()):
-        forward = _forward_function(another(model), kept, signature)
+        forward = partial(_forward_function, layers=kept, signature=signature)
         graphs.append(clean(to_graph(forward, model, spec, signature)))
     ablated = None
     if spec.method == "ablationcam":
-        function = _ablated_function(another(model), layers, signature)
+        function = partial(_ablated_function, layers=layers, signature=signature)
         one = replace(signature, target_input="classes")  # an input int64 [B,1]
         ablated = clean(to_graph(function, model, replace(spec, targets=1), one))
     return ForwardGraph(graphs[0], graphs[1], layers, signature, _largest(graphs[1]), ablated)

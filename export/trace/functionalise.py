@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from combicam.export.trace.origins import LabelledInterpreter, retrace
 
 aten = torch.ops.aten
 
@@ -24,12 +25,28 @@ def functionalise(module: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphM
         module: a flat graph of operators.
         inputs: fake tensors, as for the first trace.
     """
+    for node in module.graph.find_nodes(op="call_function", target=aten._conj.default):
+        _conjugate(module, node)
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     left = [node for node in list(order) if _mutates(node) and not _renamed(module, node, order)]
     for node in left:
         _split(module, node)
     module.recompile()
-    return make_fx(torch.func.functionalize(module))(*inputs) if left else module
+    if not left:
+        return module
+    return retrace(torch.func.functionalize(LabelledInterpreter(module).run), inputs)
+
+
+def _conjugate(module: fx.GraphModule, node: fx.Node) -> None:
+    """Conjugate at once: the lazy conjugate of torch cannot be viewed as real numbers."""
+    value = node.args[0]
+    if isinstance(value, fx.Node):
+        node.target = aten._conj_physical.default
+        return
+    assert isinstance(value, complex)
+    for user in list(node.users):
+        user.args = tuple(value.conjugate() if a is node else a for a in user.args)
+    module.graph.erase_node(node)
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -44,6 +61,8 @@ def _twin(node: fx.Node) -> torch._ops.OpOverload | None:
     namespace, name = mutating._schema.name.split("::")
     packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
     if mutating is aten.copy_.default or not name.endswith("_") or packet is None:
+        return None
+    if torch.Tag.inplace_view in mutating.tags:  # changes a shape: functionalize knows these
         return None
 
     def types(operator: torch._ops.OpOverload) -> list[str]:

@@ -12,9 +12,18 @@ from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 
+RESIZES = {  # by mode and antialias
+    ("nearest", False): aten.upsample_nearest2d.default,
+    ("nearest-exact", False): aten._upsample_nearest_exact2d.default,
+    ("bilinear", False): aten.upsample_bilinear2d.default,
+    ("bicubic", False): aten.upsample_bicubic2d.default,
+    ("bilinear", True): aten._upsample_bilinear2d_aa.default,
+    ("bicubic", True): aten._upsample_bicubic2d_aa.default,
+}
+
 
 class SymbolicInterpolate(TorchFunctionMode):
-    """Redirects nearest and bilinear resizing of 4-D tensors to their operators.
+    """Redirects resizing of 4-D tensors to the operators of :data:`RESIZES`.
 
     The overload that ``F.interpolate`` calls is decomposed in C++, which fixes the batch size.
     """
@@ -42,7 +51,8 @@ def _resize(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor | None:
-    if input.ndim != 4 or mode not in ("nearest", "bilinear") or antialias:
+    resize = RESIZES.get((mode, antialias))
+    if input.ndim != 4 or resize is None:
         return None
     scales: list[float | None] = [None, None]
     if size is not None:
@@ -52,8 +62,6 @@ def _resize(
         sizes = [int(int(i) * f) for i, f in zip(input.shape[2:], factors, strict=True)]
         if not recompute_scale_factor:
             scales = [float(f) for f in factors]
-    if mode == "nearest":
-        nearest: Tensor = aten.upsample_nearest2d.default(input, sizes, *scales)
-        return nearest
-    bilinear: Tensor = aten.upsample_bilinear2d.default(input, sizes, bool(align_corners), *scales)
-    return bilinear
+    corners = [] if mode in ("nearest", "nearest-exact") else [bool(align_corners)]
+    resized: Tensor = resize(input, sizes, *corners, *scales)
+    return resized

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from combicam.errors import TraceError
+from combicam.errors import TraceError, first_line
 from combicam.export.spec import check_choice
 from combicam.export.tokens import LAYOUTS, Place, as_grid, find_places
 from combicam.export.trace.checkpointing import plain_forward
+from combicam.export.trace.origins import Origins
 from combicam.export.trace.output import find_logits
 from combicam.export.trace.snapshot import another
 from combicam.export.trace.watch import Marks, Watch, reason
@@ -172,7 +173,7 @@ def probe(
     names = [name for name, _ in model.named_modules() if name]
     acts: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
-    watch = Watch()
+    watch, origins = Watch(), Origins(model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     like = next(model.parameters(), torch.empty(0))
     free = plain_forward(like.device)
@@ -181,7 +182,7 @@ def probe(
         handles = [modules[name].register_forward_hook(noting(name)) for name in names]
         try:
             images = torch.empty(1, channels, *input_size, dtype=like.dtype, device=like.device)
-            with capturing(model, None, acts), watch.of(model, images), watch:
+            with capturing(model, None, acts), watch.of(model, images), watch, origins.followed():
                 logits = find_logits(_call(model, images, watch))
         finally:
             for handle in handles:
@@ -203,7 +204,13 @@ def probe(
                 "remove torch.no_grad(), detach() or the like between the layers and the logits"
             )
         inputs = list(grids.values())
-        grads = torch.autograd.grad(logits.sum(), inputs, allow_unused=True) if inputs else ()
+        try:
+            grads = torch.autograd.grad(logits.sum(), inputs, allow_unused=True) if inputs else ()
+        except Exception as error:
+            raise TraceError(
+                f"trace: {origins.backward or 'the backward'} fails ({first_line(error)}); replace "
+                "that operator by others of torch, which have a derivative"
+            ) from error
     on_path = {n for n, g in zip(grids, grads, strict=True) if g is not None}
     return Probe(
         layers={

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from combicam.export.trace.fullgrad import INPUT, bias_layers, bias_of
 from combicam.export.trace.functionalise import functionalise
 from combicam.export.trace.interpolate import SymbolicInterpolate
 from combicam.export.trace.layers import select_layers
+from combicam.export.trace.origins import FixedBatch, Origins, check_portable
 from combicam.export.trace.output import find_logits
 from combicam.export.trace.probe import LayerInfo, capturing, probe
 from combicam.export.trace.scores import (
@@ -127,8 +129,14 @@ class JointGraph:
         return (*OUTPUTS, *(f"map:{info.name}" for info in self.layers[:kept]))
 
     def portable(self) -> JointGraph:
-        """The same graph with only standard operators, for artifacts."""
-        return replace(self, module=lower(self.module))
+        """The same graph with only standard operators, for artifacts.
+
+        Raises:
+            TraceError: an operator of another library than torch.
+        """
+        module = lower(self.module)
+        check_portable(module)
+        return replace(self, module=module)
 
 
 def check_finer(spec: CamSpec, classes: int, target_input: str) -> None:
@@ -204,8 +212,14 @@ def trace(
     spec = replace(spec, score=fitting_score(spec.score, signature.classes))
     batched = batched and spec.targets > 1 and spec.method != "shapleycam"
     for together in (True, False) if batched else (False,):
-        traced = another(model)  # modules may keep tensors of their first call
-        joint = joint_function(traced, spec, layers, signature, keep_layers, batched=together)
+        joint = partial(
+            joint_function,
+            spec=spec,
+            layers=layers,
+            signature=signature,
+            keep_layers=keep_layers,
+            batched=together,
+        )
         try:
             module = to_graph(joint, model, spec, signature)
             break
@@ -349,9 +363,52 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def to_graph(
-    joint: Callable[..., list[Tensor]], model: nn.Module, spec: CamSpec, signature: Signature
+    function_of: Callable[[nn.Module], Callable[..., list[Tensor]]],
+    model: nn.Module,
+    spec: CamSpec,
+    signature: Signature,
 ) -> fx.GraphModule:
-    """Trace on fake tensors with a symbolic batch; weights become buffers of the graph."""
+    """Trace on fake tensors with a symbolic batch; weights become buffers of the graph.
+
+    A call whose C++ form cannot be traced is traced in the form that torch has in Python.
+
+    Args:
+        function_of: the function to trace, of a copy of the model.
+        model, spec, signature: as of the graph.
+
+    Raises:
+        TraceError: a call cannot be traced; the message names it and its module.
+    """
+    python_forms: set[Callable[..., Any]] = set()
+    while True:
+        traced = another(model)  # modules may keep tensors of their first call
+        flat, batch = _fake_inputs(model, spec, signature)
+        origins = Origins(traced, batch, python_forms)
+        try:
+            module = _traced(function_of(traced), model, spec, flat, origins)
+            origins.check_batch()
+            return _bind(module, model_state(model))
+        except TraceError as error:
+            failed, failure = origins.last, error
+            if not isinstance(error, FixedBatch):
+                raise
+        except Exception as error:
+            failed = origins.last
+            place = f"; {failed}" if failed else ""
+            failure = TraceError(
+                f"trace: {type(model).__name__} could not be traced ({reason(error)}{place})"
+            )
+            failure.__cause__ = error
+        form = failed and (torch.autograd.grad if failed.is_backward else failed.function)
+        if form is None or form in python_forms:
+            raise failure
+        python_forms.add(form)
+
+
+def _fake_inputs(
+    model: nn.Module, spec: CamSpec, signature: Signature
+) -> tuple[list[Tensor], torch.SymInt]:
+    """The model's state, images and targets as fake tensors; the symbolic batch."""
     state = model_state(model)
     device = next(iter(state.values())).device if state else torch.device("cpu")
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -371,26 +428,30 @@ def to_graph(
         if signature.target_input == "weights":
             shape, dtype = [*shape, signature.classes], torch.float32
         flat.append(fake(torch.zeros(shape, dtype=dtype, device=device)))
-    try:
-        with mode, torch.inference_mode(False), plain_forward(device), _traceable(spec):
-            module = make_fx(joint, decomposition_table=decompositions())(*flat)
-            module = functionalise(module, flat)
-            _check_unchanged(module, model, list(state))
-            module = batch_targets(module, flat, spec.targets)
-    except (BatchElsewhere, TraceError):
-        raise
-    except Exception as error:
-        raise TraceError(
-            f"trace: {type(model).__name__} could not be traced ({reason(error)})"
-        ) from error
     batch: Any = images.shape[0]
-    assert mode.shape_env is not None
-    if isinstance(batch, int) or mode.shape_env.replace(batch.node.expr).is_number:
-        raise TraceError(
-            f"trace: {type(model).__name__} fixes the batch size (something in it depends on the "
-            "number of images); make every operation of its forward independent of the batch"
-        )
-    return _bind(module, state)
+    return flat, batch
+
+
+def _traced(
+    function: Callable[..., list[Tensor]],
+    model: nn.Module,
+    spec: CamSpec,
+    flat: list[Tensor],
+    origins: Origins,
+) -> fx.GraphModule:
+    """A functional graph of the function, whose inputs include the state."""
+    images = flat[len(model_state(model))]
+
+    def followed(*inputs: Tensor) -> list[Tensor]:
+        with origins.followed():
+            return function(*inputs)
+
+    mode: Any = images.fake_mode  # type: ignore[attr-defined]
+    with mode, torch.inference_mode(False), plain_forward(images.device), _traceable(spec):
+        module = make_fx(followed, decomposition_table=decompositions())(*flat)
+        module = functionalise(module, flat)
+        _check_unchanged(module, model, list(model_state(model)))
+        return batch_targets(module, flat, spec.targets)
 
 
 def _check_unchanged(module: fx.GraphModule, model: nn.Module, names: list[str]) -> None:
