@@ -22,7 +22,7 @@ from combicam.engine.serving.triton_repository import check_repository, export_t
 from combicam.export.formats.onnx_opset import check_opset
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
-from combicam.export.trace.trace import check_target_input
+from combicam.export.trace.signature import check_target_input
 
 
 @dataclass(frozen=True)

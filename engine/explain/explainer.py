@@ -82,7 +82,8 @@ class Explainer:
         classes: names and locations of the classes.
         output: where the logits [B,n] are in what the model returns: a key or an index
             (``heads.country.0`` for nested ones), or a function ``returned -> [B,n]`` of torch's
-            operations, which becomes part of the graph; None takes the only tensor [B,n].
+            operations, which becomes part of the graph; None takes the only tensor [B,n]. A
+            function that has weights should be a module: those follow ``device`` and ``dtype``.
         inputs: fixed arguments after the images: a dict by name, or a list. Tensors [1,...] are
             repeated for every image.
         channels: C of the images; default: that of ``preprocess`` or of the LoadedModel; for a bare

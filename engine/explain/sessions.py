@@ -29,11 +29,10 @@ from combicam.export.spec import FORWARD_METHODS, CamSpec
 from combicam.export.trace.agreement import logits_only
 from combicam.export.trace.probe import LayerInfo
 from combicam.export.trace.scores import best_classes, fitting_score
+from combicam.export.trace.signature import Signature, check_target_input
 from combicam.export.trace.trace import (
     OUTPUTS,
     JointGraph,
-    Signature,
-    check_target_input,
     trace,
 )
 
@@ -50,7 +49,7 @@ class Request:
     """Which joint graph a call needs: how targets are given, and how many.
 
     Attributes:
-        target_input, count: see :class:`~combicam.export.trace.trace.Signature`.
+        target_input, count: see :class:`~combicam.export.trace.signature.Signature`.
         finer: fields of the spec that the call changes, with their values.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from combicam.engine.explain.artifact_verify import TOLERANCES
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
-from combicam.engine.explain.sessions import ModelSession
+from combicam.engine.explain.sessions import ArtifactSession
 from combicam.errors import first_line
 from combicam.export.formats.artifact import artifact_format
 from combicam.export.spec import FORWARD_METHODS
@@ -88,8 +88,8 @@ def candidates(explainer: Explainer) -> tuple[str, ...]:
     session = explainer.session
     has_openvino = importlib.util.find_spec("openvino") is not None
     on_cpu = explainer.device.type == "cpu"
-    if not isinstance(session, ModelSession):
-        runtimes = artifact_format(Path(getattr(session, "path"))).runtimes  # noqa: B009
+    if isinstance(session, ArtifactSession):
+        runtimes = artifact_format(session.path).runtimes
         known = [name for name in runtimes if name != "openvino" or (has_openvino and on_cpu)]
         return tuple(known[1:])
     if explainer.spec.method in FORWARD_METHODS or not explainer.preprocess.has_one_size:
@@ -271,7 +271,8 @@ def difference(found: Explanation, expected: Explanation) -> float:
 def _resident() -> int:
     """Bytes of memory that the process has; 0 where that is unknown."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 

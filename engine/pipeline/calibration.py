@@ -53,6 +53,7 @@ _FEW = 64
 _WORTH_S = 20.0
 # Inputs that are looked at to find images that can be decoded.
 _TRIED = 4 * SIZES[-1]
+_AS_BEGUN = "as the run began"
 _LIBRARIES = ("combicam", "torch", "onnxruntime-gpu", "onnxruntime", "openvino")
 
 
@@ -89,14 +90,17 @@ def calibrated(
     torch.set_num_threads(max(1, threads // processes))
     try:
         cache = _cache_file(config, explainer)
-        tuned, tuning, why = _known(layout.tuning, cache, explainer, explain, left) or _measured(
-            cache, config, explainer, explain, left // processes
+        tuned, tuning, why = (
+            _begun(layout.tuning, config, explainer, explain)
+            or _measured_before(cache, explainer, explain, left)
+            or _measured(cache, config, explainer, explain, left // processes)
         )
     finally:
         torch.set_num_threads(threads)
     if tuning is None:
         return config, plan
-    write_json(layout.tuning, asdict(tuning))
+    if why != _AS_BEGUN:
+        write_json(layout.tuning, asdict(tuning))
     if config.progress:
         tqdm.write(f"combicam: {tuning} ({why}; --backend and -b fix them)", file=sys.stderr)
     if processes == 1:
@@ -149,24 +153,47 @@ def _entries(manifest: Manifest, item: ShardWork) -> list[Entry]:
     return [inputs[row] for row in item.places(len(inputs))]
 
 
-def _known(
-    run: Path, cache: Path, explainer: Explaining, explain: Explain, left: int
+def _begun(
+    path: Path, config: RunConfig, explainer: Explaining, explain: Explain
 ) -> tuple[Explaining, Tuning, str] | None:
-    """What the run began with, or this machine measured before, in case it saves time."""
-    tuning, why = _read(run), "as the run began"
+    """What the run began with, but for what is named now."""
+    tuning = _read(path)
     if tuning is None:
-        tuning, why = _read(cache), "measured before"
-        if tuning is None or left < _WORTH_S * tuning.usual:
-            return None
-    tuned = in_backend(explainer, tuning.backend, explain, _tolerance(explainer))
-    return None if tuned is None else (tuned, tuning, why)
+        return None
+    if config.batch_size != "auto":
+        tuning = replace(tuning, batch_size=config.batch_size)
+    if config.compute.backend != "auto":
+        return explainer, replace(tuning, backend=config.compute.backend), _AS_BEGUN
+    tuned = _in_backend(explainer, tuning, explain)
+    return None if tuned is None else (tuned, tuning, _AS_BEGUN)
+
+
+def _measured_before(
+    path: Path, explainer: Explaining, explain: Explain, left: int
+) -> tuple[Explaining, Tuning, str] | None:
+    """What this machine measured before, if that saves time."""
+    tuning = _read(path)
+    if tuning is None or left < _WORTH_S * tuning.usual:
+        return None
+    tuned = _in_backend(explainer, tuning, explain)
+    return None if tuned is None else (tuned, tuning, "measured before")
+
+
+def _in_backend(explainer: Explaining, tuning: Tuning, explain: Explain) -> Explaining | None:
+    """The explainer in the backend that was measured, with its threads; None if it differs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, tuning.threads))  # runtimes keep those of their start
+    try:
+        return in_backend(explainer, tuning.backend, explain, _tolerance(explainer))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _measured(
     cache: Path, config: RunConfig, explainer: Explaining, explain: Explain, images: int
 ) -> tuple[Explaining, Tuning | None, str]:
     """What is fastest now."""
-    inner = explainer.explainer if isinstance(explainer, FiveCropExplainer) else explainer
+    inner = _of_crops(explainer)
     session = inner.session
     nodes = session.nodes if isinstance(session, ModelSession) else 0
     tuner = Tuner(explainer, session.backend, nodes, explain, images, _tolerance(explainer))
@@ -181,8 +208,12 @@ def _measured(
 
 
 def _tolerance(explainer: Explaining) -> float:
-    inner = explainer.explainer if isinstance(explainer, FiveCropExplainer) else explainer
-    return TOLERANCES[inner.description.signature.dtype]
+    return TOLERANCES[_of_crops(explainer).description.signature.dtype]
+
+
+def _of_crops(explainer: Explaining) -> Explainer:
+    """The explainer of the graph that runs."""
+    return explainer.explainer if isinstance(explainer, FiveCropExplainer) else explainer
 
 
 def _cache_file(config: RunConfig, explainer: Explaining) -> Path:
@@ -199,7 +230,7 @@ def _cache_file(config: RunConfig, explainer: Explaining) -> Path:
         "wanted": [config.compute.backend, config.batch_size, len(config.explain)],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "machine": [platform.node(), platform.machine(), _processor(), os.cpu_count()],
-        "threads": torch.get_num_threads() // max(1, len(config.distribution.devices)),
+        "threads": torch.get_num_threads(),
         "libraries": libraries,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
@@ -120,7 +120,7 @@ class _ShardJob:
         if item.batch.is_last:
             self._inbox.close()
 
-    def ready(self) -> Generator[ShardReport, None, None]:
+    def ready(self) -> Iterator[ShardReport]:
         """The reports that there are now, without waiting.
 
         Raises:
@@ -130,9 +130,9 @@ class _ShardJob:
             report = self._reports.get()
             if report is None:
                 self._reports.put(None)  # for rest()
-                return self._future.result()
+                self._future.result()
+                return
             yield report
-        return None
 
     def rest(self) -> Iterator[ShardReport]:
         """All further reports, until the commit.

@@ -22,7 +22,8 @@ from combicam.export.formats.torchscript_file import read_torchscript, write_tor
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
 from combicam.export.trace.probe import LayerInfo
-from combicam.export.trace.trace import JointGraph, Signature
+from combicam.export.trace.signature import Signature
+from combicam.export.trace.trace import JointGraph
 from combicam.version import __version__
 
 # In format 1, any negative target in column k means the k-th best class; in 2, -k does. In 3,
@@ -207,7 +208,7 @@ def check_dtype(suffix: str, dtype: str) -> None:
 
     Args:
         suffix: a key of ``FORMATS``.
-        dtype: of the computation, as in :class:`~combicam.export.trace.trace.Signature`.
+        dtype: of the computation, as in :class:`~combicam.export.trace.signature.Signature`.
 
     Raises:
         ValueError: it does not; the message gives the reason and alternatives.

@@ -15,7 +15,10 @@ from combicam.export.spec import CamSpec
 from combicam.export.tokens import LAYOUTS
 from combicam.export.trace.output import find_logits
 from combicam.export.trace.probe import LayerInfo, capturing
-from combicam.export.trace.trace import Signature, model_state, plan, to_graph
+from combicam.export.trace.signature import Signature
+from combicam.export.trace.snapshot import model_state
+from combicam.export.trace.symbolic import to_graph
+from combicam.export.trace.trace import plan
 
 
 @dataclass(frozen=True)

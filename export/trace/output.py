@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from combicam.errors import TraceError
+from combicam.export.trace.snapshot import model_state
 
 # Where the logits are: a key or index, or a function of what the network returns.
 Output = str | int | Callable[[Any], Tensor] | None
@@ -118,17 +120,13 @@ class ChooseLogits:
     def __call__(self, module: nn.Module, _args: object, returned: object) -> Tensor:
         output = self.output
         if isinstance(output, nn.Module):
-            state = {name: getattr(module, _output_buffer(name)) for name in _state(output)}
+            state = {name: getattr(module, _output_buffer(name)) for name in model_state(output)}
             output = functools.partial(_call, output, state)
         return find_logits(returned, output)
 
 
 def _call(module: nn.Module, state: dict[str, Tensor], returned: object) -> Tensor:
     return torch.func.functional_call(module, state, (returned,))
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _output_buffer(name: str) -> str:
@@ -200,7 +198,7 @@ def attach(model: nn.Module, output: Output, inputs: Inputs) -> None:
     if output is not None:
         if isinstance(output, nn.Module):
             output = copy.deepcopy(output).eval().requires_grad_(False)
-            for name, tensor in _state(output).items():
+            for name, tensor in model_state(output).items():
                 model.register_buffer(_output_buffer(name), tensor.detach())
             output.to("meta")
         model.register_forward_hook(ChooseLogits(output))
@@ -222,30 +220,30 @@ def output_name(output: Output) -> str:
     if not callable(output):
         return str(output)
     owner: Any = output if hasattr(output, "__qualname__") else type(output)
-    return f"{owner.__module__}:{owner.__qualname__}"
+    return f"{owner.__module__ or 'builtins'}:{owner.__qualname__}"
 
 
 def call_digest(output: Output, inputs: Inputs) -> str:
-    """SHA-256 of an output and inputs, functions by their code and the tensors that they use.
+    """SHA-256 of an output and inputs, functions by their code and the values that they use.
 
-    Empty if there are none.
+    The same in every process of a version of Python; empty if there are none.
     """
     if output is None and not inputs:
         return ""
     digest = hashlib.sha256()
-    _feed(digest.update, [output, inputs], set())
+    _feed(digest.update, [output, inputs], {})
     return digest.hexdigest()
 
 
-def _feed(update: Callable[[bytes], None], value: Any, seen: set[int]) -> None:
-    """Feed a value and what it refers to; objects once."""
+def _feed(update: Callable[[bytes], None], value: Any, seen: dict[int, Any]) -> None:
+    """Feed a value and what it refers to; objects once, which ``seen`` keeps alive."""
     if isinstance(value, (Tensor, np.ndarray)):
         array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value
         update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     elif isinstance(value, (str, int, float, bytes, type(None))):
         update(f"{value!r};".encode())
     elif id(value) not in seen:
-        seen.add(id(value))
+        seen[id(value)] = value
         update(type(value).__qualname__.encode())
         for part in _parts(value):
             _feed(update, part, seen)
@@ -255,8 +253,10 @@ def _parts(value: Any) -> Sequence[Any]:
     """What determines a function, a module or a collection."""
     if isinstance(value, Mapping):
         return [part for item in value.items() for part in item]
-    if isinstance(value, (list, tuple, frozenset)):
-        return list(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if isinstance(value, (list, tuple)):
+        return value
     if isinstance(value, nn.Module):
         return [str(value), dict(value.state_dict())]
     if isinstance(value, functools.partial):
@@ -266,10 +266,28 @@ def _parts(value: Any) -> Sequence[Any]:
     if isinstance(value, CodeType):
         return [value.co_code, value.co_names, value.co_consts]
     if isinstance(value, FunctionType):
-        space = value.__globals__
-        used = [space[name] for name in value.__code__.co_names if name in space]
-        kinds = (Tensor, np.ndarray, FunctionType, nn.Module, int, float)
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        used = [part for part in used if isinstance(part, kinds)]
-        return [value.__code__, value.__defaults__, cells, used]
-    return [type(value).__call__, vars(value)] if callable(value) else []
+        space = value.__globals__
+        used = [space[name] for name in _names(value.__code__) if name in space]
+        return [value.__code__, value.__defaults__, cells, [v for v in used if _is_plain(v)]]
+    call = type(value).__call__ if callable(value) else None
+    if isinstance(call, FunctionType):
+        return [call, vars(value)]
+    try:  # what is written in C, such as operator.itemgetter("logits")
+        return [pickle.dumps(value)]
+    except Exception:  # of any kind; its type is fed already
+        return []
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names and attributes of a function, and of those inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a global of a function is a value or a function, not a module or a class."""
+    kinds = (Tensor, np.ndarray, FunctionType, nn.Module, Mapping, list, tuple, set, frozenset)
+    return isinstance(value, (*kinds, int, float, str, bytes))

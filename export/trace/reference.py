@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from combicam.export.trace.checkpointing import plain_forward
-from combicam.export.trace.snapshot import snapshot
-from combicam.export.trace.trace import OUTPUTS, JointGraph, joint_function, model_state
+from combicam.export.trace.snapshot import model_state, snapshot
+from combicam.export.trace.trace import OUTPUTS, JointGraph, joint_function
 from combicam.kernels.cam_head import cam_head_reference
 
 HALF = ("float16", "bfloat16")

@@ -180,6 +180,11 @@ def another(model: nn.Module) -> nn.Module:
     return clone
 
 
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, in the order of a traced function's arguments."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def check_finite(model: nn.Module) -> None:
     """Check that weights are finite.
 

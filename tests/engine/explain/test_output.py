@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from combicam.export.preprocess import Preprocess
 from combicam.export.trace.output import call_digest, find_logits
 
 SIZE = (24, 32)
+PATH = os.pathsep.join(map(str, [Path(__file__).parent, *Path(__file__).parents[2:3]]))
 LAYERS = ("features.1", "features.3")
 REFERENCES = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
 
@@ -288,6 +293,48 @@ def test_fingerprints() -> None:
         for output in (None, lambda r: r * 2, lambda r: r * 3)
     ]
     assert len({e.fingerprint()["weights"] for e in explainers}) == 3
+
+
+SCALES = [2.0]
+
+
+def scaled(returned: Tensor) -> Tensor:
+    return torch.stack([r * SCALES[0] for r in returned])
+
+
+def in_a_set(returned: Tensor) -> Tensor:
+    return returned if "d" in {"a", "b", "c", "d"} else -returned
+
+
+def test_digests_follow_globals_and_are_the_same_in_every_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also those that a function inside uses, and whatever the order of sets is."""
+    before = call_digest(scaled, None)
+    monkeypatch.setattr(sys.modules[__name__], "SCALES", [3.0])
+    assert call_digest(scaled, None) != before
+    code = "from combicam.export.trace.output import call_digest as f; import test_output as t; "
+    code += "print(f(t.in_a_set, None))"
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": PATH},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(digests) == 1
+
+
+def test_functions_written_in_c() -> None:
+    """They have no code to read; two that differ have different digests."""
+    model = Network(lambda n, x: {"a": city(n, x), "b": n.country(pooled(x))})
+    explainer = Explainer(model, SIZE, layers=LAYERS, output=operator.itemgetter("b"))
+    assert explainer.num_classes == 4
+    assert explainer.description.output == "operator:itemgetter"
+    digests = {call_digest(operator.itemgetter(key), None) for key in ("a", "b")}
+    assert len({*digests, call_digest(torch.sigmoid, None), call_digest(torch.tanh, None)}) == 4
 
 
 def make_several() -> nn.Module:

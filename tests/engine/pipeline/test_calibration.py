@@ -80,6 +80,18 @@ def test_a_run_measures_once(tmp_path: Path, measured: list[str], capsys: Any) -
     assert "torchscript in batches of 3" in capsys.readouterr().err
     assert measured == []
 
+    # What is named now goes before what the run began with, which stays written.
+    (config.output / "shards" / "00001.parquet").unlink()
+    (config.output / "records" / "00001.json").unlink()
+    run_images(configured(tmp_path, progress=True, backend="eager", batch_size="auto"), explainer)
+    assert "eager in batches of 3" in capsys.readouterr().err
+    (config.output / "shards" / "00001.parquet").unlink()
+    (config.output / "records" / "00001.json").unlink()
+    run_images(configured(tmp_path, progress=True, batch_size=5), explainer)
+    assert "torchscript in batches of 5" in capsys.readouterr().err
+    assert json.loads((config.output / "tuning.json").read_text()) == written
+    assert measured == []
+
     # Another run on this machine; and one with another method.
     run_images(configured(tmp_path, output="second", **AUTO), explainer)
     assert measured == []

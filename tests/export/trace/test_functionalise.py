@@ -85,5 +85,4 @@ def test_mutations(function: Function, is_traced_again: bool) -> None:
     assert (found is not traced) == is_traced_again
     names = [str(node.target) for node in found.graph.nodes]
     assert not any(name.endswith("_.default") or "_.Tensor" in name for name in names)
-    torch.testing.assert_close(found(torch.randn(4, 5)).shape, expected.shape)
     torch.testing.assert_close(found(x.clone()), expected)

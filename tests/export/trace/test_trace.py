@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from combicam import CamSpec, LoadedModel, TraceError
 from combicam.export.trace.probe import LayerInfo
 from combicam.export.trace.scores import best_classes
+from combicam.export.trace.signature import Signature
 from combicam.export.trace.snapshot import snapshot
-from combicam.export.trace.trace import JointGraph, Signature, trace
+from combicam.export.trace.trace import JointGraph, trace
 from combicam.kernels.principal import EIGEN
 
 SIZE = (64, 96)
