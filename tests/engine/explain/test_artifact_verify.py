@@ -202,9 +202,9 @@ def test_disagreement_is_refused_or_kept_on_demand(
     explainer, other = make(small), make(small, method="hirescam")
     write = exporting.write_artifact
 
-    def wrong(joint: Any, description: Any, target: Path) -> None:
+    def wrong(joint: Any, description: Any, target: Path, opset: int | None) -> None:
         session: Any = other.session
-        write(session.joint(session.top), description, target)
+        write(session.joint(session.top), description, target, opset)
 
     monkeypatch.setattr(exporting, "write_artifact", wrong)
     with pytest.raises(ArtifactError, match=r"within 0\.001 .* heatmaps .*nothing was written"):
