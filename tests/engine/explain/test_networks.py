@@ -17,6 +17,7 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from combicam import Explainer, TraceError, export
+from combicam.export.trace.agreement import Agreement
 from combicam.export.trace.snapshot import snapshot
 
 SIZE = (24, 32)
@@ -100,6 +101,29 @@ class Always(nn.BatchNorm2d):
 def test_what_mixes_images_is_refused(norm: Callable[[int], nn.Module], words: str) -> None:
     with pytest.raises(TraceError, match=words):
         Explainer(network(norm), SIZE)
+
+
+class Chaotic(nn.Module):
+    """Magnifies a rounding of a pixel to the size of its output, as untrained networks may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sigmoid()
+        for _ in range(40):
+            x = 3.9 * x * (1 - x)
+        return x
+
+
+def test_roundings_that_a_network_magnifies_are_no_error() -> None:
+    """What mixes images is still found, and another graph where nothing is magnified."""
+    chaotic = nn.Sequential(Chaotic(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(144, 5)).eval()
+    agreement = Agreement(chaotic, SIZE)
+    agreement.check(lambda x: chaotic(x * (1 + 2e-7)))
+    calm = network().eval()
+    with pytest.raises(TraceError, match="expected a graph with the logits"):
+        Agreement(calm, SIZE).check(lambda x: calm(x * 1.1))
+    mixing = nn.Sequential(Mixing(3), *chaotic).eval()
+    with pytest.raises(TraceError, match="mixes the images of a batch"):
+        Agreement(mixing, SIZE).check(mixing)
 
 
 def test_hooks_that_return_a_value_are_part_of_the_network() -> None:
