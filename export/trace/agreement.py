@@ -104,7 +104,10 @@ class Agreement:
         up = images.nextafter(torch.full_like(images, torch.inf))
         coins = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) < 0.5
         moved = torch.where(coins, images, up).to(self.images)
-        return self._difference(torch.cat(own_logits(self.model, moved, find_logits)), self.logits)
+        logits, others = (
+            torch.cat(own_logits(self.model, x, find_logits)) for x in (self.images, moved)
+        )
+        return self._difference(others, logits)
 
     def _first_change(self, company: Tensor) -> str:
         """The first module to end whose output for the first image differs from another call's,
