@@ -40,12 +40,19 @@ class ConstantFolding(PassBase):
             if all(user in values for user in node.users):
                 continue
             with graph.inserting_before(node):
-                constant = add_constant(graph_module, "folded", value.detach().contiguous())
+                constant = add_constant(graph_module, "folded", _dense(value.detach()))
             constant.meta = dict(node.meta)
             node.replace_all_uses_with(constant)
             modified = True  # case 1
         graph.eliminate_dead_code()
         return PassResult(graph_module, modified)
+
+
+def _dense(value: Tensor) -> Tensor:
+    """In memory of its own; the weight of a channels-last convolution stays one."""
+    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value
+    return value.contiguous()
 
 
 def _attribute(module: fx.GraphModule, target: str) -> Any:

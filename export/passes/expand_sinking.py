@@ -16,6 +16,16 @@ BROADCASTING = (
     aten.mul.Tensor,
     aten.div.Tensor,
     aten.where.self,
+    aten.threshold_backward.default,
+    aten.silu_backward.default,
+    aten.gelu_backward.default,
+    aten.hardswish_backward.default,
+    aten.hardsigmoid_backward.default,
+    aten.hardtanh_backward.default,
+    aten.leaky_relu_backward.default,
+    aten.elu_backward.default,
+    aten.sigmoid_backward.default,
+    aten.tanh_backward.default,
 )
 
 
@@ -33,6 +43,9 @@ class ExpandSinking(PassBase):
         for node in list(graph_module.graph.nodes):  # in order: an expansion sinks through chains
             if node.op == "call_function":
                 modified |= _sink(graph_module.graph, node)
+        if modified:  # other values are dense than in the trace
+            for node in graph_module.graph.find_nodes(op="call_function", target=aten.view.default):
+                node.target = aten.reshape.default
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, modified)
 

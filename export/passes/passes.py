@@ -24,6 +24,7 @@ from combicam.export.passes.head_lowering import HeadLowering
 from combicam.export.passes.identity_elimination import IdentityElimination
 from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
 from combicam.export.passes.mean_pooling import MeanPooling
+from combicam.export.passes.operator_splitting import OperatorSplitting
 from combicam.export.passes.padding_folding import PaddingFolding
 from combicam.export.passes.scale_folding import ScaleFolding
 from combicam.export.passes.sign_gating import SignGating
@@ -35,11 +36,16 @@ PASSES = (
     PaddingFolding,
     ConstantFolding,
     BatchNormFolding,
+    ExpandSinking,
     ScaleFolding,
     CommonSubexpressionElimination,
 )
-# Keep tensors in ONNX Runtime's blocked layout; each pass leaves more of them blocked.
+# Use the operators of ONNX, then keep tensors in ONNX Runtime's blocked layout; each pass leaves
+# more of them blocked.
 ONNX_PASSES = (
+    OperatorSplitting,
+    ConstantFolding,
+    CommonSubexpressionElimination,
     ExpandSinking,
     ScaleFolding,
     MaxUnpoolFusion,

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
+from torch._prims_common import suggest_memory_format
 
+from combicam.export.passes.operator_splitting import indexed_max_backward
 from combicam.export.trace.interpolate import RESIZES
 
 aten = torch.ops.aten
@@ -112,10 +114,11 @@ def _flip(weight: Tensor, groups: int) -> Tensor:
     """[g*o, i, ...] -> [g*i, o, ...], flipped in space."""
     spatial = list(range(2, weight.ndim))
     flipped = weight.flip(spatial) if any(s > 1 for s in weight.shape[2:]) else weight
-    if groups == 1:
-        return flipped.transpose(0, 1).contiguous()
-    split = flipped.unflatten(0, (groups, -1)).transpose(1, 2)
-    return split.flatten(0, 1).contiguous()
+    if groups > 1:
+        flipped = flipped.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    else:
+        flipped = flipped.transpose(0, 1)
+    return flipped.contiguous(memory_format=suggest_memory_format(weight))
 
 
 def adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
@@ -166,18 +169,6 @@ def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Te
     maxima, where = windows.unflatten(-1, table.shape).max(-1)
     indices = table.expand(*where.shape, table.shape[-1]).gather(-1, where.unsqueeze(-1))
     return maxima, indices.squeeze(-1)
-
-
-def indexed_max_backward(axes: int) -> Callable[..., Tensor]:
-    """The backward of max pools of so many axes, from their indices."""
-
-    def backward(grad: Tensor, x: Tensor, *options: Any) -> Tensor:
-        """Each window's gradient is added where its maximum was."""
-        indices = options[-1].flatten(-axes)
-        zeros = torch.zeros_like(x).flatten(-axes)
-        return zeros.scatter_add(-1, indices, grad.flatten(-axes)).view(x.shape)
-
-    return backward
 
 
 def replication_pad_backward(grad: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
@@ -354,17 +345,6 @@ def unfold_backward(
     return zeros.index_add(axis, pixels.flatten(), windows.flatten(axis, axis + 1))
 
 
-def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x), with an explicit sigmoid that the backward reuses."""
-    return x * torch.sigmoid(x)
-
-
-def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """With s = sigmoid(x) and y = x s, both already in the forward: g (s (x - y + 1))."""
-    gate = torch.sigmoid(x)
-    return grad * (gate * (x - x * gate + 1))
-
-
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The decompositions that the trace uses, by operator."""
     table = get_decompositions(
@@ -373,19 +353,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
             aten.cudnn_batch_norm_backward,
             aten.native_layer_norm_backward,
             aten.native_group_norm_backward,
-            aten.threshold_backward,
-            aten.gelu_backward,
-            aten.hardswish_backward,
-            aten.hardsigmoid_backward,
-            aten.hardtanh_backward,
-            aten.leaky_relu_backward,
-            aten.elu_backward,
-            aten.mish_backward,
-            aten.sigmoid_backward,
-            aten.tanh_backward,
-            aten.softplus_backward,
-            aten._softmax_backward_data,
-            aten._log_softmax_backward_data,
             aten.slice_backward,
             aten.select_backward,
             aten.native_dropout_backward,
@@ -394,10 +361,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     )
     own: dict[Any, Callable[..., Any]] = {
         aten.native_batch_norm_backward.default: native_batch_norm_backward,
-        aten.silu.default: silu,
-        aten.silu_backward.default: silu_backward,
         aten.convolution_backward.default: convolution_backward,
-        aten.max_pool2d_with_indices_backward.default: indexed_max_backward(2),
         aten.max_pool3d_with_indices_backward.default: indexed_max_backward(3),
         aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool_backward,
         aten._adaptive_avg_pool3d.default: adaptive_avg_pool3d,

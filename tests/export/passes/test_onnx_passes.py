@@ -17,6 +17,7 @@ from combicam.export.passes.expand_sinking import ExpandSinking
 from combicam.export.passes.gate_spreading import GateSpreading
 from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
 from combicam.export.passes.mean_pooling import MeanPooling
+from combicam.export.passes.operator_splitting import splits
 from combicam.export.passes.scale_folding import ScaleFolding
 from combicam.export.passes.sign_gating import SignGating
 from combicam.export.trace.decompositions import decompositions
@@ -41,7 +42,7 @@ class Blocks(nn.Module):
 
 def rewritten(make: type, function: Callable[[Tensor], Tensor]) -> tuple[bool, Counter[str]]:
     """Run a pass twice: numbers stay, and the second time nothing is left to do."""
-    module = make_fx(function, decomposition_table=decompositions())(X)
+    module = make_fx(function, decomposition_table={**decompositions(), **splits()})(X)
     module = ConstantFolding()(module).graph_module
     module.recompile()
     expected = module(X)

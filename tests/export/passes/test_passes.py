@@ -16,6 +16,7 @@ from combicam.export.passes.batch_norm_folding import BatchNormFolding
 from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
 from combicam.export.passes.constant_folding import ConstantFolding
 from combicam.export.passes.identity_elimination import IdentityElimination
+from combicam.export.passes.operator_splitting import splits
 from combicam.export.passes.padding_folding import PaddingFolding
 from combicam.export.passes.passes import clean
 from combicam.export.passes.scale_folding import ScaleFolding
@@ -27,7 +28,7 @@ X = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(0))
 
 
 def graph_of(function: Callable[[Tensor], Tensor]) -> fx.GraphModule:
-    module = make_fx(function, decomposition_table=decompositions())(X)
+    module = make_fx(function, decomposition_table={**decompositions(), **splits()})(X)
     module.graph.eliminate_dead_code()
     return module
 

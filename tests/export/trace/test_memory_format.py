@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
 from cam_oracle import calibrated
+from torch import fx
 
 from combicam import Explainer
-from combicam.export.trace.snapshot import memory_format
+from combicam.export.spec import CamSpec
+from combicam.export.trace.snapshot import memory_format, snapshot
+from combicam.export.trace.trace import trace
 
 
 @pytest.mark.parametrize(
@@ -33,3 +38,26 @@ def test_channels_last_gives_the_same(name: str) -> None:
     head = next(n for n in nodes if "cam_head" in str(n.target))
     for act in head.args[0]:
         assert act.meta["val"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_convolutions_of_a_channels_last_graph_read_and_write_that(name: str) -> None:
+    """A weight or a gradient in another layout is copied in every call on a GPU."""
+    model = snapshot(calibrated(torchvision.models.get_model(name, weights=None), (64, 64)))
+    graph = trace(model.to(memory_format=torch.channels_last), CamSpec(layers="blocks"), (64, 64))
+    others: list[str] = []
+
+    class Layouts(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if n.target is torch.ops.aten.convolution.default:
+                x, weight, *_ = n.args
+                for tensor in (self.env[x], self.env[weight], result):  # type: ignore[index]
+                    if not tensor.is_contiguous(memory_format=torch.channels_last):
+                        others.append(f"{n.name} {tuple(tensor.shape)} {tensor.stride()}")
+            return result
+
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        Layouts(graph.module).run(images, torch.full((2, 1), -1))
+    assert not others
