@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from combicam.kernels.combine import DTYPES, combine_reference, launch_combine
+from combicam.kernels.jit import on_device
 from combicam.kernels.pool import map_scale
 from combicam.kernels.weigh import EPS, METHODS, launch_weigh, weigh_reference
 
@@ -233,20 +234,21 @@ def cam_head(
             f"cam_head: expected heatmaps in [0, 1] for uint8, got normalize={normalize!r}; "
             "normalise the fused map, or use float32"
         )
-    return list(
-        torch.ops.combicam.cam_head(
-            list(acts),
-            list(grads),
-            list(size),
-            method,
-            fuse,
-            normalize,
-            align_corners,
-            eps,
-            list(layer_weights),
-            method_eps,
-            keep_layers,
-            dtype,
-            scale,
+    with on_device(acts[0].device):
+        return list(
+            torch.ops.combicam.cam_head(
+                list(acts),
+                list(grads),
+                list(size),
+                method,
+                fuse,
+                normalize,
+                align_corners,
+                eps,
+                list(layer_weights),
+                method_eps,
+                keep_layers,
+                dtype,
+                scale,
+            )
         )
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ except ImportError:
         return fn
 
 
-__all__ = ["cdiv", "fields", "jit", "next_power_of_2", "tl", "wrap_triton"]
+__all__ = ["cdiv", "fields", "jit", "next_power_of_2", "on_device", "tl", "wrap_triton"]
 
 
 def fields(*span: int) -> list[Any]:
@@ -28,6 +29,11 @@ def fields(*span: int) -> list[Any]:
 def wrap_triton(kernel: Any) -> Any:
     """Wrap a kernel so that graphs record it; not interpreted ones, which torch 2.11 refuses."""
     return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """While active, a GPU is the current one, on which Triton launches."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def cdiv(a: int, b: int) -> int:

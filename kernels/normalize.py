@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, tl, wrap_triton
+from combicam.kernels.jit import cdiv, jit, on_device, tl, wrap_triton
 
 BLOCK = 4096  # bytes of one program: 16 for each of 256 threads
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -105,5 +105,6 @@ def normalize(
             f"{tuple(images.shape)}; pass decoded images, or skip this for normalised float "
             f"[B,{count},H,W]"
         )
-    result: Tensor = torch.ops.combicam.normalize(images, list(mean), list(std), dtype)
+    with on_device(images.device):
+        result: Tensor = torch.ops.combicam.normalize(images, list(mean), list(std), dtype)
     return result

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ from combicam.errors import RunError, first_line
 
 _STOP_S = 10.0
 _STARTED_AGAIN = 64  # exit code of a worker that ran the whole script instead of serving
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -187,7 +188,7 @@ def _serve(connection: Connection, task: WorkerTask) -> None:
         with lock:
             connection.send(message)
 
-    worker = ShardWorker(task)
+    worker = ShardWorker(on_its_gpu(task, os.environ))
     Thread(target=_start, args=(worker, send), daemon=True).start()
     pool = ThreadPoolExecutor(shards_ahead(task.config), "combicam-shard")
     try:
@@ -198,6 +199,25 @@ def _serve(connection: Connection, task: WorkerTask) -> None:
         worker.stop()
         # Skip the interpreter's shutdown: threads may still be running torch code.
         os._exit(0)
+
+
+def on_its_gpu(task: WorkerTask, environ: MutableMapping[str, str]) -> WorkerTask:
+    """Hide all GPUs but the task's from a process that has used none, where it becomes the first:
+    whatever asks for the current device then gets that one.
+
+    Args:
+        task: of the process.
+        environ: its environment, which is changed.
+    """
+    compute = task.config.compute
+    device = known_device(compute.device or "cpu")
+    if device.type != "cuda" or device.index is None:
+        return task
+    visible = [name for name in environ.get(_VISIBLE, "").split(",") if name]
+    if device.index >= len(visible) > 0:
+        return task  # there is no such device, which torch says later
+    environ[_VISIBLE] = visible[device.index] if visible else str(device.index)
+    return replace(task, config=replace(task.config, compute=replace(compute, device="cuda:0")))
 
 
 def _start(worker: ShardWorker, send: Any) -> None:

@@ -19,7 +19,13 @@ from combicam.export.trace.output import Inputs, Output, attach
 from combicam.export.trace.snapshot import check_finite, snapshot
 from combicam.requirements import onnxruntime
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# TF32 is how CUDA computes with float32 values.
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def check_backend(backend: str) -> None:
@@ -92,7 +98,7 @@ def known_device(name: torch.device | str) -> torch.device:
 
 
 def named_device(name: torch.device | str) -> torch.device:
-    """The device of a name, if it can be used.
+    """The device of a name, if it can be used; ``cuda`` is the current one, by its number.
 
     Raises:
         ValueError: this machine has no such device.
@@ -105,6 +111,8 @@ def named_device(name: torch.device | str) -> torch.device:
             f"device: expected one of this machine that torch can use, got {str(name)!r} "
             f"({first_line(error)}); see combicam doctor"
         ) from error
+    if device == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

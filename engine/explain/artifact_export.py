@@ -15,7 +15,7 @@ from combicam.engine.explain.sessions import ModelSession, Request
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import artifact_suffix, check_dtype, write_artifact
 from combicam.export.formats.onnx_opset import check_opset
-from combicam.export.trace.snapshot import no_autocast
+from combicam.export.trace.arithmetic import plain_arithmetic
 
 VERIFY_IMAGES = 8
 
@@ -86,8 +86,8 @@ def export(
         explainer.description, signature=joint.signature, outputs=joint.output_names
     )
     verification = None
+    everywhere = plain_arithmetic(torch.device("cpu"), session.device)  # writing runs the graph
     # A file gets its final name only after it was written and checked.
-    everywhere = no_autocast(torch.device("cpu"), session.device)  # writing a file runs the graph
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, everywhere:
         draft = Path(folder) / path.name
         write_artifact(joint, description, draft, opset)

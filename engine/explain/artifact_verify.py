@@ -14,7 +14,7 @@ from combicam.export.trace.reference import eager_reference
 from combicam.export.trace.trace import JointGraph, example_inputs
 
 TINY = torch.finfo(torch.float32).tiny
-TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
+TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "tf32": 0.1, "float16": 0.1, "bfloat16": 0.3}
 
 
 @dataclass(frozen=True)

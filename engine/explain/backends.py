@@ -16,7 +16,7 @@ from torch import Tensor
 from combicam.errors import ArtifactError, first_line
 from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
-from combicam.export.trace.snapshot import no_autocast
+from combicam.export.trace.arithmetic import plain_arithmetic
 from combicam.export.trace.trace import JointGraph
 from combicam.requirements import onnxruntime, require
 
@@ -28,10 +28,20 @@ Execute = Callable[[Sequence[Tensor]], list[Tensor]]
 
 def _no_grad(call: Callable[..., Sequence[Tensor]]) -> Execute:
     def execute(inputs: Sequence[Tensor]) -> list[Tensor]:
-        with torch.no_grad(), no_autocast(inputs[0].device):
+        with torch.no_grad(), plain_arithmetic(inputs[0].device):
             return list(call(*inputs))
 
     return execute
+
+
+def with_tf32(execute: Execute) -> Execute:
+    """The same with float32 rounded to TF32 where CUDA can."""
+
+    def rounded(inputs: Sequence[Tensor]) -> list[Tensor]:
+        with plain_arithmetic(inputs[0].device, tf32=True):
+            return execute(inputs)
+
+    return rounded
 
 
 def eager_backend(joint: JointGraph) -> Execute:
@@ -82,7 +92,9 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
             )
         if hasattr(ort, "preload_dlls"):  # ONNX Runtime >= 1.21
             ort.preload_dlls()
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        providers.insert(
+            0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0})
+        )
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
@@ -179,7 +191,7 @@ def file_backend(joint: JointGraph, backend: str, device: torch.device) -> Execu
     """
     suffix, form = next((s, form) for s, form in FORMATS.items() if backend in form.runtimes)
     check_dtype(suffix, joint.signature.dtype)
-    with tempfile.TemporaryDirectory(prefix="combicam-") as folder, no_autocast(CPU, device):
+    with tempfile.TemporaryDirectory(prefix="combicam-") as folder, plain_arithmetic(CPU, device):
         path = Path(folder) / f"graph{suffix}"
         form.write(joint if form.is_compiled else joint.portable(), path, "")
         return LOADERS[backend](path, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from combicam.engine.explain.backends import BACKENDS
+from combicam.engine.explain.backends import BACKENDS, ONNX_BACKENDS
 
 
 @dataclass(frozen=True)
@@ -13,16 +13,17 @@ class ComputeConfig:
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; None for CUDA if available.
-        amp_dtype: ``float32``, ``bfloat16`` or ``float16``; None for the model's own.
+        amp_dtype: ``float32``, ``tf32`` (float32, rounded in convolutions and products on CUDA),
+            ``bfloat16`` or ``float16``; None for the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``, ``aoti``;
             ``auto`` is eager, or the usual runtime of the artifact; in runs, what is fastest.
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass; None for as many as
             easily fit into memory.
         cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
-            ``onnxruntime``, ``scorecam`` or ``ablationcam``.
+            ``onnxruntime``, ``openvino``, ``scorecam`` or ``ablationcam``.
 
     Raises:
-        ValueError: an unknown backend.
+        ValueError: an unknown backend, or one that cannot be captured.
     """
 
     device: str | None = None
@@ -32,6 +33,11 @@ class ComputeConfig:
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
+        if self.cuda_graphs and self.backend in ONNX_BACKENDS:
+            raise ValueError(
+                f"ComputeConfig: expected cuda_graphs or backend {self.backend!r}, got both: only "
+                "torch's launches can be captured; leave one out"
+            )
         if self.backend not in BACKENDS:
             raise ValueError(
                 f"ComputeConfig: expected backend in {list(BACKENDS)}, got {self.backend!r}"

@@ -169,6 +169,7 @@ class Explainer:
             self.device,
             chunk,
             preprocess.channels,
+            tf32=str(dtype) == "tf32",
         )
         agreement.check(session.logits)
         self.description = Description(
@@ -312,13 +313,25 @@ class Explainer:
         Raises:
             LayerError, TraceError: the model does not accept that size.
         """
-        session = self._session(size)
+        session = self.session_at(size)
         return session.layers if isinstance(session, ModelSession) else self.layers
+
+    def session_at(self, size: tuple[int, int]) -> Session:
+        """The graphs for images (H, W)."""
+        if self._sized is None or size == self.input_size:
+            return self.session
+        return self._sized.at(size)
 
     @property
     def note(self) -> str:
         """A warning about the model to show to users; may be empty."""
         return self.description.note
+
+    @property
+    def precision(self) -> str:
+        """Of the computation: ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float64``."""
+        rounds = isinstance(self.session, ModelSession) and self.session.tf32
+        return "tf32" if rounds else self.description.signature.dtype
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -353,7 +366,7 @@ class Explainer:
             if d.classes
             else "",
             "preprocess": d.preprocess.to_dict(),
-            "dtype": d.signature.dtype,
+            "dtype": self.precision,
             "combicam": __version__,
         }
 
@@ -381,7 +394,7 @@ class Explainer:
         """
         batch = self._images(images)
         inputs = [batch]
-        session = self._session((batch.shape[2], batch.shape[3]))
+        session = self.session_at((batch.shape[2], batch.shape[3]))
         request = session.top
         changes: tuple[tuple[str, Any], ...] = ()
         if isinstance(targets, Finer):
@@ -405,11 +418,6 @@ class Explainer:
             flat=is_flat(ranges),
             layer_maps={info.name: m for info, m in zip(self.layers, maps, strict=False)},
         )
-
-    def _session(self, size: tuple[int, int]) -> Session:
-        if self._sized is None or size == self.input_size:
-            return self.session
-        return self._sized.at(size)
 
     def _images(self, images: Any) -> Tensor:
         batch = image_tensor(images, self.channels, self.preprocess.takes_bytes)

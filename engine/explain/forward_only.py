@@ -14,6 +14,7 @@ from combicam.engine.explain.backends import LOADERS, Execute
 from combicam.engine.explain.memory import BatchLimit
 from combicam.errors import TraceError
 from combicam.export.spec import CamSpec
+from combicam.export.trace.arithmetic import plain_arithmetic
 from combicam.export.trace.forward import ForwardGraph, trace_forward
 from combicam.export.trace.scores import (
     class_scores,
@@ -24,7 +25,6 @@ from combicam.export.trace.scores import (
     weight_scores,
 )
 from combicam.export.trace.smooth import for_views, merged, of_images, views_of
-from combicam.export.trace.snapshot import no_autocast
 from combicam.export.trace.trace import check_finer
 from combicam.kernels.cam_head import combine_scaled
 
@@ -133,7 +133,7 @@ class ForwardOnly(ABC):
 
         def execute(inputs: Any) -> list[Tensor]:
             images, *given = inputs
-            with torch.no_grad(), no_autocast(images.device):
+            with torch.no_grad(), plain_arithmetic(images.device):
                 return self._explain(images, given[0] if given else None, target_input, spec)
 
         return execute

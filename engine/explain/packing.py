@@ -23,8 +23,7 @@ def packed_session(session: Session) -> dict[str, Any]:
     if isinstance(session, ModelSession):
         on_cpu = session.device.type == "cpu"
         module = session.module if on_cpu else copy.deepcopy(session.module).cpu()
-        names = ("spec", "input_size", "keep_layers", "backend", "chunk", "channels")
-        return {"module": module, **{name: getattr(session, name) for name in names}}
+        return {"module": module, **session.settings}
     assert isinstance(session, ArtifactSession)
     if not session.path.is_file():
         raise ArtifactError(

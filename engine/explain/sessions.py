@@ -20,6 +20,7 @@ from combicam.engine.explain.backends import (
     compile_backend,
     eager_backend,
     file_backend,
+    with_tf32,
 )
 from combicam.engine.explain.forward_only import ForwardOnly
 from combicam.engine.explain.scorecam import ScoreCam
@@ -88,6 +89,9 @@ class Session(Protocol):
         """The joint graph as a function of its inputs."""
 
 
+SETTINGS = ("spec", "input_size", "keep_layers", "backend", "chunk", "channels", "tf32")
+
+
 class ModelSession:
     """Traces a model once per kind of request.
 
@@ -99,6 +103,7 @@ class ModelSession:
         device: of the model.
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass.
         channels: C of the images.
+        tf32: whether CUDA may round float32 to TF32.
         joints: graphs that were traced already, of a session that differs in the backend.
     """
 
@@ -112,6 +117,7 @@ class ModelSession:
         device: torch.device,
         chunk: int | None = None,
         channels: int = 3,
+        tf32: bool = False,
         joints: dict[tuple[Request, bool], JointGraph] | None = None,
     ) -> None:
         self.module = module
@@ -122,6 +128,7 @@ class ModelSession:
         self.device = device
         self.chunk = chunk
         self.channels = channels
+        self.tf32 = tf32
         self.top = Request("classes", spec.targets)
         # Files take float32; a graph in memory takes the model's type, which saves a cast.
         forward_only = spec.method in FORWARD_METHODS
@@ -146,16 +153,7 @@ class ModelSession:
         spec = self.spec
         if spec.method != "fullgrad":  # which has the same layers at any size
             spec = replace(spec, layers=tuple(info.name for info in self.layers))
-        return ModelSession(
-            self.module,
-            spec,
-            size,
-            self.keep_layers,
-            self.backend,
-            self.device,
-            self.chunk,
-            self.channels,
-        )
+        return self._changed(spec=spec, input_size=size)
 
     @property
     def nodes(self) -> int:
@@ -164,17 +162,15 @@ class ModelSession:
 
     def with_backend(self, backend: str) -> ModelSession:
         """The same graphs in another backend."""
-        return ModelSession(
-            self.module,
-            self.spec,
-            self.input_size,
-            self.keep_layers,
-            backend,
-            self.device,
-            self.chunk,
-            self.channels,
-            self._joints,
-        )
+        return self._changed(backend=backend, joints=self._joints)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this session again, by name, but for the module and device."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    def _changed(self, **changes: Any) -> ModelSession:
+        return ModelSession(self.module, device=self.device, **{**self.settings, **changes})
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
@@ -244,6 +240,10 @@ class ModelSession:
             return self._ready[request]
 
     def _start(self, request: Request) -> Execute:
+        execute = self._in_backend(request)
+        return with_tf32(execute) if self.tf32 else execute
+
+    def _in_backend(self, request: Request) -> Execute:
         if self.forward_only is not None:
             return self.forward_only.execute(request.target_input, request.spec(self.spec))
         joint = self.joint(request, for_onnx=self.backend in ONNX_BACKENDS)

@@ -208,7 +208,7 @@ def _measured(
 
 
 def _tolerance(explainer: Explaining) -> float:
-    return TOLERANCES[_of_crops(explainer).description.signature.dtype]
+    return TOLERANCES[_of_crops(explainer).precision]
 
 
 def _of_crops(explainer: Explaining) -> Explainer:

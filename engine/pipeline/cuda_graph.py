@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,18 +20,29 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     images: Tensor
     results: QuantisedExplanation
+    weights: object
 
 
 class CudaGraph:
     """Captures the function at the first batch of each shape, and replays it afterwards.
 
+    Graphs share one memory pool: they are replayed one after the other, and results are copied
+    before the next one.
+
     Args:
         explain: images on a CUDA device -> results on it; must not synchronise.
+        weights: what the function reads for such images, by reference: a graph keeps it, since it
+            reads memory by address.
+        limit: how many graphs are kept; the one not used for longest goes first.
     """
 
-    def __init__(self, explain: Explain) -> None:
-        self._explain = explain
-        self._captured: dict[torch.Size, _Captured] = {}
+    def __init__(
+        self, explain: Explain, weights: Callable[[Tensor], object], limit: int = 16
+    ) -> None:
+        self._explain, self._weights, self._limit = explain, weights, limit
+        self._captured: OrderedDict[torch.Size, _Captured] = OrderedDict()
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: tuple[int, int] | None = None
 
     def __call__(self, images: Tensor) -> QuantisedExplanation:
         """The function's results, copied out of the graph's memory.
@@ -39,7 +51,10 @@ class CudaGraph:
             RuntimeError: the function cannot be captured.
         """
         if images.shape not in self._captured:
+            if len(self._captured) == self._limit:
+                self._captured.popitem(last=False)
             self._captured[images.shape] = self._capture(images)
+        self._captured.move_to_end(images.shape)
         captured = self._captured[images.shape]
         captured.images.copy_(images)
         captured.graph.replay()
@@ -49,16 +64,20 @@ class CudaGraph:
     def forget(self) -> None:
         """Free the memory of all graphs."""
         self._captured.clear()
+        self._pool = None
 
     def _capture(self, images: Tensor) -> _Captured:
+        self._stream = self._stream or torch.cuda.Stream(images.device)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         static = images.clone()
-        side = torch.cuda.Stream(images.device)
-        side.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream(images.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP):
                 self._explain(static)
-        torch.cuda.current_stream(images.device).wait_stream(side)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads, which copy and decode, may use the device meanwhile.
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             results = self._explain(static)
-        return _Captured(graph, static, results)
+        return _Captured(graph, static, results, self._weights(images))

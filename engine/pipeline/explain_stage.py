@@ -10,6 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.memory import BatchLimit
 from combicam.engine.explain.protocol import BatchExplainer
@@ -25,6 +26,7 @@ from combicam.engine.shards.map_format import MapFormat, Size, finest
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.status import OK
 from combicam.errors import RunError
+from combicam.kernels.jit import on_device
 
 
 @dataclass
@@ -98,7 +100,7 @@ class ExplainStage:
                 f"run: expected a CUDA device for cuda_graphs, got {explainer.device}; leave it out"
             )
         self._transfer = Transfer(explainer.device)
-        self._cuda_graph = CudaGraph(self._piece) if cuda_graphs else None
+        self._cuda_graph = CudaGraph(self._piece, self._weights) if cuda_graphs else None
         self._limit = BatchLimit()
 
     def explained(self, inbox: Channel[Batch]) -> Iterator[ExplainedBatch]:
@@ -124,7 +126,8 @@ class ExplainStage:
         results = None
         if batch.images is not None:
             try:
-                results = self._explain(batch.images, batch.count, self._targets(batch))
+                with on_device(self._explainer.device):
+                    results = self._explain(batch.images, batch.count, self._targets(batch))
             except RunError:
                 raise
             except Exception as error:
@@ -138,6 +141,12 @@ class ExplainStage:
             batch, results, self._limit.most, self._limit.halvings - halvings
         )
         return _Launched(explained, self._transfer.arrival())
+
+    def _weights(self, images: Tensor) -> object:
+        """What an explanation of uint8 [B,H,W,C] reads."""
+        if isinstance(self._explainer, Explainer):
+            return self._explainer.session_at((images.shape[1], images.shape[2]))
+        return self._explainer
 
     def _targets(self, batch: Batch) -> Tensor | None:
         """The targets of a batch, on the CPU: [B,K] or [B,K,n]."""

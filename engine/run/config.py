@@ -20,7 +20,7 @@ from combicam.engine.run.nested import accepts_flat_keywords
 from combicam.engine.shards.status import FAILURES
 from combicam.engine.storage.paths import LOCATION, location
 from combicam.export.models.models import ModelConfig
-from combicam.export.spec import CamSpec
+from combicam.export.spec import FORWARD_METHODS, CamSpec
 
 USUAL_BATCH = 32
 STORES = ("full", "grid", "layers")
@@ -240,6 +240,11 @@ class RunConfig:
             raise ValueError(
                 "RunConfig: expected store='full' or 'grid' with crops='five', got 'layers': the "
                 "layers' grids of five crops do not align on an image; choose another store"
+            )
+        if self.cam.method in FORWARD_METHODS and self.compute.cuda_graphs:
+            raise ValueError(
+                f"RunConfig: expected cuda_graphs or method {self.cam.method!r}, got both: its "
+                "passes are too many to be captured; leave one out"
             )
         if self.crops == "five" and self.compute.cuda_graphs:
             raise ValueError(

@@ -11,14 +11,14 @@ from unittest import mock
 import torch
 import torch.utils.checkpoint as checkpointing
 
-from combicam.export.trace.snapshot import no_autocast
+from combicam.export.trace.arithmetic import plain_arithmetic
 
 _lock = threading.RLock()
 
 
 @contextmanager
 def plain_forward(device: torch.device) -> Iterator[None]:
-    """While active, the caller's autocast is off, and ``torch.utils.checkpoint`` saves no memory.
+    """While active, arithmetic is plain, and ``torch.utils.checkpoint`` saves no memory.
 
     Checkpointed blocks, reentrant or not, give the same values as without; but the backward of
     a reentrant one cannot be traced or asked for single gradients.
@@ -32,7 +32,7 @@ def plain_forward(device: torch.device) -> Iterator[None]:
 
     with (
         _lock,
-        no_autocast(device),
+        plain_arithmetic(device),
         mock.patch.object(checkpointing.CheckpointFunction, "apply", staticmethod(run)),
         mock.patch.object(checkpointing, "_checkpoint_without_reentrant_generator", nothing),
     ):

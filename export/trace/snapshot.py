@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -161,14 +160,6 @@ def memory_format(model: nn.Module) -> torch.memory_format:
         if p.ndim == 4 and not p.is_contiguous():
             return torch.channels_last
     return torch.contiguous_format
-
-
-def no_autocast(*devices: torch.device) -> AbstractContextManager[Any]:
-    """Disable the caller's autocast, so that the precision is the model's."""
-    stack = ExitStack()
-    for kind in {device.type for device in devices}:
-        stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
 
 
 def another(model: nn.Module) -> nn.Module:

@@ -16,11 +16,13 @@ from fakes import configured, shard_bytes, start_run, wait_for
 from PIL import Image
 
 from combicam import cli
-from combicam.engine.distribution.process_backend import named_devices, portable
+from combicam.engine.distribution.process_backend import named_devices, on_its_gpu, portable
+from combicam.engine.distribution.worker import WorkerTask
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run, run_images
 from combicam.errors import ArtifactError, DecodeError, RunError
+from combicam.export.models.models import ModelConfig
 
 
 def pids(tmp_path: Path) -> list[int]:
@@ -176,3 +178,24 @@ def test_places_that_exclude_each_other(
 def test_explainer_in_memory_is_not_shared(tmp_path: Path, fake: Any) -> None:
     with pytest.raises(ValueError, match=r"use combicam\.run"):
         run_images(configured(tmp_path, devices=["cpu"]), fake())
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "after", "used"),
+    [
+        ("cuda:1", None, "1", "cuda:0"),
+        ("cuda:1", "4,7", "7", "cuda:0"),
+        ("cuda:2", "4,7", "4,7", "cuda:2"),
+        ("cuda", "4,7", "4,7", "cuda"),
+        ("cpu", None, None, "cpu"),
+        (None, "3", "3", None),
+    ],
+)
+def test_a_process_sees_its_own_gpu_alone(
+    device: str | None, before: str | None, after: str | None, used: str | None
+) -> None:
+    config = RunConfig("photos", Path("out"), ModelConfig("demo"), compute=ComputeConfig(device))
+    environ = {} if before is None else {"CUDA_VISIBLE_DEVICES": before}
+    task = on_its_gpu(WorkerTask(config, Path("out"), {}), environ)
+    assert task.config.compute.device == used
+    assert environ.get("CUDA_VISIBLE_DEVICES") == after

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from combicam import Explainer, LoadedModel
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.pipeline.batch import Batch
 from combicam.engine.pipeline.channel import Channel
+from combicam.engine.pipeline.cuda_graph import CudaGraph
 from combicam.engine.pipeline.explain_stage import ExplainStage
 from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import MapFormat, map_format
@@ -64,3 +68,59 @@ def test_the_stage_delivers_in_order_and_lets_go_of_images(fake: Any) -> None:
     found = through(ExplainStage(explainer, maps), batches, pin=False)
     for images, results in zip(batches, found, strict=True):
         assert torch.equal(results.heatmaps, quantise(explainer(images), maps).heatmaps)
+
+
+class FakeGraph:
+    """Replays by calling the captured function again; counts what is alive."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        FakeGraph.alive += 1
+
+    def __del__(self) -> None:
+        FakeGraph.alive -= 1
+
+    def replay(self) -> None:
+        """Nothing to do: the results of this fake do not change."""
+
+
+def test_graphs_are_few_and_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    captures: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def capture(*args: Any, **kwargs: Any) -> Iterator[None]:
+        captures.append((args[1:], kwargs))
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "Stream": lambda device: stream,
+        "current_stream": lambda device: stream,
+        "stream": lambda stream: nullcontext(),
+        "graph": capture,
+        "graph_pool_handle": lambda: (1, 2),
+        "CUDAGraph": FakeGraph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    class Weights:
+        pass
+
+    kept: weakref.WeakSet[Weights] = weakref.WeakSet()
+
+    def weights(images: Tensor) -> Weights:
+        made = Weights()
+        kept.add(made)
+        return made
+
+    results = SimpleNamespace(map=lambda f: results)
+    graph = CudaGraph(lambda images: results, weights, limit=2)  # type: ignore[arg-type, return-value]
+    for size in (4, 8, 4, 16, 4, 8):
+        graph(torch.zeros(1, size, size, 3))
+    # 4, 8, 16 instead of 8, and 8 again instead of 16.
+    assert len(captures) == 4 and len(kept) == 2 and FakeGraph.alive == 2
+    assert all(args == ((1, 2), stream) for args, _ in captures)
+    assert all(options == {"capture_error_mode": "thread_local"} for _, options in captures)
+    graph.forget()
+    assert not kept and FakeGraph.alive == 0
