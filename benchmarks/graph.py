@@ -51,7 +51,8 @@ def gpu_contenders(
     yield from ladder(setting)
     names = layer_names(setting.explainer(torch.float32))
     yield from others(model, case, names, images)
-    yield from under_autocast(others(model, case, names, images), dtype)
+    # pytorch-grad-cam passes gradients on to NumPy, which has no bfloat16.
+    yield from under_autocast(others(model, case, names, images), torch.float16)
     if authors:
         yield _authors(model, case, names, images)
 

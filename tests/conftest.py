@@ -28,6 +28,13 @@ from fakes import FakeExplainer, save_photos
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same inputs in every run: a ReLU at zero to rounding must not come and go."""
@@ -38,6 +45,15 @@ def _seeded() -> None:
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What a machine measured before belongs to a test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is for tests that mean it: those with its marker, and those of kernels."""
+    means_it = request.node.get_closest_marker("gpu") or "device" in request.fixturenames
+    if not means_it and "kernels" not in Path(request.node.path).parts:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that it starts
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 
 from combicam.engine.explain.artifact_verify import TOLERANCES
+from combicam.engine.explain.backends import CPU
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.sessions import ArtifactSession
@@ -24,9 +25,9 @@ from combicam.export.spec import FORWARD_METHODS
 
 log = logging.getLogger(__name__)
 
-# Images at once that are tried, and the number with which backends are compared.
-SIZES = (1, 2, 4, 8, 16, 32)
-_FIRST = 4
+# Images at once that are tried, by the kind of device, and the number that is tried first.
+SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (32, 64, 128, 256)}
+_FIRST = {"cpu": 4, "cuda": 32}
 # Work that the present backend finishes sooner is not worth measuring.
 SHORT_S = 60.0
 # Measuring may take this long, or this share of the predicted work, whichever is more.
@@ -111,6 +112,8 @@ class Tuner(Generic[T]):
         explain: from an explainer and a number n to the explanation of the same n images.
         images: how many are left to explain.
         tolerance: of :func:`difference`.
+        device: that explains. On a GPU the batch size is chosen first: it decides more, and
+            ``compile`` then compiles once.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Tuner(Generic[T]):
         explain: Callable[[Any, int], Explanation],
         images: int,
         tolerance: float = TOLERANCES["float32"],
+        device: torch.device = CPU,
     ) -> None:
         self._explain = explain
         self._images = images
@@ -129,7 +133,8 @@ class Tuner(Generic[T]):
         self._start = perf_counter()
         self._limit_s = _LEAST_S
         self._speeds: dict[str, float] = {}
-        self._best: tuple[float, T, str, int] = (0.0, explainer, backend, _FIRST)
+        self._device = device
+        self._best: tuple[float, T, str, int] = (0.0, explainer, backend, _FIRST[device.type])
 
     def tune(self, backends: Sequence[str], sizes: Sequence[int]) -> tuple[T, Tuning] | None:
         """The fastest explainer, and how it was found; None if the work is too short.
@@ -141,8 +146,8 @@ class Tuner(Generic[T]):
             sizes: batch sizes to try; a single one is fixed.
         """
         threads = torch.get_num_threads()
-        first = sizes[0] if len(sizes) == 1 else _FIRST
-        before = _resident()
+        first = sizes[0] if len(sizes) == 1 else self._best[3]
+        before = _used(self._device)
         _, explainer, backend, _ = self._best
         expected = self._explain(explainer, first)
         speed = self._measured(explainer, backend, first)
@@ -151,12 +156,18 @@ class Tuner(Generic[T]):
             return None
         self._limit_s = max(_LEAST_S, _SHARE * predicted)
         self._best = (speed, explainer, backend, first)
-        for name in backends:
-            self._try(explainer, name, first, expected)
-        per_image = max(0, _resident() - before) / first
+        on_gpu = self._device.type == "cuda"
+        if not on_gpu:
+            for name in backends:
+                self._try(explainer, name, first, expected)
+        per_image = max(0, _used(self._device) - before) / first
         self._grow([n for n in sizes if n > first], per_image)
         if self._best[3] == first:
             self._grow([n for n in reversed(sizes) if n < first], per_image)
+        if on_gpu:
+            size = self._best[3]
+            for name in backends:
+                self._try(explainer, name, size, self._explain(explainer, size))
         self._halve_threads()
         _, explainer, backend, size = self._best
         tuning = Tuning(
@@ -191,7 +202,7 @@ class Tuner(Generic[T]):
             speed, explainer, backend, present = self._best
             time_needed = 3 * size / speed + (backend == "compile") * _COMPILE_NODE_S * self._nodes
             too_long = self._elapsed + time_needed > self._limit_s
-            if too_long or not _fits(size * per_image):
+            if too_long or not _fits(size * per_image, self._device):
                 return
             self._explain(explainer, size)
             found = self._measured(explainer, backend, size)
@@ -203,7 +214,12 @@ class Tuner(Generic[T]):
         """Leave half of the cores to decoding, if the runtime is as fast without them."""
         speed, explainer, backend, size = self._best
         threads = torch.get_num_threads()
-        if threads < 4 or self._elapsed + 4 * size / speed > self._limit_s or backend == "compile":
+        if (
+            self._device.type == "cuda"
+            or threads < 4
+            or self._elapsed + 4 * size / speed > self._limit_s
+            or backend == "compile"
+        ):
             return
         torch.set_num_threads(threads // 2)
         other = explainer.with_backend(backend)
@@ -233,7 +249,7 @@ def in_backend(
     backend: str,
     explain: Callable[[Any, int], Explanation],
     tolerance: float,
-    size: int = _FIRST,
+    size: int | None = None,
     expected: Explanation | None = None,
 ) -> T | None:
     """An explainer in another backend; None if that fails, or explains otherwise.
@@ -243,9 +259,10 @@ def in_backend(
         backend: the name of the other.
         explain: see :class:`Tuner`.
         tolerance: of :func:`difference`.
-        size: images that are compared.
+        size: images that are compared; None for a few.
         expected: their present explanation, if it is known.
     """
+    size = _FIRST["cpu"] if size is None else size
     try:
         other = explainer.with_backend(backend)
         found = explain(other, size)
@@ -268,8 +285,10 @@ def difference(found: Explanation, expected: Explanation) -> float:
     return float(gaps.flatten(1).amax(1).median())
 
 
-def _resident() -> int:
-    """Bytes of memory that the process has; 0 where that is unknown."""
+def _used(device: torch.device) -> int:
+    """Bytes of memory that the process has had on a GPU, or has on the CPU; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -277,8 +296,10 @@ def _resident() -> int:
         return 0
 
 
-def _fits(needed: float) -> bool:
+def _fits(needed: float, device: torch.device = CPU) -> bool:
     """Whether this much more memory is available, with as much again to spare."""
+    if device.type == "cuda":
+        return 2 * needed < torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -51,8 +51,6 @@ Explain = Callable[[Any, int], Explanation]
 _FEW = 64
 # What was measured before is used if the usual backend would take longer.
 _WORTH_S = 20.0
-# Inputs that are looked at to find images that can be decoded.
-_TRIED = 4 * SIZES[-1]
 _AS_BEGUN = "as the run began"
 _LIBRARIES = ("combicam", "torch", "onnxruntime-gpu", "onnxruntime", "openvino")
 
@@ -124,21 +122,24 @@ def _sample(
     entries: list[Entry] = []
     arrays: list[Any] = []
     inputs = chain.from_iterable(_entries(manifest, item) for item in work)
-    for entry in islice(inputs, _TRIED):
+    most = SIZES[plan.explainer.device.type][-1]
+    for entry in islice(inputs, 4 * most):
         pixels = load(entry, plan.explainer.preprocess, config.decode).pixels
         if pixels is None or (arrays and pixels.shape != arrays[0].shape):
             continue
         arrays.append(pixels)
         entries.append(entry)
-        if len(arrays) == SIZES[-1]:
+        if len(arrays) == most:
             break
     if not arrays:
         return None
+    # On the device, since runs copy images while others are explained.
+    decoded = torch.from_numpy(np.stack(arrays)).to(plan.explainer.device)
     crops, target = 5 if isinstance(plan.explainer, FiveCropExplainer) else 1, plan.target
 
     def explain(explainer: Any, n: int) -> Explanation:
-        chosen = [i % len(arrays) for i in range(max(1, n // crops))]
-        images = torch.from_numpy(np.stack([arrays[i] for i in chosen])).to(explainer.device)
+        chosen = [i % len(decoded) for i in range(max(1, n // crops))]
+        images = decoded[chosen]
         if target is None:
             return explainer(images)
         values = target.targets([entries[i] for i in chosen], len(chosen))
@@ -196,10 +197,11 @@ def _measured(
     inner = _of_crops(explainer)
     session = inner.session
     nodes = session.nodes if isinstance(session, ModelSession) else 0
-    tuner = Tuner(explainer, session.backend, nodes, explain, images, _tolerance(explainer))
+    device, tolerance = explainer.device, _tolerance(explainer)
+    tuner = Tuner(explainer, session.backend, nodes, explain, images, tolerance, device)
     found = tuner.tune(
         candidates(inner) if config.compute.backend == "auto" else (),
-        SIZES if config.batch_size == "auto" else (config.batch_size,),
+        SIZES[device.type] if config.batch_size == "auto" else (config.batch_size,),
     )
     if found is None:
         return explainer, None, ""

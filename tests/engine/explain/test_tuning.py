@@ -67,12 +67,14 @@ def tuned(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     images: int = 10_000,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] = SIZES["cpu"],
     nodes: int = 100,
+    device: str = "cpu",
 ) -> tuple[Any, tuning.Tuning] | None:
     monkeypatch.setattr(tuning, "perf_counter", machine.clock)
     first, *others = machine.seconds
-    tuner = Tuner(Fake(machine, first), first, nodes, machine.explain, images)
+    fake, kind = Fake(machine, first), torch.device(device)
+    tuner = Tuner(fake, first, nodes, machine.explain, images, device=kind)
     return tuner.tune(others, sizes)  # type: ignore[return-value]
 
 
@@ -144,10 +146,22 @@ def test_a_size_that_was_named_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning._fits(0)
     assert not tuning._fits(1e15)
-    monkeypatch.setattr(tuning, "_fits", lambda needed: False)
+    monkeypatch.setattr(tuning, "_fits", lambda needed, device: False)
     found = tuned(Machine({"eager": (1, 0.01)}), monkeypatch)
     assert found is not None
     assert found[1].batch_size == 4
+
+
+def test_a_gpu_gets_its_batch_size_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``compile`` compiles once; what is left of memory is asked of the GPU."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1))
+    machine = Machine({"eager": (0.5, 0.01), "compile": (0.1, 0.005)})
+    found = tuned(machine, monkeypatch, 100_000, SIZES["cuda"], device="cuda")
+    assert found is not None
+    assert (found[1].backend, found[1].batch_size) == ("compile", 256)
+    assert {n for name, n in machine.calls if name == "compile"} == {256}
+    assert {n for name, n in machine.calls if name == "eager"} == {32, 64, 128, 256}
 
 
 def test_threads_that_gain_nothing_decode(monkeypatch: pytest.MonkeyPatch) -> None:

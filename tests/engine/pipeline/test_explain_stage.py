@@ -23,8 +23,6 @@ from combicam.engine.shards.map_format import MapFormat, map_format
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.row_format import Record
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 def through(stage: ExplainStage, batches: list[Tensor], pin: bool) -> list[QuantisedExplanation]:
     inbox: Channel[Batch] = Channel(len(batches))
@@ -37,7 +35,7 @@ def through(stage: ExplainStage, batches: list[Tensor], pin: bool) -> list[Quant
     return [results for results in found if results is not None]
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_batches_on_a_gpu_keep_their_results(
     cuda_graphs: bool, demo_model: LoadedModel, postcards: Callable[[int, int], Tensor]

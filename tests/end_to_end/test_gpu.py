@@ -1,0 +1,90 @@
+"""What only a GPU can show: float32 as IEEE has it, equal bytes, every backend, files, runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from cam_oracle import calibrated
+from torch import Tensor, nn
+
+from combicam import Explainer, LoadedModel, export
+from combicam.engine.explain.config import ComputeConfig
+from combicam.engine.run.config import RunConfig
+from combicam.engine.runner import run
+from combicam.export.models.models import ModelConfig
+
+pytestmark = pytest.mark.gpu
+SIZE = (96, 96)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """Convolutions of all kinds: with strides, per channel, gates, SiLU."""
+    return calibrated(torchvision.models.get_model("efficientnet_b0", weights=None), SIZE)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(5, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("tf32", 5e-2)])
+def test_logits_are_those_of_float64(
+    model: nn.Module, images: Tensor, dtype: str, limit: float
+) -> None:
+    exact = model.double()(images.double())
+    model.float()
+    found = Explainer(model, SIZE, device="cuda", dtype=dtype)(images).logits.cpu()
+    error = (found - exact).abs().max() / exact.abs().max()
+    assert error < limit
+    assert dtype == "float32" or error > 1e-4  # rounded indeed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_the_same_bytes_come_out_again(dtype: str, backend: str, images: Tensor) -> None:
+    """ResNet has a max pool, whose gradients overlap."""
+    resnet = calibrated(torchvision.models.get_model("resnet18", weights=None), SIZE)
+    explainer = Explainer(resnet, SIZE, device="cuda", dtype=dtype, backend=backend)
+    first, second = explainer(images), explainer(images)
+    assert torch.equal(first.heatmaps, second.heatmaps)
+    assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compile", "torchscript", "aoti"])
+def test_backends_agree_with_the_cpu(model: nn.Module, images: Tensor, backend: str) -> None:
+    expected = Explainer(model, SIZE)(images)
+    found = Explainer(model, SIZE, device="cuda", backend=backend)(images, expected.targets)
+    torch.testing.assert_close(found.logits.cpu(), expected.logits, atol=1e-3, rtol=1e-3)
+    assert (found.heatmaps.cpu() - expected.heatmaps).abs().flatten(1).amax(1).median() < 1e-3
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".pt2"])
+def test_files_of_a_gpu(
+    suffix: str, demo_model: LoadedModel, postcards: Callable[[int, int], Tensor], tmp_path: Path
+) -> None:
+    explainer = Explainer(demo_model, device="cuda")
+    path = tmp_path / f"demo{suffix}"
+    checked = export(explainer, path)
+    assert checked is not None and checked.agrees
+    cards = postcards(3, 0)
+    found, expected = Explainer.load(path, device="cuda")(cards), explainer(cards)
+    assert torch.equal(found.targets, expected.targets)
+    assert (found.heatmaps - expected.heatmaps).abs().max() < 1e-3
+
+
+def test_a_run(photos: Callable[..., list[Path]], tmp_path: Path) -> None:
+    photos(tmp_path / "in", 12)
+    config = RunConfig(
+        str(tmp_path / "in"),
+        tmp_path / "out",
+        ModelConfig("demo"),
+        compute=ComputeConfig("cuda", cuda_graphs=True),
+        progress=False,
+    )
+    summary = run(config)
+    assert summary.images == 12 and not summary.failures
