@@ -16,7 +16,8 @@ from combicam.engine.images.formats import (
     without_texts,
 )
 from combicam.engine.images.gpu_jpeg import decode_jpeg_on_gpu
-from combicam.engine.images.jpeg import JPEGS, decode_jpeg
+from combicam.engine.images.jpeg import JPEGS, decode_frame, decode_jpeg
+from combicam.engine.images.jpeg_header import plain_frame
 from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, swaps_axes
 from combicam.engine.images.truncation import load_rest
 from combicam.errors import DecodeError, MissingExtra
@@ -93,8 +94,8 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
     Grey is the luma of RGB, 0.299 R + 0.587 G + 0.114 B, as of Pillow's ``convert("L")``.
     Transparency is blended on white; samples of more than 8 bits are scaled to 8 by the range that
     the file says; animations give their first frame.
-    Pillow reads every header, and decodes or refuses every file that a faster decoder declines, so
-    pixels and errors do not depend on the installed decoders.
+    Pillow reads every header but those of plain JPEGs, and decodes or refuses every file that a
+    faster decoder declines, so pixels and errors do not depend on the installed decoders.
 
     Args:
         data: the whole encoded file.
@@ -127,8 +128,24 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
 
 
 def _decoded(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decoded:
+    if config.decoder == "auto" and (plain := _plain(data, preprocess, config)) is not None:
+        return plain
     with open_image(data, config.max_pixels) as image:
         return _loaded(data, image, preprocess, config)
+
+
+def _plain(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decoded | None:
+    """An intact JPEG whose header is soon read; None to begin again with Pillow."""
+    frame = plain_frame(data)
+    if frame is None or frame.width * frame.height > config.max_pixels:
+        return None
+    photo = (frame.width, frame.height)
+    scale = fast_scale(photo, preprocess) if config.fast_scale else 1
+    pixels = decode_frame(data, frame, scale, preprocess.channels)
+    if pixels is None:
+        return None
+    pixels = image_channels(pixels, preprocess.channels)
+    return Decoded(resize(pixels, 1, photo, preprocess), *photo, _SIMPLEJPEG)
 
 
 def _loaded(

@@ -6,9 +6,14 @@ agreed bit for bit (``python -m benchmarks decode``): they wrap the same library
 
 from __future__ import annotations
 
+import math
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from combicam.engine.images.jpeg_header import JpegFrame
 
 try:
     import simplejpeg
@@ -17,10 +22,42 @@ except ImportError:  # No wheel for this platform: Pillow decodes the same pixel
 
 JPEGS = ("JPEG", "MPO")
 _MODES = ("RGB", "L")
+_KEPT_BYTES = 64 * 2**20  # of a thread
+
+
+class _Kept(threading.local):
+    """Memory of a thread, in which it decodes: new memory costs its page faults every time."""
+
+    pixels = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        if size > _KEPT_BYTES:
+            return np.empty(size, np.uint8)
+        if size > len(self.pixels):
+            self.pixels = np.empty(size, np.uint8)
+        return self.pixels[:size]
+
+
+_KEPT = _Kept()
 
 
 def decode_jpeg(
     data: bytes, image: Image.Image, scale: int = 1, channels: int = 3
+) -> NDArray[np.uint8] | None:
+    """Decode an intact JPEG that Pillow has opened; see :func:`decode_frame`.
+
+    Args:
+        data: the whole file.
+        image: the same file, opened by Pillow and its header checked, but not loaded.
+        scale, channels: see :func:`decode_frame`.
+    """
+    if image.format not in JPEGS or image.mode not in _MODES:
+        return None
+    return decode_frame(data, JpegFrame(*image.size, image.mode == "L"), scale, channels)
+
+
+def decode_frame(
+    data: bytes, frame: JpegFrame, scale: int = 1, channels: int = 3
 ) -> NDArray[np.uint8] | None:
     """Decode an intact JPEG; leave all others for Pillow to decode or refuse.
 
@@ -29,23 +66,28 @@ def decode_jpeg(
 
     Args:
         data: the whole file.
-        image: the same file, opened by Pillow and its header checked, but not loaded.
+        frame: what its header says.
         scale: 1, 2, 4 or 8, divisor of the sides while decoding.
         channels: 1 if only grey is wanted, which is decoded as such if it is stored as such.
 
     Returns:
-        uint8 [h,w,3], or [h,w,1] of a grey file, as stored, writable; None to leave it to Pillow.
+        uint8 [h,w,3], or [h,w,1] of a grey file, as stored, writable, valid until this thread
+        decodes the next; None to leave it to Pillow.
     """
-    if simplejpeg is None or image.format not in JPEGS or image.mode not in _MODES:
+    if simplejpeg is None:
         return None
-    width, height = image.size
-    sides = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+    height, width = -(-frame.height // scale), -(-frame.width // scale)
+    is_grey = channels == 1 and frame.is_grey
+    shape = (height, width, 1 if is_grey else 3)
     try:
-        # With two frame headers, Pillow could have checked a smaller size than is decoded.
-        if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
-            return None
-        space = "GRAY" if channels == 1 and image.mode == "L" else "RGB"
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, **sides)
+        # Of two frame headers the other may be larger, and does not fit.
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data,
+            "GRAY" if is_grey else "RGB",
+            min_height=height,
+            min_width=width,
+            buffer=_KEPT.take(math.prod(shape)),
+        )
     except ValueError:
         return None
-    return pixels
+    return pixels if pixels.shape == shape else None

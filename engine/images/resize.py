@@ -11,6 +11,7 @@ differs from all of them on sharp edges.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ _TORCH = ("bilinear", "bicubic")
 # than this many times the pixels that are kept.
 _MOST_WASTE = 16
 _MARGIN = 2
+_SIZES = 4096  # remembered; photos come in few
 # EXIF orientation -> (swap the axes, then flip up and down, left and right).
 _TURNS = {
     1: (False, False, False),
@@ -76,8 +78,7 @@ def resize(
     Returns:
         uint8 [H,W,C], contiguous.
     """
-    height, width = preprocess.size_of(*photo)
-    scaled = scaled_size(photo, preprocess)
+    (height, width), scaled = _sizes(photo, preprocess)
     if preprocess.interpolation not in _TORCH or math.prod(scaled) > _MOST_WASTE * width * height:
         plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels  # as Pillow has grey images
         upright = Image.fromarray(np.ascontiguousarray(turned(plane, orientation)))
@@ -89,6 +90,14 @@ def resize(
     return np.ascontiguousarray(whole[top : top + height, left : left + width])
 
 
+@lru_cache(_SIZES)
+def _sizes(
+    photo: tuple[int, int], preprocess: Preprocess
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(H, W) of the result, and (width, height) before it is cropped."""
+    return preprocess.size_of(*photo), scaled_size(photo, preprocess)
+
+
 def _scaled(
     pixels: NDArray[np.uint8], size: tuple[int, int], orientation: int, mode: str
 ) -> NDArray[np.uint8]:
@@ -96,15 +105,17 @@ def _scaled(
 
     Turning the small image instead of the large one saves most of the time.
     """
-    # This makes strides channels-last, which the kernel preserves.
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    # This makes strides channels-last, which the kernel preserves (indexing with None would not).
+    # Views are NumPy's, because torch's release the interpreter's lock, and wait for it again.
+    image = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
     passes = [size[::-1]]
     if swaps_axes(orientation):
         # The upright image's horizontal axis is vertical here; it must come first.
         passes = [(size[0], pixels.shape[1]), size]
     for step in passes:
         image = torch.nn.functional.interpolate(image, size=step, mode=mode, antialias=True)
-    return image[0].permute(1, 2, 0).numpy()
+    scaled: NDArray[np.uint8] = image.numpy()[0].transpose(1, 2, 0)
+    return scaled
 
 
 def scaled_size(photo: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:

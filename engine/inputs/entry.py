@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from combicam.engine.inputs.streams import is_compressed, read_member
 from combicam.engine.inputs.table_images import read_image
-from combicam.engine.storage.paths import is_client_error, is_remote, location, read_range
+from combicam.engine.storage.local import read_file, read_part
+from combicam.engine.storage.paths import (
+    is_client_error,
+    is_remote,
+    location,
+    names_store,
+    read_range,
+)
 from combicam.errors import RunError, first_line
 
 
@@ -45,23 +51,18 @@ class Entry:
         """
         if not self.uri:
             raise OSError("expected a path, got none in the list")
-        path = uri_path(self.uri)
-        if "\0" in str(path):  # no file system has it, and Python raises ValueError
+        name = _local_name(self.uri)
+        if name is not None and "\0" in name:  # no file system has it; Python raises ValueError
             raise OSError(f"expected a name without a NUL, got {self.uri!r}")
         if self.offset is not None and self.size is None:
-            return self._in_table(path, self.offset)
-        if is_remote(path):
-            return self._fetched(path)
-        # Opening a named pipe would wait forever.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(f"expected a regular file, got another type: {self.uri}")
+            return self._in_table(uri_path(self.uri), self.offset)
+        if name is None:
+            return self._fetched(uri_path(self.uri))
         if self.offset is None or self.size is None:
-            return path.read_bytes()
-        if is_compressed(path.name):
-            return self._whole(read_member(path, self.offset, self.size))
-        with path.open("rb") as file:
-            file.seek(self.offset)
-            return self._whole(file.read(self.size))
+            return read_file(name)
+        if is_compressed(name):
+            return self._whole(read_member(Path(name), self.offset, self.size))
+        return self._whole(read_part(name, self.offset, self.size))
 
     def _fetched(self, path: Path) -> bytes:
         try:
@@ -120,14 +121,18 @@ def path_uri(path: Path) -> str:
     return name if printable(name) == name else path.as_uri()
 
 
+def _local_name(uri: str) -> str | None:
+    """What the system calls a file; None in an object store. Paths cost more than reading does."""
+    if not uri.startswith("file://"):
+        return None if names_store(uri) else uri
+    return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://").removeprefix("localhost")))
+
+
 def uri_path(uri: str) -> Path:
     """The inverse of :func:`path_uri`; also of ``file://localhost/…``.
 
     Raises:
         ValueError: an unsupported store.
     """
-    if not uri.startswith("file://"):
-        return location(uri)
-    return Path(
-        os.fsdecode(unquote_to_bytes(uri.removeprefix("file://").removeprefix("localhost")))
-    )
+    name = _local_name(uri)
+    return location(uri) if name is None else Path(name)
