@@ -78,7 +78,7 @@ def batches(
         start = perf_counter()
         if item.pixels is not None:
             shape = item.pixels.shape
-            batch = waiting.setdefault(shape, Batch(work))
+            batch = waiting.get(shape) or waiting.setdefault(shape, Batch(work))
             if latest.count == 0:
                 batch.take_rows(latest)
             latest = batch

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from combicam.engine.geo.location_estimate import place_fields, place_values, truth_values
 from combicam.engine.inputs.entry import Entry
@@ -33,6 +35,7 @@ _COLUMNS: tuple[tuple[str, Any], ...] = (
     ("flat", pa.list_(pa.bool_())),
     ("decoder", pa.string()),
 )
+_MOST_BYTES = 2**31 - 1  # of a binary array, whose offsets are int32
 _PLACED = ("places", "probabilities", "densities")
 
 
@@ -103,7 +106,16 @@ class ShardFormat:
         values = [] if results is None else _values(results, self.maps)
         explained = iter(values)
         rows = [self._row(record, explained) for record in records]
-        return pa.Table.from_pylist(rows, self.schema())
+        table = pa.Table.from_pylist(rows, self.schema())
+        if results is None:
+            return table
+        finite = results.finite.numpy()
+        has_maps = np.array([row["status"] == OK for row in rows])
+        for name, maps in _map_bytes(results).items():
+            column = binary_column(maps if finite.all() else maps[finite], has_maps)
+            at = table.schema.get_field_index(name)
+            table = table.set_column(at, table.schema.field(at), column)
+        return table
 
     def _row(self, record: Record, explained: Iterator[dict[str, Any] | None]) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -138,8 +150,7 @@ class ShardFormat:
 
 
 def _values(results: QuantisedExplanation, maps: MapFormat) -> list[dict[str, Any] | None]:
-    """Per image, the columns of its explanation; None if they are not finite."""
-    heatmaps = results.heatmaps.contiguous().numpy()
+    """Per image, the columns of its explanation but its maps; None if they are not finite."""
     columns: dict[str, Any] = {
         "targets": results.targets.tolist(),
         "scores": results.scores.numpy(),
@@ -152,18 +163,44 @@ def _values(results: QuantisedExplanation, maps: MapFormat) -> list[dict[str, An
         columns |= {n: t.tolist() for n, t in zip(_PLACED, placed, strict=True) if t is not None}
     same: dict[str, Any] = {}
     if maps.varies:
-        same |= {"heatmap_height": heatmaps.shape[2], "heatmap_width": heatmaps.shape[3]}
+        height, width = results.heatmaps.shape[2:]
+        same |= {"heatmap_height": height, "heatmap_width": width}
     if results.layer_highs is not None:
         columns["layer_highs"] = results.layer_highs.numpy()
-        layers = torch.cat([m.flatten(1) for m in results.layer_maps], 1).numpy()
         if maps.varies:
             same["layer_sizes"] = [n for m in results.layer_maps for n in m.shape[2:]]
 
     def row(i: int) -> dict[str, Any]:
-        found = {name: column[i] for name, column in columns.items()} | same
-        found["heatmap"] = heatmaps[i].tobytes()
-        if results.layer_highs is not None:
-            found["layer_maps"] = layers[i].tobytes()
-        return found
+        return {name: column[i] for name, column in columns.items()} | same
 
     return [row(i) if finite else None for i, finite in enumerate(results.finite.tolist())]
+
+
+def _map_bytes(results: QuantisedExplanation) -> dict[str, NDArray[np.uint8]]:
+    """Columns of maps: name -> uint8 [B,bytes]."""
+    found = {"heatmap": results.heatmaps}
+    if results.layer_highs is not None:
+        found["layer_maps"] = torch.cat([m.flatten(1) for m in results.layer_maps], 1)
+    return {name: maps.flatten(1).contiguous().numpy() for name, maps in found.items()}
+
+
+def binary_column(values: NDArray[np.uint8], present: NDArray[np.bool_]) -> Any:
+    """Rows of bytes as a pyarrow column, in the memory of ``values`` and without Python's bytes.
+
+    Args:
+        values: uint8 [n,bytes], contiguous.
+        present: bool [N], of which n are True; the others are null.
+    """
+    width = values.shape[1]
+    most = max(1, _MOST_BYTES // max(1, width))
+    chunks, used = [], 0
+    for start in range(0, len(present), most):
+        here = present[start : start + most]
+        ends = np.cumsum(np.append(False, here), dtype=np.int32) * np.int32(width)
+        count = int(here.sum())
+        buffers = (np.packbits(here, bitorder="little"), ends, values[used : used + count])
+        chunks.append(
+            pa.Array.from_buffers(pa.binary(), len(here), [pa.py_buffer(b) for b in buffers])
+        )
+        used += count
+    return pa.chunked_array(chunks, pa.binary())
