@@ -32,6 +32,7 @@ from benchmarks.rounds import (
 )
 from benchmarks.scaling import ScalingConfig
 from benchmarks.tables import TablesConfig, tables
+from combicam import tune_allocator
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "graph": (GraphConfig, run_graph),
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> None:
     if "--compare" in rest[:-1] and command in COMPARED:
         run_compare(command, rest)
         return
+    tune_allocator()  # as the commands do
     config_class, function = COMMANDS[command]
     function(tyro.cli(config_class, args=rest, prog=f"python -m benchmarks {command}"))
 

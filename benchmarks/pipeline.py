@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.constant_explainer import ConstantExplainer
 from benchmarks.harness import Result
 from benchmarks.turns import wait_for_turn
 from combicam import LoadedModel, ModelConfig, Preprocess, RunConfig
@@ -157,9 +159,10 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
 
     Of the rows ``read and decode`` holds ``read``; batching costs next to nothing. ``bound`` is
     what the stages could reach together: on a CPU they share the cores and their times add up, on
-    a GPU the slowest decides.
+    a GPU, or without a network, the slowest decides.
     """
     timed = stages(bench)
+    constant = isinstance(bench.explainer, ConstantExplainer)
     wait_for_turn()
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     images = 0
@@ -171,6 +174,7 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
             say(f"  {name}: {images / seconds[name][-1]:.1f} images/s")
     params = {
         "model": bench.config.model.model,
+        "explainer": "none" if constant else "model",
         "device": str(bench.explainer.device),
         "images": images,
         "backend": bench.config.compute.backend,
@@ -181,7 +185,7 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
     rows = [_row(name, params, values, images) for name, values in seconds.items()]
     rates = {row.name: row.images_per_s or 0.0 for row in rows}
     parts = [rates[name] for name in ("read and decode", "batch", "explain", "encode and commit")]
-    shared = bench.explainer.device.type == "cpu"
+    shared = bench.explainer.device.type == "cpu" and not constant
     bound = 1 / sum(1 / rate for rate in parts) if shared else min(parts)
     rows.append(Result("bound", params, images_per_s=bound))
     rows.append(Result("whole run / bound", params | {"ratio": rates["whole run"] / bound}))
@@ -288,6 +292,8 @@ class PipelineConfig:
 
     Args:
         model: of the stages; needs no weights.
+        explainer: ``model``; or ``none``: all images get the same explanation, of the model's
+            shapes, which shows what bounds a run other than its network. Only the stages are timed.
         photos: how many, JPEG postcards.
         side: of a photo, pixels.
         batch: images explained at once.
@@ -302,6 +308,7 @@ class PipelineConfig:
     """
 
     model: str = "demo"
+    explainer: Literal["model", "none"] = "model"
     photos: int = 600
     side: int = 480
     batch: int = 32
@@ -336,7 +343,11 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
             run.compute, device=config.device, amp_dtype=config.amp_dtype, backend=config.backend
         )
         run = replace(run, compute=compute)
-        bench = Bench(run, make_run_explainer(run), folder / "out")
+        explainer: BatchExplainer = make_run_explainer(run)
+        if config.explainer == "none":
+            bench = Bench(run, ConstantExplainer(explainer), folder / "out")
+            return stage_rows(bench, config.rounds, say)
+        bench = Bench(run, explainer, folder / "out")
         rows = stage_rows(bench, config.rounds, say) + bytes_per_image(bench)
         if config.growth:
             rows += growth_rows(folder / "growth", config.growth, config.workers, say)
