@@ -135,7 +135,7 @@ def _decoded(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decod
 
 
 def _plain(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decoded | None:
-    """An intact JPEG whose header is soon read; None to begin again with Pillow."""
+    """Decode an intact JPEG with a plain header; None to begin again with Pillow."""
     frame = plain_frame(data)
     if frame is None or frame.width * frame.height > config.max_pixels:
         return None

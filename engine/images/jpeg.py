@@ -22,7 +22,7 @@ except ImportError:  # No wheel for this platform: Pillow decodes the same pixel
 
 JPEGS = ("JPEG", "MPO")
 _MODES = ("RGB", "L")
-_KEPT_BYTES = 64 * 2**20  # of a thread
+_KEPT_BYTES = 16 * 2**20  # of a thread; larger photos take longer than their page faults
 
 
 class _Kept(threading.local):

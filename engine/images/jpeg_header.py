@@ -25,8 +25,8 @@ class JpegFrame(NamedTuple):
 def plain_frame(data: bytes) -> JpegFrame | None:
     """The frame of a JPEG of 8 bits, grey or of three channels, and without metadata.
 
-    Pillow takes 30 µs of Python to read a header, during which no other thread decodes. A header
-    that has only the segments of known meaning here needs no more than its size.
+    Pillow reads a header in Python, segment by segment into objects, and holds the interpreter's
+    lock. A header that has only segments of known meaning here needs no more than its size.
 
     Args:
         data: the whole file.
