@@ -70,7 +70,8 @@ class Explainer:
             method_eps, tokens, masks, finer, finer_alpha, finer_weights, smooth: see
             :class:`~combicam.export.spec.CamSpec`.
         device: default: that of the model.
-        dtype: of the computation, float32, bfloat16 or float16; default: the model's own.
+        dtype: of the computation, ``float32`` (as IEEE has it, also on CUDA), ``tf32`` (CUDA rounds
+            it in convolutions and products), ``bfloat16`` or ``float16``; default: the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``,
             ``aoti``; ``auto`` is eager. ``compile`` and ``aoti`` need a C++ compiler.
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass; default: as many as
