@@ -93,3 +93,15 @@ def test_inductor_stores_every_activation_once() -> None:
     assert sum(found["runs"].values()) - 4 == 4  # one launch doubles one activation
     # maps, partial sums, extremes, heatmaps, ranges; and the four activations
     assert found["buffers"] == 9
+
+
+@pytest.mark.slow  # as above
+def test_aot_inductor_passes_every_parameter_of_a_kernel() -> None:
+    """Where one is missing, a driver reads beyond the arguments."""
+    found = run("aoti_head.py")
+    assert found["arguments"] == found["parameters"]
+    assert set(found["launches"].values()) == {1} and found["launches"].keys() == (
+        found["parameters"].keys()
+    )
+    kernels = {name.rpartition("_")[0] for name in found["launches"]}
+    assert {f"{name}_kernel" for name in ("pool", "weigh", "extremes", "render")} <= kernels
