@@ -146,6 +146,17 @@ def openvino_backend(path: Path, device: torch.device) -> Execute:
     return execute
 
 
+def _one_at_a_time(call: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence[Tensor]]:
+    """The call, whose threads take turns; on a device only the launches do."""
+    turn = threading.Lock()
+
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
+        with turn:
+            return call(*inputs)
+
+    return run
+
+
 def aoti_backend(path: Path, device: torch.device) -> Execute:
     """Run an AOTInductor package, on the type of device that it was compiled for.
 
@@ -163,8 +174,14 @@ def aoti_backend(path: Path, device: torch.device) -> Execute:
     try:
         if not has_code(path):
             raise RuntimeError("there is no compiled code in it")
-        index = device.index or 0 if device.type == "cuda" else -1
-        return _no_grad(aoti_load_package(str(path), device_index=index))
+        if device.type != "cuda":
+            return _no_grad(aoti_load_package(str(path)))
+        # With locks of its own a package waits until the device has finished a call before it
+        # begins the next; a CUDA graph cannot record that.
+        package = aoti_load_package(
+            str(path), run_single_threaded=True, device_index=device.index or 0
+        )
+        return _no_grad(_one_at_a_time(package))
     except RuntimeError as error:
         raise ArtifactError(
             f"artifact: {path} cannot be loaded ({first_line(error)}); it was compiled with "

@@ -18,11 +18,13 @@ import torch
 
 from combicam.errors import TraceError, first_line
 from combicam.export.trace.origins import TORCH, check_portable, culprit
+from combicam.export.trace.smooth import VIEWS
 from combicam.export.trace.trace import JointGraph, example_inputs
 
 METADATA_KEY = "combicam"
 TORCH_KEY = "torch"
 DEVICE_KEY = "AOTI_DEVICE_KEY"  # written by torch
+TUNING_PIXELS = 64 * 224 * 224
 OF_TORCH = frozenset({"aten", "prims", "inductor", "mkldnn", "mkl", "onednn", "quantized"})
 
 
@@ -46,6 +48,9 @@ def write_aoti(joint: JointGraph, path: Path, metadata: str) -> None:
 
     inputs = example_inputs(joint)
     is_cuda = inputs[0].device.type == "cuda"
+    if is_cuda:
+        copies = joint.spec.targets * len(VIEWS[joint.spec.smooth])
+        inputs = example_inputs(joint, tuning_batch(joint.signature.input_size, copies))
     module = joint.module if is_cuda else joint.portable().module
     check_portable(module, (*TORCH, "combicam"))
     batch = torch.export.Dim("batch", min=1)
@@ -75,6 +80,20 @@ def write_aoti(joint: JointGraph, path: Path, metadata: str) -> None:
             f"export: expected only operators of torch, got {', '.join(foreign)}, which only "
             "a process with combicam could run; export to .onnx or .ts"
         )
+
+
+def tuning_batch(size: tuple[int, int], copies: int = 1) -> int:
+    """The batch whose shapes Inductor chooses and times a GPU's kernels for.
+
+    A batch of 2 leaves a GPU idle, so that its timings are of launches. 64 photos of 224², or the
+    largest power of two with no more pixels, which bounds the memory of the timings; at least 2.
+
+    Args:
+        size: (H, W) of the images, pixels.
+        copies: how often the graph takes each image: its targets and views.
+    """
+    fitting = max(TUNING_PIXELS // (size[0] * size[1] * copies), 2)
+    return min(1 << (fitting.bit_length() - 1), 64)
 
 
 def read_aoti(path: Path) -> str | None:

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from combicam import (
     export,
 )
 from combicam.engine.explain.artifact_export import natural_noise
+from combicam.engine.explain.backends import aoti_backend
 from combicam.export.formats import aoti_file
 
 SIZE = (24, 30)
@@ -124,6 +127,54 @@ def test_description_is_read_from_the_archive_alone(tmp_path: Path) -> None:
         )
     with pytest.raises(ArtifactError, match=r"cannot be loaded .* export it again"):
         Explainer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "copies", "batch"),
+    [
+        ((224, 224), 1, 64),
+        ((64, 64), 1, 64),
+        ((380, 380), 1, 16),
+        ((224, 224), 5, 8),
+        ((8192, 8192), 1, 2),
+    ],
+)
+def test_kernels_are_tuned_for_a_batch_that_fills_a_gpu(
+    size: tuple[int, int], copies: int, batch: int
+) -> None:
+    assert aoti_file.tuning_batch(size, copies) == batch
+
+
+def test_calls_on_a_gpu_wait_for_each_other_only_until_they_are_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's own locks wait for the device; its threads take turns instead."""
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as file:
+        name = "any/data/aotinductor/model/code"
+        file.writestr(f"{name}.wrapper_metadata.json", json.dumps({"AOTI_DEVICE_KEY": "cuda"}))
+        file.writestr(f"{name}.wrapper.so", "")
+    options: dict[str, Any] = {}
+    running = most = 0
+
+    def package(images: Tensor) -> list[Tensor]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return [images + 1]
+
+    def load(_: str, **given: Any) -> Any:
+        options.update(given)
+        return package
+
+    monkeypatch.setattr("torch._inductor.aoti_load_package", load)
+    execute = aoti_backend(path, torch.device("cuda:1"))
+    assert options == {"run_single_threaded": True, "device_index": 1}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: execute([torch.full((1,), i)]), range(8)))
+    assert [int(f[0]) for f in found] == list(range(1, 9)) and most == 1
 
 
 @pytest.mark.slow
