@@ -38,20 +38,19 @@ def _ladder(case: str) -> list[Group]:
     return [
         _graph(case, "forward", ("forward",)),
         _graph(case, "eager", ("joint graph, eager float32", "… bfloat16")),
-        _graph(case, "compiled", ("… compiled, reference head",)),
         _graph(case, "operator", ("… head as one operator", "… replayed CUDA graph")),
     ]
 
 
 def _tests(*where: str) -> Group:
-    """No GPU is needed to compile for one: those tests run elsewhere."""
+    """Of kernels, and those marked ``gpu``; compiling for a GPU needs none and is tested elsewhere."""
     options = ("-q", "-n", "6", "--timeout", "100", "--maxfail", "30", "-p", "no:cacheprovider")
     left_out = ("--ignore", "tests/kernels/test_compile_kernels.py")
     return Group("tests-" + Path(where[0]).name, ("pytest", *where, *options, *left_out))
 
 
 def _pipeline(backend: str) -> Group:
-    options = ("--model", "timm:resnet50", "--photos", "4000", "--batch", "250", "--workers", "16")
+    options = ("--model", "timm:resnet50", "--photos", "3000", "--batch", "250", "--workers", "16")
     compute = ("--device", "cuda", "--amp-dtype", "bfloat16", "--backend", backend)
     record = ("--rounds", "1", "--growth", "0", "--output", f"{{output}}/pipeline-{backend}.json")
     command = ("benchmarks", "pipeline", *options, *compute, *record)
@@ -59,13 +58,17 @@ def _pipeline(backend: str) -> Group:
 
 
 PLAN: dict[str, list[Group]] = {
-    "tests": [_tests("tests/kernels")],
+    "tests": [_tests("tests/kernels"), _tests("tests/end_to_end/test_gpu.py")],
     "kernels": [
         *(_kernels(*case) for case in (("resnet50", 256), ("resnet50", 1))),
         *(_kernels(*case) for case in (("efficientnet_b4", 64), ("convnext", 64))),
     ],
     "resnet50": _ladder("resnet50:128"),
     "efficientnet_b4": _ladder("efficientnet_b4:32"),
+    "reference-heads": [
+        _graph("resnet50:128", "compiled", ("… compiled, reference head",)),
+        _graph("efficientnet_b4:32", "compiled", ("… compiled, reference head",)),
+    ],
     "packages": [
         _graph("resnet50:128", "package", ("AOTInductor package",)),
         _graph("efficientnet_b4:32", "package", ("AOTInductor package",)),
