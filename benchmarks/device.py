@@ -43,7 +43,7 @@ def _ladder(case: str) -> list[Group]:
 
 
 def _tests(*where: str) -> Group:
-    """Of kernels, and those marked ``gpu``; compiling for a GPU needs none and is tested elsewhere."""
+    """Tests that need a GPU; those that compile for one do not, and run elsewhere."""
     options = ("-q", "-n", "6", "--timeout", "100", "--maxfail", "30", "-p", "no:cacheprovider")
     left_out = ("--ignore", "tests/kernels/test_compile_kernels.py")
     return Group("tests-" + Path(where[0]).name, ("pytest", *where, *options, *left_out))

@@ -168,7 +168,7 @@ class Preprocess:
     def normalize(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 [B,H,W,C] -> ``dtype`` [B,C,H,W], (x / 255 - mean) / std.
 
-        Channels-last in memory on a GPU and contiguous on a CPU, where models run fastest that way.
+        In 16 bit on a GPU channels-last in memory, else contiguous: so models run fastest.
 
         Raises:
             ValueError: other images, or no mean and deviation.
@@ -179,7 +179,7 @@ class Preprocess:
                 f"are normalised, got none; give them, or float [B,{self.channels},H,W], normalised"
             )
         normal = normalize(images, self.mean, self.std, dtype)
-        return normal if images.is_cuda else normal.contiguous()
+        return normal if images.is_cuda and dtype.itemsize == 2 else normal.contiguous()
 
     def resized(self, input_size: tuple[int, int]) -> Self:
         """A copy with another input size."""

@@ -78,9 +78,18 @@ def prepared(
         if name is not None:
             module = module.to(DTYPES[name])
             check_finite(module)  # float16 may overflow
-        if next((p.is_cuda for p in module.parameters()), False):
+        if any(p.is_cuda for p in module.parameters()) and is_fast_last(module, name):
             module = module.to(memory_format=torch.channels_last)
     return module
+
+
+def is_fast_last(module: nn.Module, precision: str | None) -> bool:
+    """Whether a GPU convolves fastest channels-last: with its tensor cores, in 16 bit and TF32.
+
+    cuDNN has IEEE's float32 for channels first, and would convert every activation there and back.
+    """
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    return precision == "tf32" or dtype.itemsize == 2
 
 
 def known_device(name: torch.device | str) -> torch.device:

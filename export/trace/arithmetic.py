@@ -19,7 +19,8 @@ _SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn)
 
 @contextmanager
 def plain_arithmetic(*devices: torch.device, tf32: bool = False) -> Iterator[None]:
-    """While active, the caller's autocast is off, and CUDA computes float32 as IEEE does.
+    """While active, the caller's autocast is off, and CUDA computes float32 as IEEE does, the same
+    bytes in every call.
 
     Args:
         devices: of what is computed; a CUDA device becomes the current one of this thread, on
@@ -44,6 +45,7 @@ class _Float32:
         self._changed = threading.Condition()
         self._active: dict[str, int] = {}  # precision -> how many need it; one at a time
         self._callers: tuple[list[bool], list[str]] = ([], [])
+        self._deterministic = False  # the caller's
         self._thread = threading.local()
 
     @contextmanager
@@ -56,6 +58,8 @@ class _Float32:
             self._changed.wait_for(lambda: set(self._active) <= {precision})
             if not self._active:
                 self._callers = _legacy(), [b.fp32_precision for b in _BACKENDS]
+                self._deterministic = torch.backends.cudnn.deterministic
+                torch.backends.cudnn.deterministic = True
                 _apply([precision == "tf32"] * len(_SWITCHES), [precision] * len(_BACKENDS))
             self._active[precision] = self._active.get(precision, 0) + 1
         self._thread.has_set = True
@@ -68,6 +72,7 @@ class _Float32:
                 if not self._active[precision]:
                     self._active.clear()
                     _apply(*self._callers)
+                    torch.backends.cudnn.deterministic = self._deterministic
                     self._changed.notify_all()
 
 

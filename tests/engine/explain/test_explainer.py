@@ -21,6 +21,7 @@ from combicam import (
     ModelError,
     Preprocess,
 )
+from combicam.engine.explain.arguments import is_fast_last
 
 Draw = Callable[[int, int], Tensor]
 
@@ -290,3 +291,19 @@ def test_fingerprint_tells_weights_and_spec_apart(demo_model: LoadedModel) -> No
     changed.head.bias.data += 1
     third = Explainer(changed, (160, 160), layers="last").fingerprint()
     assert third["weights"] != first["weights"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "last"),
+    [
+        (torch.float32, None, False),
+        (torch.float32, "float32", False),
+        (torch.float32, "tf32", True),
+        (torch.bfloat16, None, True),
+        (torch.float16, "float16", True),
+    ],
+)
+def test_gpus_get_the_layout_that_their_convolutions_have(
+    dtype: torch.dtype, precision: str | None, last: bool
+) -> None:
+    assert is_fast_last(nn.Conv2d(3, 4, 3).to(dtype), precision) is last

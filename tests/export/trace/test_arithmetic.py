@@ -24,7 +24,8 @@ def settings() -> list[object]:
             found.append(read())
         except RuntimeError:
             found.append("mixed")
-    return [*found, *(b.fp32_precision for b in (MATMUL, CUDNN.conv, CUDNN.rnn))]
+    precisions = [b.fp32_precision for b in (MATMUL, CUDNN.conv, CUDNN.rnn)]
+    return [*found, *precisions, CUDNN.deterministic]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_float32_is_what_was_asked_for(
     callers()
     before = settings()
     with plain_arithmetic(torch.device("cpu"), GPU, tf32=tf32):
-        assert settings() == [tf32, tf32, *["tf32" if tf32 else "ieee"] * 3]
+        assert settings() == [tf32, tf32, *["tf32" if tf32 else "ieee"] * 3, True]
         with plain_arithmetic(GPU, tf32=not tf32):  # the outermost decides
             assert settings()[:2] == [tf32, tf32]
     assert settings() == before
