@@ -1,14 +1,21 @@
-"""Other libraries and all our backends: same network, images, layers; each at its best batch."""
+"""Other libraries and all our backends: same network, images, layers; each at its best batch.
+
+Every peer runs in a process of its own, as its users run it, and once more with the allocator that
+``combicam.tune_allocator()`` sets, which any program may set.
+"""
 
 from __future__ import annotations
 
 import json
+import pickle
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +35,14 @@ from benchmarks.libraries import (
 )
 from benchmarks.memory import peak_mib_of
 from benchmarks.networks import CASES, Case, network
-from combicam import Explainer
+from combicam import Explainer, tune_allocator
 from combicam.engine.explain.artifact_export import natural_noise
 from combicam.export.trace.probe import LayerInfo
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BACKENDS = ("eager", "torchscript", "onnxruntime", "openvino", "compile", "aoti")
 PEERS = (*LIBRARIES, *(f"combicam, {backend}" for backend in BACKENDS))
+ALLOCATORS = ("default", "tuned")
 TOLERANCE = 1e-2  # between our backends
 _CHECKED = 4
 _WORSE = 0.9  # of the best speed so far: larger batches are not tried
@@ -49,7 +57,8 @@ class PeersConfig:
         cases: which networks.
         peers: which libraries and backends.
         device: ``cpu`` or ``cuda``.
-        rounds: how often each is timed, in turn; medians are reported.
+        allocators: ``default``, ``tuned`` or both; on a GPU, ``default``.
+        rounds: how often each is timed; medians are reported.
         largest: batch that is tried.
         budget: seconds after which no further peer is begun; it is a row without a speed.
         output: where the JSON goes; decoding of images is in no figure.
@@ -58,6 +67,7 @@ class PeersConfig:
     cases: tuple[str, ...] = ("resnet50", "efficientnet_b4")
     peers: tuple[str, ...] = PEERS
     device: str = "cpu"
+    allocators: tuple[str, ...] = ALLOCATORS
     rounds: int = 5
     largest: int = 16
     budget: float = 1200.0
@@ -66,6 +76,7 @@ class PeersConfig:
     def __post_init__(self) -> None:
         known("peers", self.cases, CASES)
         known("peers", self.peers, PEERS)
+        known("peers", self.allocators, ALLOCATORS)
         check_device("peers", self.device)
 
 
@@ -175,42 +186,66 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_mib(peer: str, case: str, device: str, batch: int) -> float | None:
-    """Memory of two calls beyond what the network and its images take, in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers", peer, case, device]
-    done = subprocess.run([*command, str(batch)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return None
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _peak_here(peer: str, case: str, device: str, batch: int) -> float:
-    setting = Setting.of(case, device)
-    explain, images = explain_with(peer, setting), setting.images(batch)
-    return peak_mib_of(lambda: (explain(images), explain(images)), setting.device)
-
-
 def peers(config: PeersConfig, say: Callable[[str], None]) -> list[Result]:
-    """Check, find the best batch, time in turn, measure memory; failures are rows."""
+    """One process after the other; failures are rows."""
     end = time.monotonic() + config.budget
     rows: list[Result] = []
-    for case in config.cases:
-        params = {"case": case}
-        late = [Result(p, params, error="not begun: the budget was spent") for p in config.peers]
-        ready: list[Contender] = []
-        setting = Setting.of(case, config.device) if time.monotonic() < end else None
-        while setting and late and time.monotonic() < end:
-            ready.append(_contender(late.pop(0).name, setting, config.largest, say))
-        for contender, row in zip(ready, measure(ready, params, config.rounds, say), strict=True):
-            row.params = params | {"batch": contender.images}
-            if row.error is None and setting:
-                row.params |= {
-                    "peak_mib": peak_mib(row.name, case, config.device, contender.images),
-                    "host_bytes": host_bytes(row.name, setting),
-                }
-            rows.append(row)
-        rows += late
+    for case, peer, allocator in product(config.cases, config.peers, config.allocators):
+        row = _in_process(Work(peer, case, config, allocator), end - time.monotonic())
+        say(f"  {case}, {peer}, {allocator}: {row.images_per_s or row.error}")
+        rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one process."""
+
+    peer: str
+    case: str
+    config: PeersConfig
+    allocator: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Of its row."""
+        return {"case": self.case, "allocator": self.allocator}
+
+
+def _in_process(work: Work, seconds: float) -> Result:
+    """A row, made in a process of its own."""
+    if seconds <= 0:
+        return Result(work.peer, work.params, error="not begun: the budget was spent")
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers"]
+    try:
+        done = subprocess.run(
+            command, input=pickle.dumps(work), capture_output=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Result(work.peer, work.params, error="not finished: the budget was spent")
+    last = done.stdout.decode().splitlines()[-1:]
+    if done.returncode or not last:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        problem = f"{said[0] if said else 'it printed nothing'} (exit {done.returncode})"
+        return Result(work.peer, work.params, error=problem)
+    return Result(**json.loads(last[0]))
+
+
+def measured(work: Work, say: Callable[[str], None]) -> Result:
+    """Check, find the best batch, and time it; then memory, in this process, which is fresh."""
+    config = work.config
+    if work.allocator == "tuned":
+        tune_allocator()
+    setting = Setting.of(work.case, config.device)
+    contender = _contender(work.peer, setting, config.largest, say)
+    (row,) = measure([contender], {}, config.rounds, say)
+    row.params = work.params | {"batch": contender.images}
+    if row.error is None:
+        row.params["host_bytes"] = host_bytes(work.peer, setting)
+        images = setting.images(contender.images)
+        fresh = explain_with(work.peer, setting)
+        row.params["peak_mib"] = peak_mib_of(lambda: (fresh(images), fresh(images)), setting.device)
+    return row
 
 
 def _contender(peer: str, setting: Setting, largest: int, say: Callable[[str], None]) -> Contender:
@@ -235,26 +270,39 @@ def _contender(peer: str, setting: Setting, largest: int, say: Callable[[str], N
 
 
 def peers_table(rows: list[Result]) -> str:
-    """Markdown of one case: each peer's speed beside that of our best backend."""
-    ours = [r.images_per_s or 0 for r in rows if r.name.startswith("combicam")]
-    best = max(ours, default=0)
-    lines = [
-        "| | images/s | ours is faster by | batch | peak MiB | KB to the host | map difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Markdown of one case: each peer's speed beside that of our best backend, by allocator."""
+    by_peer: dict[str, dict[str, Result]] = {}
+    best = dict.fromkeys(ALLOCATORS, 0.0)
     for r in rows:
-        if r.images_per_s is None:
-            lines.append(f"| {r.name} | failed: {r.error} | | | | | |")
+        allocator = r.params["allocator"]
+        by_peer.setdefault(r.name, {})[allocator] = r
+        if r.name.startswith("combicam"):
+            best[allocator] = max(best[allocator], r.images_per_s or 0)
+    lines = [
+        "| | images/s | ours is faster by | tuned allocator | ours by | batch | peak MiB "
+        "| KB to the host | map difference |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in by_peer.items():
+        cells = []
+        for allocator in ALLOCATORS:
+            r = found.get(allocator)
+            speed = r.images_per_s if r else None
+            cells += ["", ""] if not speed else [f"{speed:.2f}", f"{best[allocator] / speed:.1f}"]
+        shown = next((r for r in found.values() if r.images_per_s), None)
+        if shown is None:
+            lines.append(f"| {name} | failed: {next(iter(found.values())).error} | | | | | | | |")
             continue
-        peak = r.params["peak_mib"]
         lines.append(
-            f"| {r.name} | {r.images_per_s:.2f} | {best / r.images_per_s:.1f} | "
-            f"{r.params['batch']} | {'' if peak is None else f'{peak:.0f}'} | "
-            f"{r.params['host_bytes'] / 1e3:.0f} | {r.max_abs_err:.0e} |"
+            f"| {name} | {' | '.join(cells)} | {shown.params['batch']} "
+            f"| {shown.params['peak_mib']:.0f} | {shown.params['host_bytes'] / 1e3:.0f} "
+            f"| {shown.max_abs_err:.0e} |"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    asked = sys.argv[1:]
-    print(_peak_here(asked[0], asked[1], asked[2], int(asked[3])))
+    asked = pickle.load(sys.stdin.buffer)
+    with redirect_stdout(sys.stderr):
+        result = measured(asked, print)
+    print(json.dumps(result.to_dict()))

@@ -11,14 +11,16 @@ import torch
 
 from benchmarks import libraries
 from benchmarks import peers as module
+from benchmarks.harness import Result
 from benchmarks.libraries import AUTHORS, LIBRARIES
 from benchmarks.peers import (
     PeersConfig,
     Setting,
+    Work,
     best_batch,
     error,
     explain_with,
-    peak_mib,
+    measured,
     peers,
     peers_table,
 )
@@ -33,12 +35,12 @@ def setting() -> Setting:
 
 def configured(*names: str, **changes: Any) -> PeersConfig:
     values: dict[str, Any] = {"rounds": 1, "largest": 2, "output": Path("unused")}
+    values |= {"allocators": ("default",)}
     return PeersConfig((CASE,), names, **values | changes)
 
 
 @pytest.mark.slow
 def test_libraries_give_our_maps_and_failures_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "peak_mib", lambda *_: 3.0)
     monkeypatch.setattr(module, "PEERS", (*module.PEERS, "combicam, nothing"))
     rows = peers(configured(*LIBRARIES, "combicam, eager", "combicam, nothing"), print)
     assert [row.name for row in rows if row.error is None] == [
@@ -58,7 +60,7 @@ def test_wrong_maps_have_no_speed(setting: Setting, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Setting, "of", lambda *_: setting)
     wrong = {**LIBRARIES, "captum": lambda *_: lambda images: images[:, 0]}
     monkeypatch.setattr(libraries, "LIBRARIES", wrong)
-    row = peers(configured("captum"), print)[0]
+    row = measured(Work("captum", CASE, configured("captum"), "default"), print)
     assert row.images_per_s is None and row.error is not None and "beyond" in row.error
 
 
@@ -97,13 +99,40 @@ def test_our_backends_are_compared_with_ours(setting: Setting) -> None:
     assert AUTHORS in module.PEERS
 
 
-def test_a_spent_budget_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Setting, "of", lambda *_: setting)
+def test_a_spent_budget_is_a_row() -> None:
     rows = peers(configured("captum", budget=0.0), print)
     assert [row.error for row in rows] == ["not begun: the budget was spent"]
+    rows = peers(configured("captum", budget=0.5), print)
+    assert [row.error for row in rows] == ["not finished: the budget was spent"]
 
 
-@pytest.mark.slow
-def test_memory_grows_with_the_batch() -> None:
-    one, many = (peak_mib("combicam, eager", CASE, "cpu", n) for n in (1, 64))
-    assert one is not None and many is not None and 0 <= one < many
+def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sys, "executable", "false")
+    (row,) = peers(configured("captum"), print)
+    assert row.images_per_s is None and row.error == "it printed nothing (exit 1)"
+
+
+def test_allocators_are_columns() -> None:
+    def row(name: str, allocator: str, speed: float | None) -> Result:
+        params = {
+            "case": CASE,
+            "allocator": allocator,
+            "batch": 4,
+            "host_bytes": 1e3,
+            "peak_mib": 7,
+        }
+        error = None if speed else "broken"
+        return Result(name, params, images_per_s=speed, max_abs_err=1e-3, error=error)
+
+    rows = [
+        *(row("captum", "default", 1.0), row("captum", "tuned", 2.0)),
+        *(row("combicam, eager", "default", 4.0), row("combicam, eager", "tuned", 10.0)),
+        *(row("combicam, aoti", "default", 5.0), row("combicam, aoti", "tuned", None)),
+        row("torchcam", "default", None),
+    ]
+    assert peers_table(rows).splitlines()[2:] == [
+        "| captum | 1.00 | 5.0 | 2.00 | 5.0 | 4 | 7 | 1 | 1e-03 |",
+        "| combicam, eager | 4.00 | 1.2 | 10.00 | 1.0 | 4 | 7 | 1 | 1e-03 |",
+        "| combicam, aoti | 5.00 | 1.0 |  |  | 4 | 7 | 1 | 1e-03 |",
+        "| torchcam | failed: broken | | | | | | | |",
+    ]
