@@ -32,6 +32,7 @@ from benchmarks.rounds import (
 )
 from benchmarks.scaling import ScalingConfig
 from benchmarks.tables import TablesConfig, tables
+from benchmarks.traffic import TrafficConfig, run_traffic
 from combicam import tune_allocator
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
@@ -48,13 +49,14 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "tables": (TablesConfig, tables),
     "all": (AllConfig, run_all),
     "device": (DeviceConfig, run_device),
+    "traffic": (TrafficConfig, run_traffic),
 }
 
 # What has a speed and one record.
 COMPARED = tuple(
     name
     for name in COMMANDS
-    if name not in ("all", "device", "tables", "claim", "faithfulness", "designs")
+    if name not in ("all", "device", "tables", "traffic", "claim", "faithfulness", "designs")
 )
 
 

@@ -60,7 +60,8 @@ class PeersConfig:
         allocators: ``default``, ``tuned`` or both; on a GPU, ``default``.
         rounds: how often each is timed; medians are reported.
         largest: batch that is tried.
-        budget: seconds after which no further peer is begun; it is a row without a speed.
+        budget: seconds after which the present peer is ended and no other begun; rows without a
+            speed.
         output: where the JSON goes; decoding of images is in no figure.
     """
 
@@ -168,7 +169,7 @@ def best_batch(explain: Explain, setting: Setting, largest: int) -> tuple[int, f
 
 
 def _median_seconds(explain: Explain, images: Tensor, device: torch.device) -> float:
-    """The first call, which may compile and allocate, counts only if it must be the only one."""
+    """Of warm calls: the first may compile and allocate. Fewer where they take long."""
     times: list[float] = []
     for _ in range(1 + _CALLS):
         _wait(device)
@@ -186,14 +187,19 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peers(config: PeersConfig, say: Callable[[str], None]) -> list[Result]:
-    """One process after the other; failures are rows."""
+def peers(
+    config: PeersConfig,
+    say: Callable[[str], None],
+    measured: Callable[[list[Result]], None] = lambda rows: None,
+) -> list[Result]:
+    """One process after the other; failures are rows, and ``measured`` gets all after each."""
     end = time.monotonic() + config.budget
     rows: list[Result] = []
     for case, peer, allocator in product(config.cases, config.peers, config.allocators):
         row = _in_process(Work(peer, case, config, allocator), end - time.monotonic())
         say(f"  {case}, {peer}, {allocator}: {row.images_per_s or row.error}")
         rows.append(row)
+        measured(rows)
     return rows
 
 
@@ -223,7 +229,7 @@ def _in_process(work: Work, seconds: float) -> Result:
         )
     except subprocess.TimeoutExpired:
         return Result(work.peer, work.params, error="not finished: the budget was spent")
-    last = done.stdout.decode().splitlines()[-1:]
+    last = [line for line in done.stdout.decode().splitlines() if line.startswith("{")][-1:]
     if done.returncode or not last:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         problem = f"{said[0] if said else 'it printed nothing'} (exit {done.returncode})"
@@ -231,7 +237,7 @@ def _in_process(work: Work, seconds: float) -> Result:
     return Result(**json.loads(last[0]))
 
 
-def measured(work: Work, say: Callable[[str], None]) -> Result:
+def measure_one(work: Work, say: Callable[[str], None]) -> Result:
     """Check, find the best batch, and time it; then memory, in this process, which is fresh."""
     config = work.config
     if work.allocator == "tuned":
@@ -274,7 +280,7 @@ def peers_table(rows: list[Result]) -> str:
     by_peer: dict[str, dict[str, Result]] = {}
     best = dict.fromkeys(ALLOCATORS, 0.0)
     for r in rows:
-        allocator = r.params["allocator"]
+        allocator = r.params.get("allocator", ALLOCATORS[0])  # earlier records know one
         by_peer.setdefault(r.name, {})[allocator] = r
         if r.name.startswith("combicam"):
             best[allocator] = max(best[allocator], r.images_per_s or 0)
@@ -304,5 +310,5 @@ def peers_table(rows: list[Result]) -> str:
 if __name__ == "__main__":
     asked = pickle.load(sys.stdin.buffer)
     with redirect_stdout(sys.stderr):
-        result = measured(asked, print)
+        result = measure_one(asked, print)
     print(json.dumps(result.to_dict()))

@@ -73,11 +73,10 @@ def run_designs(config: DesignsConfig) -> None:
 
 def run_peers(config: PeersConfig) -> None:
     """This library and others."""
-    rows = peers(config, say)
+    rows = peers(config, say, lambda rows: write(config.output, rows))
     for case in config.cases:
         mine = [row for row in rows if row.params["case"] == case]
         print(f"\n{case}\n\n{peers_table(mine)}\n", flush=True)
-    write(config.output, rows)
 
 
 def run_scaling(config: ScalingConfig) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,11 +20,15 @@ from PIL import Image
 
 from combicam.allocator import tune_allocator
 from combicam.demo.model import load
-from combicam.demo.planet import postcard
+from combicam.demo.planet import CELLS, postcard
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.images.decode import DecodeConfig, decode_image
+from combicam.engine.run.config import RunConfig
+from combicam.engine.run.summary import RunSummary
+from combicam.engine.runner import run
 from combicam.errors import first_line
+from combicam.export.models.models import ModelConfig
 from combicam.export.preprocess import Preprocess
 from combicam.version import __version__
 
@@ -46,6 +51,14 @@ EXTRAS = {
 }
 _VERSIONS = ("torch", "triton", "onnx", "onnxruntime-gpu", "onnxruntime", "pyarrow", "pillow")
 _TOLERANCE = 1e-3
+# Of the run that is timed: photos, and their side in pixels.
+_POSTCARDS, _SIDE = 96, 480
+# Step of a run -> its stages, and what its speed is of.
+_STEPS = {
+    "reading": (("read", "decode"), f", JPEG of {_SIDE}x{_SIDE}"),
+    "explaining": (("explain",), ", the demo network: 160x160, 8 layers"),
+    "storing": (("encode", "commit"), ""),
+}
 
 
 @dataclass(frozen=True)
@@ -64,10 +77,11 @@ class Finding:
 
 
 def diagnose(compiled: bool = False) -> Iterator[Finding]:
-    """Try everything that a run may need, one after the other.
+    """Try everything that a run may need, one after the other, and how fast it is.
 
     Every backend explains two images with the built-in demo model on every kind of device, and its
-    heatmaps are compared with those of eager torch on the CPU.
+    heatmaps are compared with those of eager torch on the CPU. A run of drawn postcards says what
+    each step reaches beside the others, and what would make the slowest one faster.
 
     Args:
         compiled: also try the backends that call a compiler, which takes a minute or more.
@@ -83,6 +97,7 @@ def diagnose(compiled: bool = False) -> Iterator[Finding]:
     yield from _backends(QUICK + COMPILED if compiled else QUICK)
     for decoder in ("pillow", "auto"):
         yield _tried(f"JPEG, {decoder}", partial(_decoded, decoder))
+    yield from _speeds()
     for extra, distribution in EXTRAS.items():
         version = _version(distribution)
         detail = f"{distribution} {version}" if version else f"pip install 'combicam[{extra}]'"
@@ -156,3 +171,45 @@ def _decoded(decoder: str) -> str:
     Image.linear_gradient("L").convert("RGB").save(file, "JPEG")
     decoded = decode_image(file.getvalue(), Preprocess((64, 64)), DecodeConfig(decoder))
     return f"by {decoded.decoder}"
+
+
+def _speeds() -> Iterator[Finding]:
+    """What the steps of a run reach while the others run, and the slowest one."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="combicam-doctor-") as folder:
+            summary = _small_run(Path(folder))
+    except Exception as error:  # a result of the check, too
+        yield Finding("speed of a run", FAILED, first_line(error))
+        return
+    workers = _config(Path()).workers
+    speeds = {}
+    for step, (stages, what) in _STEPS.items():
+        busy = sum(summary.stages[stage].busy for stage in stages)
+        threads = workers if step == "reading" else 1
+        speeds[step] = summary.new_images * threads / max(busy, 1e-9)
+        yield Finding(f"speed of {step}", OK, f"{speeds[step]:,.0f} images/s{what}")
+    slowest = min(speeds, key=speeds.__getitem__)
+    detail = f"{summary.images_per_s:,.0f} images/s; {slowest} is slowest: {_advice(slowest)}"
+    yield Finding("speed of a run", OK, detail)
+
+
+def _small_run(folder: Path) -> RunSummary:
+    (folder / "in").mkdir()
+    for i in range(_POSTCARDS):
+        card = Image.fromarray(postcard(i % len(CELLS), 5_000_000 + i).image)
+        card.resize((_SIDE, _SIDE)).save(folder / "in" / f"{i}.jpg", quality=90)
+    return run(_config(folder))
+
+
+def _config(folder: Path) -> RunConfig:
+    return RunConfig(str(folder / "in"), folder / "run", ModelConfig("demo"), progress=False)
+
+
+def _advice(step: str) -> str:
+    if step == "reading":
+        return "more --workers, or --fast-scale for large JPEGs"
+    if step == "storing":
+        return "--store grid"
+    if not torch.cuda.is_available() and not _version("openvino"):
+        return "pip install 'combicam[openvino]', which long runs try by themselves"
+    return "fewer --layers, --amp-dtype bfloat16 on a GPU, or --devices and --ray for more of them"

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -88,11 +88,10 @@ class ProcessBackend:
         """Spawn a process."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        task, visible = on_its_gpu(self._tasks[slot], os.environ)
         name = f"combicam-{slot}"
-        process = context.Process(
-            target=_serve, args=(theirs, self._tasks[slot]), name=name, daemon=True
-        )
-        with _signals_wait():
+        process = context.Process(target=_serve, args=(theirs, task), name=name, daemon=True)
+        with _signals_wait(), _variable(_VISIBLE, visible):
             process.start()
         theirs.close()  # otherwise the pipe would stay open after its death
         self._children[slot] = _Child(process, ours)
@@ -188,7 +187,7 @@ def _serve(connection: Connection, task: WorkerTask) -> None:
         with lock:
             connection.send(message)
 
-    worker = ShardWorker(on_its_gpu(task, os.environ))
+    worker = ShardWorker(task)
     Thread(target=_start, args=(worker, send), daemon=True).start()
     pool = ThreadPoolExecutor(shards_ahead(task.config), "combicam-shard")
     try:
@@ -201,23 +200,43 @@ def _serve(connection: Connection, task: WorkerTask) -> None:
         os._exit(0)
 
 
-def on_its_gpu(task: WorkerTask, environ: MutableMapping[str, str]) -> WorkerTask:
-    """Hide all GPUs but the task's from a process that has used none, where it becomes the first:
-    whatever asks for the current device then gets that one.
+def on_its_gpu(task: WorkerTask, environ: Mapping[str, str]) -> tuple[WorkerTask, str | None]:
+    """The task on the first GPU of a process that sees no other, and what makes it see no other:
+    whatever asks for the current device there gets that one.
 
     Args:
         task: of the process.
-        environ: its environment, which is changed.
+        environ: of this process.
+
+    Returns:
+        The task, and the process's ``CUDA_VISIBLE_DEVICES``; None to leave that as it is.
     """
     compute = task.config.compute
     device = known_device(compute.device or "cpu")
+    visible = environ.get(_VISIBLE)
+    names = None if visible is None else [name for name in visible.split(",") if name]
     if device.type != "cuda" or device.index is None:
-        return task
-    visible = [name for name in environ.get(_VISIBLE, "").split(",") if name]
-    if device.index >= len(visible) > 0:
-        return task  # there is no such device, which torch says later
-    environ[_VISIBLE] = visible[device.index] if visible else str(device.index)
-    return replace(task, config=replace(task.config, compute=replace(compute, device="cuda:0")))
+        return task, None
+    if names is not None and device.index >= len(names):
+        return task, None  # there is no such device, which torch says later
+    own = str(device.index) if names is None else names[device.index]
+    first = replace(task.config, compute=replace(compute, device="cuda:0"))
+    return replace(task, config=first), own
+
+
+@contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable for processes that are started meanwhile; None leaves it."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _start(worker: ShardWorker, send: Any) -> None:

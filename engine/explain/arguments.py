@@ -32,6 +32,14 @@ def check_backend(backend: str) -> None:
     check_choice("Explainer", "backend", backend, BACKENDS)
 
 
+def check_tf32(dtype: object, backend: str) -> None:
+    if str(dtype) == "tf32" and backend in ("onnxruntime", "openvino", "aoti"):
+        raise ValueError(
+            "Explainer: expected backend 'eager', 'compile' or 'torchscript' with dtype 'tf32', "
+            f"got {backend!r}, which has no such setting; use dtype='float32'"
+        )
+
+
 def check_chunk(chunk: int | None, method: str) -> None:
     if chunk is None:
         return

@@ -21,6 +21,7 @@ from combicam.engine.explain.arguments import (
     check_chunk,
     check_classes,
     check_score,
+    check_tf32,
     chosen_preprocess,
     known_device,
     named_device,
@@ -71,7 +72,8 @@ class Explainer:
             :class:`~combicam.export.spec.CamSpec`.
         device: default: that of the model.
         dtype: of the computation, ``float32`` (as IEEE has it, also on CUDA), ``tf32`` (CUDA rounds
-            it in convolutions and products), ``bfloat16`` or ``float16``; default: the model's own.
+            it in convolutions and products; files are float32), ``bfloat16`` or ``float16``;
+            default: the model's own.
         backend: ``eager``, ``compile``, ``torchscript``, ``onnxruntime``, ``openvino``,
             ``aoti``; ``auto`` is eager. ``compile`` and ``aoti`` need a C++ compiler.
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass; default: as many as
@@ -151,6 +153,7 @@ class Explainer:
             smooth=smooth,
         )
         check_backend(backend)
+        check_tf32(dtype, backend)
         check_chunk(chunk, method)
         check_channels(channels)
         loaded = model if isinstance(model, LoadedModel) else None
@@ -269,6 +272,7 @@ class Explainer:
             TraceError, ArtifactError: a graph that the backend cannot run.
         """
         check_backend(backend)
+        check_tf32(self.precision, backend)
         if backend == "auto" and isinstance(self.session, ModelSession):
             backend = "eager"
         other = self.__copy__()

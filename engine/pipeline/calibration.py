@@ -8,14 +8,13 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -118,28 +117,31 @@ def _sample(
     config: RunConfig, plan: RunPlan, manifest: Manifest, work: Sequence[ShardWork]
 ) -> Explain | None:
     """A function from an explainer and n to its explanation of the run's first n images; None if
-    none of those can be decoded. Images are repeated if there are fewer."""
-    entries: list[Entry] = []
-    arrays: list[Any] = []
+    none of those can be decoded. They are decoded at the first call for so many, and repeated if
+    there are fewer."""
+    crops = 5 if isinstance(plan.explainer, FiveCropExplainer) else 1
+    device, target = plan.explainer.device, plan.target
+    most = SIZES[device.type][-1]
     inputs = chain.from_iterable(_entries(manifest, item) for item in work)
-    most = SIZES[plan.explainer.device.type][-1]
-    for entry in islice(inputs, 4 * most):
-        pixels = load(entry, plan.explainer.preprocess, config.decode).pixels
-        if pixels is None or (arrays and pixels.shape != arrays[0].shape):
-            continue
-        arrays.append(pixels)
-        entries.append(entry)
-        if len(arrays) == most:
-            break
-    if not arrays:
+    decodable = _decodable(config, plan, islice(inputs, 4 * most))
+    entries: list[Entry] = []
+    decoded: list[Any] = []
+
+    def has(n: int) -> int:
+        """How many of n there are."""
+        for entry, pixels in islice(decodable, max(0, n - len(decoded))):
+            entries.append(entry)
+            decoded.append(torch.from_numpy(pixels).to(device))
+        return min(n, len(decoded))
+
+    if not has(1):
         return None
-    # On the device, since runs copy images while others are explained.
-    decoded = torch.from_numpy(np.stack(arrays)).to(plan.explainer.device)
-    crops, target = 5 if isinstance(plan.explainer, FiveCropExplainer) else 1, plan.target
 
     def explain(explainer: Any, n: int) -> Explanation:
-        chosen = [i % len(decoded) for i in range(max(1, n // crops))]
-        images = decoded[chosen]
+        wanted = max(1, n // crops)
+        there = has(wanted)
+        chosen = [i % there for i in range(wanted)]
+        images = torch.stack([decoded[i] for i in chosen])
         if target is None:
             return explainer(images)
         values = target.targets([entries[i] for i in chosen], len(chosen))
@@ -147,6 +149,19 @@ def _sample(
         return explainer(images, targets=targets)
 
     return explain
+
+
+def _decodable(
+    config: RunConfig, plan: RunPlan, entries: Iterable[Entry]
+) -> Iterator[tuple[Entry, Any]]:
+    """Inputs and their pixels uint8 [H,W,C], of the first one's shape."""
+    shape: Any = None
+    for entry in entries:
+        pixels = load(entry, plan.explainer.preprocess, config.decode).pixels
+        if pixels is None or shape not in (None, pixels.shape):
+            continue
+        shape = pixels.shape
+        yield entry, pixels
 
 
 def _entries(manifest: Manifest, item: ShardWork) -> list[Entry]:

@@ -33,7 +33,8 @@ class CudaGraph:
         explain: images on a CUDA device -> results on it; must not synchronise.
         weights: what the function reads for such images, by reference: a graph keeps it, since it
             reads memory by address.
-        limit: how many graphs are kept; the one not used for longest goes first.
+        limit: how many graphs, and what they read, are kept; the one not used for longest goes
+            first.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import stat
 from functools import lru_cache
 
 _OPEN_FILES = 16
+_LEAST = 1 << 16  # bytes; some file systems know no sizes
 
 
 def read_file(name: str) -> bytes:
@@ -21,12 +22,12 @@ def read_file(name: str) -> bytes:
     size = _status(name).st_size
     file = os.open(name, os.O_RDONLY)
     try:
-        data = os.read(file, size + 1)
+        data = os.read(file, max(size + 1, _LEAST))
         if len(data) == size:
             return data
         parts = [data]  # it has changed since, or is larger than one call reads
         while parts[-1]:
-            parts.append(os.read(file, size + 1))
+            parts.append(os.read(file, max(size + 1, _LEAST)))
         return b"".join(parts)
     finally:
         os.close(file)

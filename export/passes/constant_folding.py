@@ -49,7 +49,7 @@ class ConstantFolding(PassBase):
 
 
 def _dense(value: Tensor) -> Tensor:
-    """In memory of its own; the weight of a channels-last convolution stays one."""
+    """Without gaps; the weight of a channels-last convolution stays one."""
     if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
         return value
     return value.contiguous()

@@ -18,13 +18,21 @@ IDENTITIES = frozenset(
 )
 
 
+SHAPED = (
+    aten.expand.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+)
+
+
 class IdentityElimination(PassBase):
     """f(x) -> x for identities f; in a functional graph, copies need not be kept.
 
     Cases:
         1. alias, detach, clone, lift_fresh_copy: always (except a clone that changes the memory
            format of a contiguous tensor, which a later view may need);
-        2. expand and view that keep the shape;
+        2. expand, view and reshape that keep the shape;
         3. copy(x, y), which is y in the shape and dtype of x, if y has them already.
     """
 
@@ -54,7 +62,7 @@ class IdentityElimination(PassBase):
 def _is_identity(node: fx.Node) -> bool:
     if node.target in IDENTITIES:
         return _keeps_layout(node)  # case 1
-    if node.target in (aten.expand.default, aten.view.default, aten._unsafe_view.default):
+    if node.target in SHAPED:
         return _alike(node.args[0], node)  # case 2
     return False
 

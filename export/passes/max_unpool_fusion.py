@@ -10,6 +10,8 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from combicam.export.passes.blocked_layout import aten, ours, shape_of
 
+VIEWS = (aten.view.default, aten.reshape.default)
+
 
 class MaxUnpoolFusion(PassBase):
     """scatter_add(zeros, indices, g)  ->  max_unpool(g, indices), indices of a max pool.
@@ -46,12 +48,12 @@ class MaxUnpoolFusion(PassBase):
 
 def _scattered_pool(node: fx.Node) -> fx.Node | None:
     """The max pool whose indices view(scatter_add(view(zeros), -1, view(i), view(g))) uses."""
-    scatter = node.args[0] if node.target is aten.view.default else None
+    scatter = node.args[0] if node.target in VIEWS else None
     if not isinstance(scatter, fx.Node) or scatter.target is not aten.scatter_add.default:
         return None
     into, _, where, grads = _arguments(scatter)
     for part in (into, where, grads):
-        if not isinstance(part, fx.Node) or part.target is not aten.view.default:
+        if not isinstance(part, fx.Node) or part.target not in VIEWS:
             return None
     item, zeros = _arguments(where)[0], _arguments(into)[0]
     if not isinstance(item, fx.Node) or item.target is not operator.getitem or item.args[1] != 1:

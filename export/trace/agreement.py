@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -68,23 +69,26 @@ class Agreement:
             return
         with torch.no_grad(), plain_forward(self.images.device):
             found = graph(self.images.float())
-            error = self._difference(found, self.logits)
-            if error <= TOLERANCES[self.images.dtype]:
+            error, tolerance = self._difference(found, self.logits), TOLERANCES[self.images.dtype]
+            if error <= tolerance:
                 return
-            place = self._first_change(self.images[:1])
+            first, twice = self.images[:1], self.images[[0, 0]]
+            place = self._first_change(first, first)
             if place:
                 raise TraceError(
                     f"trace: {place} gives random outputs in eval mode; fix its random numbers"
                 )
-            if error <= _ROUNDINGS * self._rounding():
-                return
-            place = self._first_change(self.images)
-            if place:
+            # Batches of one size are rounded alike.
+            if self._difference(graph(twice.float())[:1], found[:1]) > tolerance:
+                place = self._first_change(twice, self.images) or f"{name}'s forward"
                 raise TraceError(
                     f"trace: {place} mixes the images of a batch, so an image's map would depend "
                     "on its neighbours; use statistics of single images (instance or group norm) "
                     "or running ones"
                 )
+            rounding = self._rounding()
+            if math.isfinite(rounding) and error <= _ROUNDINGS * rounding:
+                return
         raise TraceError(
             f"trace: expected a graph with the logits of {name}, got logits that differ by "
             f"{error:.3g} of the largest; something in its forward is not a function of the image: "
@@ -109,15 +113,15 @@ class Agreement:
         )
         return self._difference(others, logits)
 
-    def _first_change(self, company: Tensor) -> str:
-        """The first module to end whose output for the first image differs from another call's,
-        in which that image is the first of ``company``; empty if there is none."""
+    def _first_change(self, images: Tensor, others: Tensor) -> str:
+        """The first module to end whose output for the first image differs between two calls, which
+        that image is the first of; empty if there is none."""
         tolerance = TOLERANCES[self.images.dtype]
-        calls = zip(self._outputs(self.images[:1]), self._outputs(company), strict=False)
+        calls = zip(self._outputs(images), self._outputs(others), strict=False)
         for (name, one), (_, other) in calls:
             if one.shape[1:] != other.shape[1:] or len(other) < 1:
                 continue
-            if self._difference(other[:1].float(), one.float()) > tolerance / 10:
+            if self._difference(other[:1].float(), one[:1].float()) > tolerance / 10:
                 module = self.model.get_submodule(name)
                 kind = type(module).__name__
                 return f"module {name!r} ({kind})" if name else kind

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -14,13 +15,12 @@ _BACKENDS = (
     torch.backends.cudnn.conv,  # type: ignore[attr-defined]
     torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
 )
-_SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn)
 
 
 @contextmanager
 def plain_arithmetic(*devices: torch.device, tf32: bool = False) -> Iterator[None]:
-    """While active, the caller's autocast is off, and CUDA computes float32 as IEEE does, the same
-    bytes in every call.
+    """While active, the caller's autocast is off, CUDA computes float32 as IEEE does, and cuDNN is
+    deterministic.
 
     Args:
         devices: of what is computed; a CUDA device becomes the current one of this thread, on
@@ -44,8 +44,7 @@ class _Float32:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._active: dict[str, int] = {}  # precision -> how many need it; one at a time
-        self._callers: tuple[list[bool], list[str]] = ([], [])
-        self._deterministic = False  # the caller's
+        self._restore: Callable[[], None] = lambda: None
         self._thread = threading.local()
 
     @contextmanager
@@ -57,10 +56,12 @@ class _Float32:
         with self._changed:
             self._changed.wait_for(lambda: set(self._active) <= {precision})
             if not self._active:
-                self._callers = _legacy(), [b.fp32_precision for b in _BACKENDS]
-                self._deterministic = torch.backends.cudnn.deterministic
-                torch.backends.cudnn.deterministic = True
-                _apply([precision == "tf32"] * len(_SWITCHES), [precision] * len(_BACKENDS))
+                self._restore = _restorer()
+                try:
+                    _apply(precision)
+                except BaseException:
+                    self._restore()
+                    raise
             self._active[precision] = self._active.get(precision, 0) + 1
         self._thread.has_set = True
         try:
@@ -71,27 +72,47 @@ class _Float32:
                 self._active[precision] -= 1
                 if not self._active[precision]:
                     self._active.clear()
-                    _apply(*self._callers)
-                    torch.backends.cudnn.deterministic = self._deterministic
+                    self._restore()
                     self._changed.notify_all()
 
 
 _float32 = _Float32()
 
 
-def _legacy() -> list[bool]:
-    """``allow_tf32`` of both switches, which cannot be read where the newer ones differ from it."""
-    found = []
-    for switch, newer in zip(_SWITCHES, _BACKENDS, strict=False):
-        try:
-            found.append(bool(switch.allow_tf32))
-        except RuntimeError:
-            found.append(newer.fp32_precision != "tf32")
-    return found
-
-
-def _apply(legacy: list[bool], precisions: list[str]) -> None:
-    for switch, value in zip(_SWITCHES, legacy, strict=True):
-        switch.allow_tf32 = value
-    for backend, precision in zip(_BACKENDS, precisions, strict=True):
+def _apply(precision: str) -> None:
+    # The older switches set the newer ones, which must not contradict them.
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    for backend in _BACKENDS:
         backend.fp32_precision = precision
+    torch.backends.cudnn.deterministic = True
+
+
+def _restorer() -> Callable[[], None]:
+    """A function that brings the present settings back."""
+    cudnn = torch.backends.cudnn
+    newer = [b.fp32_precision for b in (*_BACKENDS, torch.backends.mkldnn.matmul)]  # type: ignore[attr-defined]
+    matmul = _read(torch.get_float32_matmul_precision, "highest" if newer[0] == "tf32" else "high")
+    convolution = _read(lambda: cudnn.allow_tf32, newer[1] != "tf32")
+    deterministic = cudnn.deterministic
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(matmul)
+        cudnn.allow_tf32 = convolution
+        for backend, value in zip(
+            (*_BACKENDS, torch.backends.mkldnn.matmul),  # type: ignore[attr-defined]
+            newer,
+            strict=True,
+        ):
+            backend.fp32_precision = value
+        cudnn.deterministic = deterministic
+
+    return restore
+
+
+def _read(read: Callable[[], Any], otherwise: Any) -> Any:
+    """An older switch; torch reads none that a newer one contradicts, so it must be the other."""
+    try:
+        return read()
+    except RuntimeError:
+        return otherwise

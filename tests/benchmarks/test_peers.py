@@ -20,7 +20,7 @@ from benchmarks.peers import (
     best_batch,
     error,
     explain_with,
-    measured,
+    measure_one,
     peers,
     peers_table,
 )
@@ -60,7 +60,7 @@ def test_wrong_maps_have_no_speed(setting: Setting, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Setting, "of", lambda *_: setting)
     wrong = {**LIBRARIES, "captum": lambda *_: lambda images: images[:, 0]}
     monkeypatch.setattr(libraries, "LIBRARIES", wrong)
-    row = measured(Work("captum", CASE, configured("captum"), "default"), print)
+    row = measure_one(Work("captum", CASE, configured("captum"), "default"), print)
     assert row.images_per_s is None and row.error is not None and "beyond" in row.error
 
 

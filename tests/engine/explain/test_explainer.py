@@ -307,3 +307,13 @@ def test_gpus_get_the_layout_that_their_convolutions_have(
     dtype: torch.dtype, precision: str | None, last: bool
 ) -> None:
     assert is_fast_last(nn.Conv2d(3, 4, 3).to(dtype), precision) is last
+
+
+def test_tf32_is_torchs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="with dtype 'tf32', got 'onnxruntime'"):
+        Explainer(model, (16, 16), dtype="tf32", backend="onnxruntime")
+    explainer = Explainer(model, (16, 16), dtype="tf32")
+    assert explainer.precision == explainer.fingerprint()["dtype"] == "tf32"
+    with pytest.raises(ValueError, match="got 'aoti'"):
+        explainer.with_backend("aoti")

@@ -122,8 +122,10 @@ def test_roundings_that_a_network_magnifies_are_no_error() -> None:
     with pytest.raises(TraceError, match="expected a graph with the logits"):
         Agreement(calm, SIZE).check(lambda x: calm(x * 1.1))
     mixing = nn.Sequential(Mixing(3), *chaotic).eval()
-    with pytest.raises(TraceError, match="mixes the images of a batch"):
-        Agreement(mixing, SIZE).check(mixing)
+    plain = nn.Sequential(Mixing(3), Chaotic(), nn.Flatten(), nn.Linear(3 * 24 * 32, 5)).eval()
+    for network_that_mixes in (mixing, plain):
+        with pytest.raises(TraceError, match=r"module '0' \(Mixing\) mixes the images of a batch"):
+            Agreement(network_that_mixes, SIZE).check(network_that_mixes)
 
 
 def test_hooks_that_return_a_value_are_part_of_the_network() -> None:

@@ -113,6 +113,32 @@ def test_what_does_not_work_is_left(monkeypatch: pytest.MonkeyPatch, fault: str)
     assert not any("openvino" in name for name in found[1].images_per_s)
 
 
+def test_one_runtime_of_a_file_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine({"eager": (0, 0.1), "openvino": (0, 0.09), "onnxruntime": (0, 0.01)})
+    found = tuned(machine, monkeypatch)
+    assert found is not None
+    assert found[1].backend == "openvino"
+    assert "onnxruntime" not in {name for name, _ in machine.calls}
+
+
+def test_memory_that_is_short_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the run, which halves its batches."""
+    machine = Machine({"eager": (1, 0.1)})
+    plain, most = machine.explain, 8
+
+    def limited(explainer: Any, n: int) -> Explanation:
+        if n > most:
+            raise torch.OutOfMemoryError
+        return plain(explainer, n)
+
+    machine.explain = limited  # type: ignore[method-assign]
+    found = tuned(machine, monkeypatch)
+    assert found is not None
+    assert found[1].batch_size == 8
+    most = 2
+    assert tuned(machine, monkeypatch) is None
+
+
 def test_short_work_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine({"eager": (0, 0.1), "openvino": (0, 0.01)})
     assert tuned(machine, monkeypatch, images=1_700) is None  # 170 s
@@ -155,6 +181,7 @@ def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_gets_its_batch_size_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """``compile`` compiles once; what is left of memory is asked of the GPU."""
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1))
     machine = Machine({"eager": (0.5, 0.01), "compile": (0.1, 0.005)})
     found = tuned(machine, monkeypatch, 100_000, SIZES["cuda"], device="cuda")
@@ -199,10 +226,7 @@ def test_candidates(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 
     explainer = Explainer(network(), (16, 16))
     found = candidates(explainer)
-    assert found[:2] == ("openvino", "torchscript")
-    monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: None)
-    assert candidates(explainer)[:2] == ("onnxruntime", "torchscript")
-    monkeypatch.undo()
+    assert found[:3] == ("openvino", "onnxruntime", "torchscript")
     assert candidates(Explainer(network(), (16, 16), method="scorecam")) == ()
     varying = Preprocess((16, 16), resize="short-side")
     assert candidates(Explainer(network(), preprocess=varying)) == ()

@@ -19,7 +19,8 @@ CUDNN: Any = torch.backends.cudnn
 
 def settings() -> list[object]:
     found: list[object] = []
-    for read in (lambda: MATMUL.allow_tf32, lambda: CUDNN.allow_tf32):
+    older = (lambda: MATMUL.allow_tf32, lambda: CUDNN.allow_tf32)
+    for read in (*older, torch.get_float32_matmul_precision):
         try:
             found.append(read())
         except RuntimeError:
@@ -40,7 +41,8 @@ def current(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
 
     monkeypatch.setattr(torch.cuda, "device", device)
     yield entered
-    MATMUL.allow_tf32, CUDNN.allow_tf32 = False, True
+    torch.set_float32_matmul_precision("highest")
+    CUDNN.allow_tf32 = True
 
 
 def newer() -> None:
@@ -51,7 +53,11 @@ def older() -> None:
     MATMUL.allow_tf32 = CUDNN.allow_tf32 = True
 
 
-@pytest.mark.parametrize("callers", [lambda: None, older, newer])
+def medium() -> None:
+    torch.set_float32_matmul_precision("medium")
+
+
+@pytest.mark.parametrize("callers", [lambda: None, older, newer, medium])
 @pytest.mark.parametrize("tf32", [False, True])
 def test_float32_is_what_was_asked_for(
     callers: Callable[[], None], tf32: bool, current: list[torch.device]
@@ -59,7 +65,8 @@ def test_float32_is_what_was_asked_for(
     callers()
     before = settings()
     with plain_arithmetic(torch.device("cpu"), GPU, tf32=tf32):
-        assert settings() == [tf32, tf32, *["tf32" if tf32 else "ieee"] * 3, True]
+        precision = "high" if tf32 else "highest"
+        assert settings() == [tf32, tf32, precision, *["tf32" if tf32 else "ieee"] * 3, True]
         with plain_arithmetic(GPU, tf32=not tf32):  # the outermost decides
             assert settings()[:2] == [tf32, tf32]
     assert settings() == before

@@ -1,0 +1,41 @@
+"""Bytes through memory: counted right, and within a budget that a lost pass would break."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from benchmarks.traffic import case_traffic, traffic_of
+from combicam.export.spec import CamSpec
+from combicam.export.trace.snapshot import snapshot
+from combicam.export.trace.trace import trace
+
+
+def test_a_convolution_and_a_relu_are_counted_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    found = traffic_of(trace(snapshot(model), CamSpec(layers=("1",)), (16, 16)).module)
+    pixels = 16 * 16
+    assert found.bytes["convolution"] == 4 * pixels * (3 + 8)
+    assert found.bytes["relu"] == 2 * 4 * pixels * 8
+    assert found.flop == 2 * pixels * 3 * 8 * 9
+    assert found.calls["convolution"] == 1 and not found.calls["expand"]
+    assert found.microseconds("H100") > found.microseconds("H200") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dtype", "megabytes"),
+    [
+        *(("resnet50", "bfloat16", 210), ("resnet50", "float32", 420)),
+        *(("efficientnet_b4", "bfloat16", 860), ("efficientnet_b4", "float32", 1720)),
+    ],
+)
+def test_budgets(name: str, dtype: str, megabytes: float) -> None:
+    assert case_traffic(name, dtype).megabytes <= megabytes
+
+
+def test_a_small_network_has_a_budget_too() -> None:
+    """Of ResNet-18 at 64², whose stem and four stages lose 20 % with one pass more."""
+    assert case_traffic("resnet18-tiny", "bfloat16").megabytes <= 3.5
