@@ -32,8 +32,9 @@ def wrap_triton(kernel: Any) -> Any:
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """While active, a GPU is the current one, on which Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    """While active, a GPU is the current one, on which Triton launches; not a pretended one."""
+    is_real = device.type == "cuda" and torch.cuda.is_initialized()
+    return torch.cuda.device(device) if is_real else nullcontext()
 
 
 def cdiv(a: int, b: int) -> int:

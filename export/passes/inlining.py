@@ -39,6 +39,7 @@ def inline(module: fx.GraphModule, node: fx.Node, function: Callable[..., Any]) 
                 result = fx.node.map_arg(inner.args[0], lambda n: copies[n])
             else:
                 copies[inner] = module.graph.node_copy(inner, lambda n: copies[n])
+                copies[inner].meta = {**node.meta, **inner.meta}  # where the node came from
     if isinstance(result, fx.Node):
         node.replace_all_uses_with(result)
     else:

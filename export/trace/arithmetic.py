@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from combicam.kernels.jit import on_device
+
 # What torch lets round float32 to TF32 on CUDA, in both of its interfaces.
 _BACKENDS = (
     torch.backends.cuda.matmul,
@@ -33,7 +35,7 @@ def plain_arithmetic(*devices: torch.device, tf32: bool = False) -> Iterator[Non
             stack.enter_context(torch.autocast(kind, enabled=False))
         for device in devices:
             if device.type == "cuda":
-                stack.enter_context(torch.cuda.device(device))
+                stack.enter_context(on_device(device))
                 stack.enter_context(_float32.set("tf32" if tf32 else "ieee"))
         yield
 

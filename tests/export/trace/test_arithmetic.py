@@ -40,6 +40,7 @@ def current(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
         yield
 
     monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     yield entered
     torch.set_float32_matmul_precision("highest")
     CUDNN.allow_tf32 = True
