@@ -17,6 +17,7 @@ from benchmarks.harness import Result
 from benchmarks.kernels import head_table
 from benchmarks.peers import peers_table
 from benchmarks.pipeline_page import growth_table, stages_table, stores_table
+from benchmarks.traffic import traffic_table
 
 Record = dict[str, Any]
 View = Callable[[Record], str]
@@ -99,6 +100,7 @@ VIEWS: dict[str, View] = {
     "decode": _of_rows(decode_table),
     "geo": _of_rows(geo_table),
     "scaling": _of_rows(scaling_page.scaling_table),
+    "traffic": traffic_table,
     "claim": claim_page.claim_table,
     "photos": claim_page.photo_table,
     "designs": claim_page.designs_table,
