@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class CudaGraph:
         self._explain, self._weights, self._limit = explain, weights, limit
         self._captured: OrderedDict[torch.Size, _Captured] = OrderedDict()
         self._stream: torch.cuda.Stream | None = None
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def __call__(self, images: Tensor) -> QuantisedExplanation:
         """The function's results, copied out of the graph's memory.

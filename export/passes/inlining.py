@@ -45,6 +45,6 @@ def inline(module: fx.GraphModule, node: fx.Node, function: Callable[..., Any]) 
     else:
         for user in list(node.users):
             assert user.target is operator.getitem
-            user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
+            user.replace_all_uses_with(result[user.args[1]])
             module.graph.erase_node(user)
     module.graph.erase_node(node)

@@ -12,11 +12,9 @@ import torch
 from combicam.kernels.jit import on_device
 
 # What torch lets round float32 to TF32 on CUDA, in both of its interfaces.
-_BACKENDS = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-    torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
-)
+_cudnn: Any = torch.backends.cudnn
+_mkldnn: Any = torch.backends.mkldnn
+_BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn)
 
 
 @contextmanager
@@ -84,30 +82,26 @@ _float32 = _Float32()
 def _apply(precision: str) -> None:
     # The older switches set the newer ones, which must not contradict them.
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    _cudnn.allow_tf32 = precision == "tf32"
     for backend in _BACKENDS:
         backend.fp32_precision = precision
-    torch.backends.cudnn.deterministic = True
+    _cudnn.deterministic = True
 
 
 def _restorer() -> Callable[[], None]:
     """A function that brings the present settings back."""
-    cudnn = torch.backends.cudnn
-    newer = [b.fp32_precision for b in (*_BACKENDS, torch.backends.mkldnn.matmul)]  # type: ignore[attr-defined]
+    backends = (*_BACKENDS, _mkldnn.matmul)
+    newer = [backend.fp32_precision for backend in backends]
     matmul = _read(torch.get_float32_matmul_precision, "highest" if newer[0] == "tf32" else "high")
-    convolution = _read(lambda: cudnn.allow_tf32, newer[1] != "tf32")
-    deterministic = cudnn.deterministic
+    convolution = _read(lambda: _cudnn.allow_tf32, newer[1] != "tf32")
+    deterministic = _cudnn.deterministic
 
     def restore() -> None:
         torch.set_float32_matmul_precision(matmul)
-        cudnn.allow_tf32 = convolution
-        for backend, value in zip(
-            (*_BACKENDS, torch.backends.mkldnn.matmul),  # type: ignore[attr-defined]
-            newer,
-            strict=True,
-        ):
+        _cudnn.allow_tf32 = convolution
+        for backend, value in zip(backends, newer, strict=True):
             backend.fp32_precision = value
-        cudnn.deterministic = deterministic
+        _cudnn.deterministic = deterministic
 
     return restore
 
