@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,12 @@ def peers(
     end = time.monotonic() + config.budget
     rows: list[Result] = []
     for case, peer, allocator in product(config.cases, config.peers, config.allocators):
-        row = _in_process(Work(peer, case, config, allocator), end - time.monotonic())
+        work = Work(peer, case, config, allocator)
+        row = _in_process(work, end - time.monotonic())
+        if row.error is None:  # memory that was freed before would not be seen
+            again = replace(work, batch=row.params["batch"])
+            memory = _in_process(again, end - time.monotonic())
+            row.params["peak_mib"] = memory.params.get("peak_mib")
         say(f"  {case}, {peer}, {allocator}: {row.images_per_s or row.error}")
         rows.append(row)
         measured(rows)
@@ -211,6 +216,7 @@ class Work:
     case: str
     config: PeersConfig
     allocator: str
+    batch: int | None = None  # to measure the memory of; None to measure speed
 
     @property
     def params(self) -> dict[str, Any]:
@@ -229,28 +235,29 @@ def _in_process(work: Work, seconds: float) -> Result:
         )
     except subprocess.TimeoutExpired:
         return Result(work.peer, work.params, error="not finished: the budget was spent")
-    last = [line for line in done.stdout.decode().splitlines() if line.startswith("{")][-1:]
-    if done.returncode or not last:
+    lines = [line for line in done.stdout.decode().splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         problem = f"{said[0] if said else 'it printed nothing'} (exit {done.returncode})"
         return Result(work.peer, work.params, error=problem)
-    return Result(**json.loads(last[0]))
+    return Result(**json.loads(lines[-1]))
 
 
 def measure_one(work: Work, say: Callable[[str], None]) -> Result:
-    """Check, find the best batch, and time it; then memory, in this process, which is fresh."""
+    """Check, find the best batch, and time it; or the memory of a batch."""
     config = work.config
     if work.allocator == "tuned":
         tune_allocator()
     setting = Setting.of(work.case, config.device)
+    if work.batch is not None:
+        explain, images = explain_with(work.peer, setting), setting.images(work.batch)
+        peak = peak_mib_of(lambda: (explain(images), explain(images)), setting.device)
+        return Result(work.peer, work.params | {"peak_mib": peak})
     contender = _contender(work.peer, setting, config.largest, say)
     (row,) = measure([contender], {}, config.rounds, say)
     row.params = work.params | {"batch": contender.images}
     if row.error is None:
         row.params["host_bytes"] = host_bytes(work.peer, setting)
-        images = setting.images(contender.images)
-        fresh = explain_with(work.peer, setting)
-        row.params["peak_mib"] = peak_mib_of(lambda: (fresh(images), fresh(images)), setting.device)
     return row
 
 
@@ -273,6 +280,10 @@ def _contender(peer: str, setting: Setting, largest: int, say: Callable[[str], N
     images = setting.images(batch)
     tolerance = libraries.TOLERANCE if peer in LIBRARIES else TOLERANCE
     return Contender(peer, lambda: lambda: explain(images), batch, lambda _: found, tolerance)
+
+
+def _whole(number: float | None) -> str:
+    return "" if number is None else f"{number:.0f}"
 
 
 def peers_table(rows: list[Result]) -> str:
@@ -301,7 +312,7 @@ def peers_table(rows: list[Result]) -> str:
             continue
         lines.append(
             f"| {name} | {' | '.join(cells)} | {shown.params['batch']} "
-            f"| {shown.params['peak_mib']:.0f} | {shown.params['host_bytes'] / 1e3:.0f} "
+            f"| {_whole(shown.params['peak_mib'])} | {shown.params['host_bytes'] / 1e3:.0f} "
             f"| {shown.max_abs_err:.0e} |"
         )
     return "\n".join(lines)

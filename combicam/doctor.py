@@ -181,12 +181,11 @@ def _speeds() -> Iterator[Finding]:
     except Exception as error:  # a result of the check, too
         yield Finding("speed of a run", FAILED, first_line(error))
         return
-    workers = _config(Path()).workers
     speeds = {}
     for step, (stages, what) in _STEPS.items():
         busy = sum(summary.stages[stage].busy for stage in stages)
-        threads = workers if step == "reading" else 1
-        speeds[step] = summary.new_images * threads / max(busy, 1e-9)
+        share = busy / (busy + summary.stages[stages[0]].waiting)  # of its threads' time
+        speeds[step] = summary.images_per_s / max(share, 1e-9)
         yield Finding(f"speed of {step}", OK, f"{speeds[step]:,.0f} images/s{what}")
     slowest = min(speeds, key=speeds.__getitem__)
     detail = f"{summary.images_per_s:,.0f} images/s; {slowest} is slowest: {_advice(slowest)}"
@@ -198,11 +197,7 @@ def _small_run(folder: Path) -> RunSummary:
     for i in range(_POSTCARDS):
         card = Image.fromarray(postcard(i % len(CELLS), 5_000_000 + i).image)
         card.resize((_SIDE, _SIDE)).save(folder / "in" / f"{i}.jpg", quality=90)
-    return run(_config(folder))
-
-
-def _config(folder: Path) -> RunConfig:
-    return RunConfig(str(folder / "in"), folder / "run", ModelConfig("demo"), progress=False)
+    return run(RunConfig(str(folder / "in"), folder / "run", ModelConfig("demo"), progress=False))
 
 
 def _advice(step: str) -> str:

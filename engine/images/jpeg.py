@@ -25,7 +25,7 @@ _MODES = ("RGB", "L")
 _KEPT_BYTES = 16 * 2**20  # of a thread; larger photos take longer than their page faults
 
 
-class _Kept(threading.local):
+class _ThreadBuffer(threading.local):
     """Memory of a thread, in which it decodes: new memory costs its page faults every time."""
 
     pixels = np.empty(0, np.uint8)
@@ -38,7 +38,7 @@ class _Kept(threading.local):
         return self.pixels[:size]
 
 
-_KEPT = _Kept()
+_BUFFER = _ThreadBuffer()
 
 
 def decode_jpeg(
@@ -86,7 +86,7 @@ def decode_frame(
             "GRAY" if is_grey else "RGB",
             min_height=height,
             min_width=width,
-            buffer=_KEPT.take(math.prod(shape)),
+            buffer=_BUFFER.take(math.prod(shape)),
         )
     except ValueError:
         return None

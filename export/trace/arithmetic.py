@@ -11,10 +11,13 @@ import torch
 
 from combicam.kernels.jit import on_device
 
-# What torch lets round float32 to TF32 on CUDA, in both of its interfaces.
 _cudnn: Any = torch.backends.cudnn
 _mkldnn: Any = torch.backends.mkldnn
+# What torch lets round float32 to TF32 on CUDA.
 _BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, _cudnn.conv, _cudnn.rnn)
+# What may be set besides by torch's older switch, and what each takes its setting from.
+_SET: tuple[Any, ...] = (*_BACKENDS, _mkldnn.matmul)
+_PARENTS: tuple[Any, ...] = (torch.backends, _cudnn, _cudnn, _mkldnn)
 
 
 @contextmanager
@@ -34,11 +37,11 @@ def plain_arithmetic(*devices: torch.device, tf32: bool = False) -> Iterator[Non
         for device in devices:
             if device.type == "cuda":
                 stack.enter_context(on_device(device))
-                stack.enter_context(_float32.set("tf32" if tf32 else "ieee"))
+                stack.enter_context(_settings.set("tf32" if tf32 else "ieee"))
         yield
 
 
-class _Float32:
+class _PrecisionSettings:
     """Torch's settings, which are those of the process: kept while any thread needs them."""
 
     def __init__(self) -> None:
@@ -76,7 +79,7 @@ class _Float32:
                     self._changed.notify_all()
 
 
-_float32 = _Float32()
+_settings = _PrecisionSettings()
 
 
 def _apply(precision: str) -> None:
@@ -90,8 +93,10 @@ def _apply(precision: str) -> None:
 
 def _restorer() -> Callable[[], None]:
     """A function that brings the present settings back."""
-    backends = (*_BACKENDS, _mkldnn.matmul)
-    newer = [backend.fp32_precision for backend in backends]
+    newer = [backend.fp32_precision for backend in _SET]
+    inherited = [
+        value == parent.fp32_precision for value, parent in zip(newer, _PARENTS, strict=True)
+    ]
     matmul = _read(torch.get_float32_matmul_precision, "highest" if newer[0] == "tf32" else "high")
     convolution = _read(lambda: _cudnn.allow_tf32, newer[1] != "tf32")
     deterministic = _cudnn.deterministic
@@ -99,8 +104,8 @@ def _restorer() -> Callable[[], None]:
     def restore() -> None:
         torch.set_float32_matmul_precision(matmul)
         _cudnn.allow_tf32 = convolution
-        for backend, value in zip(backends, newer, strict=True):
-            backend.fp32_precision = value
+        for backend, value, follows in zip(_SET, newer, inherited, strict=True):
+            backend.fp32_precision = "none" if follows else value
         _cudnn.deterministic = deterministic
 
     return restore

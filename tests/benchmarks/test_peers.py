@@ -112,6 +112,15 @@ def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.images_per_s is None and row.error == "it printed nothing (exit 1)"
 
 
+def test_memory_grows_with_the_batch() -> None:
+    config = configured("combicam, eager")
+    one, many = (
+        measure_one(Work("combicam, eager", CASE, config, "default", n), print).params["peak_mib"]
+        for n in (1, 64)
+    )
+    assert 0 <= one < many
+
+
 def test_allocators_are_columns() -> None:
     def row(name: str, allocator: str, speed: float | None) -> Result:
         params = {

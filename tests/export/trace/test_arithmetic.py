@@ -74,6 +74,20 @@ def test_float32_is_what_was_asked_for(
     assert set(current) == {GPU}
 
 
+def test_what_follows_a_general_setting_follows_it_afterwards() -> None:
+    general: Any = torch.backends
+    try:
+        general.fp32_precision = "ieee"
+        before = settings()
+        with plain_arithmetic(GPU):
+            pass
+        assert settings() == before
+        general.fp32_precision = "tf32"
+        assert MATMUL.fp32_precision == "tf32"
+    finally:
+        general.fp32_precision = "none"
+
+
 def test_a_cpu_changes_nothing(current: list[torch.device]) -> None:
     before = settings()
     with plain_arithmetic(torch.device("cpu")):
