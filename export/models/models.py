@@ -93,7 +93,8 @@ class ModelConfig:
             ``certh``, also the folder of its files.
         pretrained: use the weights that timm or torchvision download for that name, and the names
             of their classes.
-        random_weights: use random weights, for listing layers and timing, not for explaining.
+        random_weights: use random weights, always the same ones, for listing layers and timing, not
+            for explaining.
         num_classes: number of logits, if the checkpoint's differs from the architecture's.
         img_size: of the input, pixels: H and W, or one number for both; the default is the
             model's.
@@ -172,10 +173,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     if library in FAMILIES:
         adapter = importlib.import_module(f"combicam.export.models.adapters.{FAMILIES[library]}")
         loaded = adapter.load(name, config)
-    elif library == "timm" and name:
-        loaded = _from_timm(name, config)
-    elif library == "torchvision" and name:
-        loaded = _from_torchvision(name, config)
+    elif library in ("timm", "torchvision") and name:
+        # Random weights are the same in every process, so that workers of a run agree.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            named = _from_timm if library == "timm" else _from_torchvision
+            loaded = named(name, config)
     else:
         loaded = _from_callable(ALIASES.get(config.model, config.model), config)
     if config.checkpoint is not None and library not in FAMILIES:

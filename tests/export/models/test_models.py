@@ -130,6 +130,15 @@ def test_a_replaced_head_has_no_names() -> None:
 
 
 @pytest.mark.parametrize("model", ["timm:resnet18", "torchvision:resnet18"])
+def test_random_weights_are_the_same_in_every_process(model: str) -> None:
+    state = torch.get_rng_state()
+    first, second = (load_model(ModelConfig(model, random_weights=True)).module for _ in range(2))
+    weights = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("model", ["timm:resnet18", "torchvision:resnet18"])
 def test_weights_of_unknown_origin_have_no_names(model: str, tmp_path: Path) -> None:
     random = load_model(ModelConfig(model, random_weights=True))
     assert random.classes is None
