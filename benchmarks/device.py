@@ -49,12 +49,13 @@ def _tests(*where: str) -> Group:
     return Group("tests-" + Path(where[0]).name, ("pytest", *where, *options, *left_out))
 
 
-def _pipeline(backend: str) -> Group:
-    options = ("--model", "timm:resnet50", "--photos", "3000", "--batch", "250", "--workers", "16")
+def _pipeline(backend: str, load_in: str) -> Group:
+    name = f"pipeline-{backend}-{load_in}"
+    options = ("--model", "timm:resnet50", "--photos", "8000", "--batch", "250", "--workers", "16")
     compute = ("--device", "cuda", "--amp-dtype", "bfloat16", "--backend", backend)
-    record = ("--rounds", "1", "--growth", "0", "--output", f"{{output}}/pipeline-{backend}.json")
-    command = ("benchmarks", "pipeline", *options, *compute, *record)
-    return Group(f"pipeline-{backend}", command, timed_s=45)
+    record = ("--rounds", "1", "--growth", "0", "--output", f"{{output}}/{name}.json")
+    command = ("benchmarks", "pipeline", *options, *compute, "--load-in", load_in, *record)
+    return Group(name, command, timed_s=45)
 
 
 PLAN: dict[str, list[Group]] = {
@@ -77,7 +78,11 @@ PLAN: dict[str, list[Group]] = {
         _graph("resnet50:128", "others", ("pytorch-grad-cam", "torchcam")),
         _graph("efficientnet_b4:32", "others", ("pytorch-grad-cam", "torchcam")),
     ],
-    "pipeline": [_pipeline("eager"), _pipeline("compile")],
+    "pipeline": [
+        _pipeline("eager", "processes"),
+        _pipeline("compile", "threads"),
+        _pipeline("compile", "processes"),
+    ],
 }
 
 

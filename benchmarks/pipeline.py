@@ -30,6 +30,7 @@ from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.commit import write_shards
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
 from combicam.engine.pipeline.load import Loaded, load
+from combicam.engine.pipeline.load_processes import LoadProcesses
 from combicam.engine.run.config import StorageConfig
 from combicam.engine.run.directory import RunDirectory
 from combicam.engine.run.explainer import make_run_explainer
@@ -108,6 +109,21 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
     def one(i: int) -> Loaded:
         return load(entries[i], explainer.preprocess, config.decode)
 
+    processes = None
+    if config.load_in == "processes":
+        processes = LoadProcesses(
+            config.workers,
+            max(2 * config.batch, 16 * config.workers),
+            explainer.preprocess,
+            config.decode,
+        )
+        next(processes.in_order(entries[:1]))  # they have started
+
+    def decoded() -> int:
+        if processes is None:
+            return pooled(one)
+        return sum(1 for _ in processes.in_order(entries))
+
     ready = [one(i) for i in range(min(len(entries), 4 * config.batch_size))]
 
     def loaded() -> Iterator[Loaded]:
@@ -146,7 +162,7 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
 
     return {
         "read": lambda: pooled(lambda i: entries[i].read()),
-        "read and decode": lambda: pooled(one),
+        "read and decode": decoded,
         "batch": lambda: sum(batch.count for batch in batched()),
         "explain": lambda: sum(item.batch.count for item in explained()),
         "encode and commit": commit,
@@ -180,6 +196,7 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
         "backend": bench.config.compute.backend,
         "batch": bench.config.batch_size,
         "workers": bench.config.workers,
+        "load_in": bench.config.load_in,
         "store": bench.config.storage.store,
     }
     rows = [_row(name, params, values, images) for name, values in seconds.items()]
@@ -297,7 +314,8 @@ class PipelineConfig:
         photos: how many, JPEG postcards.
         side: of a photo, pixels.
         batch: images explained at once.
-        workers: threads that read and decode.
+        workers: threads or processes that read and decode.
+        load_in: where they do.
         device: ``cpu`` or ``cuda``.
         amp_dtype: of the computation; None for float32.
         backend: of the computation.
@@ -313,6 +331,7 @@ class PipelineConfig:
     side: int = 480
     batch: int = 32
     workers: int = 2
+    load_in: Literal["threads", "processes"] = "threads"
     device: str = "cpu"
     amp_dtype: str | None = None
     backend: str = "auto"
@@ -336,6 +355,7 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
             chosen,
             batch_size=config.batch,
             workers=config.workers,
+            load_in=config.load_in,
             shard_size=max(1, config.photos // 2),
             progress=False,
         )

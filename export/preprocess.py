@@ -10,8 +10,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from combicam.kernels.normalize import normalize
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PHOTO_CHANNELS = (1, 3)  # grey, RGB
@@ -178,6 +176,9 @@ class Preprocess:
                 f"Preprocess: expected mean and std of {self.channels} channels, by which bytes "
                 f"are normalised, got none; give them, or float [B,{self.channels},H,W], normalised"
             )
+        # Its operator takes a second to import, which processes that only decode need not.
+        from combicam.kernels.normalize import normalize
+
         normal = normalize(images, self.mean, self.std, dtype)
         return normal if images.is_cuda and dtype.itemsize == 2 else normal.contiguous()
 

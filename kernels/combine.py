@@ -8,6 +8,7 @@ second computes it again, normalises, rounds and writes it. Operations on the la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from combicam.kernels.extremes import (
     scaled,
     whole_range,
 )
-from combicam.kernels.jit import cdiv, fields, jit, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl
 from combicam.kernels.upsample import upsample
 
 FUSES = ("sum", "mean", "max", "product", "gated", "none")
@@ -161,7 +162,7 @@ def _added(
     return total
 
 
-@jit
+@jit(do_not_specialize=("N",))
 def condense_kernel(
     maps_ptr,
     partial_ptr,  # float32 [N, layers, 2, T]; read where NORMALIZED
@@ -194,7 +195,7 @@ def condense_kernel(
             tl.store(out + i_n * GROUPS[i][GROUP_PIXELS] + o_p, total, mask=m_p)
 
 
-@jit
+@jit(do_not_specialize=("N",))
 def render_kernel(
     maps_ptr,
     sum_ptr,
@@ -281,7 +282,9 @@ def _condense(
         pixels += grid.pixels
     out = maps.new_empty(count * pixels)
     tiles = 1 if partial is None else partial.shape[-1]
-    wrap_triton(condense_kernel)[(count * programs,)](
+    launch(
+        condense_kernel,
+        count * programs,
         maps,
         maps if partial is None else partial,
         out,
@@ -326,9 +329,8 @@ def launch_combine(
     """
     height, width = size
     count = shape[0] * shape[1]
-    places: list[Grid] = []
-    for h, w in grids:
-        places.append(Grid(h, w, sum(g.pixels for g in places)))
+    offsets = accumulate((h * w for h, w in grids), initial=0)
+    places = [Grid(h, w, offset) for (h, w), offset in zip(grids, offsets, strict=False)]
     per_layer = _per_layer(normalize)
     partial = None
     if per_layer != "none":
@@ -356,7 +358,9 @@ def launch_combine(
     heatmaps = maps.new_empty([*lead, height, width], dtype=dtype)
     ranges = maps.new_empty([*lead, 2])
     tiles = partial.shape[-1]
-    wrap_triton(render_kernel)[(count * len(items) * tiles,)](
+    launch(
+        render_kernel,
+        count * len(items) * tiles,
         maps,
         *(factors or (maps, maps)),
         partial,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, fields, jit, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl
 from combicam.kernels.upsample import step, upsampled
 
 # Relative range of an upsampled constant map in float32: a few roundings.
@@ -164,7 +164,7 @@ def fused(
     return total
 
 
-@jit
+@jit(do_not_specialize=("N",))
 def extremes_kernel(
     maps_ptr,
     sum_ptr,
@@ -225,7 +225,9 @@ def launch_extremes(
     """
     tiles = max(item.tiles for item in items)
     partial = maps.new_empty(count, len(items), 2, tiles)
-    wrap_triton(extremes_kernel)[(count * len(items) * tiles,)](
+    launch(
+        extremes_kernel,
+        count * len(items) * tiles,
         maps,
         *(factors or (maps, maps)),
         partial,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     import triton.language as tl
@@ -13,12 +15,15 @@ try:
 except ImportError:
     tl: Any = None  # type: ignore[no-redef]
 
-    def jit(fn: Any) -> Any:
+    def jit(fn: Any = None, **_options: Any) -> Any:
         """Return the function undecorated."""
-        return fn
+        return fn if fn is not None else lambda decorated: decorated
 
 
-__all__ = ["cdiv", "fields", "jit", "next_power_of_2", "on_device", "tl", "wrap_triton"]
+__all__ = ["cdiv", "fields", "jit", "launch", "next_power_of_2", "on_device", "tl", "wrap_triton"]
+
+# What was launched -> the binary, launched by (number of programs) and (arguments, constants).
+_binaries: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
 
 def fields(*span: int) -> list[Any]:
@@ -29,6 +34,48 @@ def fields(*span: int) -> list[Any]:
 def wrap_triton(kernel: Any) -> Any:
     """Wrap a kernel so that graphs record it; not interpreted ones, which torch 2.11 refuses."""
     return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
+
+
+def launch(
+    kernel: Any, programs: int, *arguments: Tensor | int, num_warps: int, **constants: Any
+) -> None:
+    """Launch a kernel on a one-dimensional grid; graphs that are being traced record it.
+
+    Triton looks into all constants at every launch: tuples that describe 8 layers take 0.1 ms or
+    more. What was launched before with equal constants, and arguments of the same kinds, is found
+    here at once.
+
+    Args:
+        kernel: with its arguments first, then its constants.
+        programs: size of the grid.
+        arguments: tensors on the current device, and whole numbers.
+        num_warps: of a program.
+        constants: in the kernel's order.
+    """
+    if not _is_real(kernel, arguments):
+        wrap_triton(kernel)[(programs,)](*arguments, **constants, num_warps=num_warps)
+        return
+    values = (*constants.values(), num_warps)
+    key = (kernel, torch.cuda.current_device(), *map(_kind, arguments), *values)
+    binary = _binaries.get(key)
+    if binary is None:
+        _binaries[key] = kernel[(programs,)](*arguments, **constants, num_warps=num_warps)
+    else:
+        binary[programs, 1, 1](*arguments, *constants.values())
+
+
+def _is_real(kernel: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether to launch now: no interpreted kernel, and no tensors that stand for others."""
+    if not isinstance(kernel, JITFunction) or torch.compiler.is_compiling():
+        return False
+    return all(type(x) is Tensor for x in arguments if isinstance(x, Tensor))
+
+
+def _kind(argument: Any) -> tuple[Any, ...]:
+    """What Triton compiles a kernel for: types, and what is known of addresses and numbers."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return argument == 1, argument % 16 == 0, argument < 2**31
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

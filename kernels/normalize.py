@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, on_device, tl, wrap_triton
+from combicam.kernels.jit import cdiv, jit, launch, on_device, tl
 
 BLOCK = 4096  # bytes of one program: 16 for each of 256 threads
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,7 +56,9 @@ def launch_normalize(
     scale = [1 / (255 * s) for s in std] * repeats
     shift = [-m / s for m, s in zip(mean, std, strict=True)] * repeats
     n = images.numel()
-    wrap_triton(normalize_kernel)[(cdiv(n, BLOCK),)](
+    launch(
+        normalize_kernel,
+        cdiv(n, BLOCK),
         images,
         out,
         n,

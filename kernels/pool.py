@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
 from combicam.kernels.layout import (
     ACTS_B,
     ACTS_C,
@@ -211,7 +213,7 @@ def _pool_block(
         tl.store(part + K * C + o_c, tl.sum(tl.sum(acc_a, 2), 0), mask=m_a)
 
 
-@jit
+@jit(do_not_specialize=("B",))
 def pool_kernel(
     part_ptr,
     a0, a1, a2, a3, a4, a5, a6, a7,
@@ -220,12 +222,12 @@ def pool_kernel(
     B,
     K: tl.constexpr,
     METHOD: tl.constexpr,
-    EPS: tl.constexpr,
-    SCALED: tl.constexpr,
     LAYERS: tl.constexpr,  # per slot, Layer.arguments()
     TILES: tl.constexpr,  # per slot TILE_K, TILE_C, TILE_P, TILE_CHUNK
     ENDS: tl.constexpr,  # per slot, programs per image of all slots up to it
     PARTS: tl.constexpr,  # per slot, where its partial sums begin, per image
+    EPS: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
     """Programs in the order of slots; each slot is specialised to its layer."""
     acts = (a0, a1, a2, a3, a4, a5, a6, a7)
@@ -246,47 +248,62 @@ def partial_rows(targets: int, method: str) -> int:
     return targets + (method == "xgradcam")
 
 
+def plan_pool(
+    layers: Sequence[Layer],
+    tiles: Sequence[PoolTile],
+    offsets: Sequence[int],
+    targets: int,
+    method: str,
+) -> tuple[int, dict[str, Any]]:
+    """Programs per image, and what is constant, of a launch for up to ``SLOTS`` layers.
+
+    Args:
+        layers, tiles, offsets: per layer; its partial sums start at element B * offset.
+        targets: K.
+        method: one of ``POOLED``.
+    """
+    assert len(layers) <= SLOTS
+    ends = list(accumulate(t.programs(x, targets) for x, t in zip(layers, tiles, strict=True)))
+    return ends[-1], {
+        "K": targets,
+        "METHOD": method,
+        "LAYERS": tuple(layer.arguments() for layer in layers),
+        "TILES": tuple((t.targets, t.block_c, t.block_p, t.chunk) for t in tiles),
+        "ENDS": tuple(ends),
+        "PARTS": tuple(offsets),
+    }
+
+
 def launch_pool(
     parts: Tensor,
     acts: Sequence[Tensor],
     grads: Sequence[Tensor],
-    layers: Sequence[Layer],
-    tiles: Sequence[PoolTile],
-    offsets: Sequence[int],
-    method: str,
+    plan: tuple[int, dict[str, Any]],
     eps: float,
     scale: Tensor | None = None,
 ) -> None:
     """Partial sums of up to ``SLOTS`` layers, in one launch.
 
     Args:
-        parts: float32, the output; layer l starts at element B * offsets[l].
+        parts: float32, the output.
         acts: per layer [B,C,h,w], addressable.
         grads: per layer [B,K,C,h,w], addressable.
-        layers, tiles, offsets: per layer.
-        method: one of ``POOLED``.
+        plan: of :func:`plan_pool` for these layers.
         eps, scale: see :func:`pool_reference`.
     """
-    assert len(layers) <= SLOTS
-    batch, targets = grads[0].shape[:2]
+    programs, constants = plan
+    method, batch = constants["METHOD"], grads[0].shape[0]
     scaled = scale is not None and method == "gradcam++"
-    ends, end = [], 0
-    for layer, tile in zip(layers, tiles, strict=True):
-        end += tile.programs(layer, targets)
-        ends.append(end)
-    wrap_triton(pool_kernel)[(batch * end,)](
+    launch(
+        pool_kernel,
+        batch * programs,
         parts,
         *slots(acts if method != "gradcam" else [], parts),
         *slots(grads, parts),
         scale.contiguous() if scale is not None and scaled else parts,
         batch,
-        K=targets,
-        METHOD=method,
+        **constants,
         EPS=eps,
         SCALED=scaled,
-        LAYERS=tuple(layer.arguments() for layer in layers),
-        TILES=tuple((t.targets, t.block_c, t.block_p, t.chunk) for t in tiles),
-        ENDS=tuple(ends),
-        PARTS=tuple(offsets),
         num_warps=4,
     )

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from combicam.kernels.extremes import FLAT
-from combicam.kernels.jit import cdiv, jit, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
 from combicam.kernels.layout import (
     ACTS_B,
     ACTS_C,
@@ -41,6 +44,7 @@ from combicam.kernels.pool import (
     PoolTile,
     launch_pool,
     partial_rows,
+    plan_pool,
     pool_reference,
     pool_tile,
 )
@@ -219,7 +223,7 @@ def _weigh_block(
     tl.store(map_ptr + o_map, b_map, mask=m_k & (o_p < P)[None, :])
 
 
-@jit
+@jit(do_not_specialize=("B",))
 def weigh_kernel(
     map_ptr,
     part_ptr,
@@ -228,13 +232,13 @@ def weigh_kernel(
     B,
     K: tl.constexpr,
     METHOD: tl.constexpr,
-    EPS: tl.constexpr,
     LAYERS: tl.constexpr,  # per slot, Layer.arguments()
     TILES: tl.constexpr,  # per slot TILE_K, TILE_C, TILE_P
     ENDS: tl.constexpr,  # per slot, programs per image of all slots up to it
     PARTS: tl.constexpr,  # per slot, where its partial sums begin, per image
     CHUNKS: tl.constexpr,  # per slot, how many partial sums
     MAPS: tl.constexpr,  # per slot, where its maps begin, per image
+    EPS: tl.constexpr,
 ):  # fmt: skip
     """Programs in the order of slots; each slot is specialised to its layer."""
     acts = (a0, a1, a2, a3, a4, a5, a6, a7)
@@ -262,6 +266,51 @@ class _Work:
     maps: int
 
 
+@dataclass(frozen=True)
+class _Launches:
+    """The launches for up to ``SLOTS`` layers: which, programs per image, what is constant."""
+
+    layers: tuple[int, ...]
+    pool: tuple[int, dict[str, Any]]
+    programs: int
+    constants: dict[str, Any]
+
+
+@lru_cache(256)
+def _plan(
+    layers: tuple[Layer, ...], targets: int, method: str
+) -> tuple[tuple[_Launches, ...], int, int]:
+    """The launches, and how many partial sums and pixels of maps there are, per image."""
+    work: list[_Work] = []
+    part = pixels = 0
+    for layer in layers:
+        tile = pool_tile(layer, targets, method)
+        work.append(_Work(layer, tile, weigh_tile(layer, targets), part, pixels * targets))
+        part += tile.chunks(layer) * partial_rows(targets, method) * layer.channels
+        pixels += layer.pixels
+    launches = []
+    # Largest programs first, so that the last ones of a launch are small.
+    order = sorted(range(len(work)), key=lambda i: -work[i].layer.pixels * work[i].layer.channels)
+    for first in range(0, len(order), SLOTS):
+        some = tuple(order[first : first + SLOTS])
+        group = [work[i] for i in some]
+        ends = list(accumulate(w.weigh.programs(w.layer, targets) for w in group))
+        constants = {
+            "K": targets,
+            "METHOD": method,
+            "LAYERS": tuple(w.layer.arguments() for w in group),
+            "TILES": tuple((w.weigh.targets, w.weigh.block_c, w.weigh.block_p) for w in group),
+            "ENDS": tuple(ends),
+            "PARTS": tuple(w.part for w in group),
+            "CHUNKS": tuple(w.pool.chunks(w.layer) for w in group),
+            "MAPS": tuple(w.maps for w in group),
+        }
+        group_layers, tiles = [w.layer for w in group], [w.pool for w in group]
+        pool = plan_pool(group_layers, tiles, [w.part for w in group], targets, method)
+        launches.append(_Launches(some, pool, ends[-1], constants))
+    return tuple(launches), part, targets * pixels
+
+
 def launch_weigh(
     acts: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -286,54 +335,25 @@ def launch_weigh(
     batch, targets = grads[0].shape[:2]
     acts = [addressable(a) for a in acts]
     grads = [addressable(g) for g in grads]
-    work: list[_Work] = []
-    part = pixels = 0
-    for a, g in zip(acts, grads, strict=True):
-        layer = layer_of(a, g)
-        tile = pool_tile(layer, targets, method)
-        work.append(_Work(layer, tile, weigh_tile(layer, targets), part, pixels * targets))
-        part += tile.chunks(layer) * partial_rows(targets, method) * layer.channels
-        pixels += layer.pixels
-    maps = acts[0].new_empty(batch * targets * pixels, dtype=torch.float32)
+    layers = tuple(layer_of(a, g) for a, g in zip(acts, grads, strict=True))
+    plan, part, pixels = _plan(layers, int(targets), method)
+    maps = acts[0].new_empty(batch * pixels, dtype=torch.float32)
     pooled = method in POOLED
     parts = maps.new_empty(batch * part if pooled else 1)
-    # Largest programs first, so that the last ones of a launch are small.
-    order = sorted(range(len(work)), key=lambda i: -work[i].layer.pixels * work[i].layer.channels)
-    for first in range(0, len(order), SLOTS):
-        some = order[first : first + SLOTS]
-        some_acts, some_grads = [acts[i] for i in some], [grads[i] for i in some]
-        group = [work[i] for i in some]
+    for group in plan:
+        some_acts, some_grads = [acts[i] for i in group.layers], [grads[i] for i in group.layers]
         if pooled:
-            launch_pool(
-                parts,
-                some_acts,
-                some_grads,
-                [w.layer for w in group],
-                [w.pool for w in group],
-                [w.part for w in group],
-                method,
-                eps,
-                scale,
-            )
-        ends, end = [], 0
-        for w in group:
-            end += w.weigh.programs(w.layer, targets)
-            ends.append(end)
-        wrap_triton(weigh_kernel)[(batch * end,)](
+            launch_pool(parts, some_acts, some_grads, group.pool, eps, scale)
+        launch(
+            weigh_kernel,
+            batch * group.programs,
             maps,
             parts,
             *slots(some_acts, parts),
             *slots([] if pooled else some_grads, parts),
             batch,
-            K=targets,
-            METHOD=method,
+            **group.constants,
             EPS=eps,
-            LAYERS=tuple(w.layer.arguments() for w in group),
-            TILES=tuple((w.weigh.targets, w.weigh.block_c, w.weigh.block_p) for w in group),
-            ENDS=tuple(ends),
-            PARTS=tuple(w.part for w in group),
-            CHUNKS=tuple(w.pool.chunks(w.layer) for w in group),
-            MAPS=tuple(w.maps for w in group),
             num_warps=4,
         )
     return maps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,7 +22,8 @@ from combicam.engine.pipeline.batch import Batch, batches, even_batch_size
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.commit import write_shards, writer_threads
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
-from combicam.engine.pipeline.load import load_in_order
+from combicam.engine.pipeline.load import Loaded, load_in_order
+from combicam.engine.pipeline.load_processes import LoadProcesses, can_load_in_processes
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.failure_limit import FailureLimit
 from combicam.engine.run.layout import RunLayout
@@ -34,6 +36,10 @@ T = TypeVar("T")
 _TICK_S = 0.1
 _STOP_S = 5.0
 _DEPTH = 2
+# From so many threads on, the interpreter's lock is what decoding waits for; so many photos are
+# loaded before processes have started.
+_LOCKED_THREADS = 6
+_FEW_PHOTOS = 10_000
 
 
 class Pipeline:
@@ -75,6 +81,14 @@ class Pipeline:
         )
         if config.decode.decoder == "gpu":
             check_gpu_decoding(plan.explainer.device)
+        self._processes: LoadProcesses | None = None
+        if _in_processes(config, plan.explainer.device, manifest.images):
+            self._processes = LoadProcesses(
+                config.workers,
+                max(2 * config.batch, 16 * config.workers),
+                plan.explainer.preprocess,
+                config.decode,
+            )
         self._writers = writer_threads(plan.explainer.device.type, os.cpu_count() or 1)
         self.times = StageTimes(config.workers, writers=self._writers)
 
@@ -86,7 +100,8 @@ class Pipeline:
         to_encode: Channel[ExplainedBatch] = Channel(_DEPTH)
         reports: SimpleQueue[ShardReport | None] = SimpleQueue()
         errors: list[BaseException] = []  # the first is the cause; the others follow from it
-        pool = ThreadPoolExecutor(self._config.workers, "combicam-load", self._use_gpu)
+        threads = 1 if self._processes else self._config.workers
+        pool = ThreadPoolExecutor(threads, "combicam-load", self._use_gpu)
 
         def write() -> None:
             shards = write_shards(to_encode, self._run, self._rows, self._limit, self._writers)
@@ -148,12 +163,38 @@ class Pipeline:
                 upcoming.append((item, rows, even_batch_size(len(inputs), config.photos_at_once)))
                 yield from (inputs[row] for row in rows)
 
-        window = max(2 * config.batch, 4 * config.workers)
-        loaded = load_in_order(entries(), pool, window, explainer.preprocess, config.decode)
+        loaded: Iterator[Loaded]
+        if self._processes is not None:
+            loaded = self._processes.in_order(entries())
+        else:
+            window = max(2 * config.batch, 4 * config.workers)
+            loaded = load_in_order(entries(), pool, window, explainer.preprocess, config.decode)
         pin = explainer.device.type == "cuda"
         for first in loaded:
             item, rows, size = upcoming.popleft()
             yield from batches(item, rows, size, chain([first], loaded), pin)
+
+
+def _in_processes(config: RunConfig, device: torch.device, images: int) -> bool:
+    """Whether to read and decode in processes.
+
+    Raises:
+        ValueError: they are asked for on a system that cannot.
+    """
+    if config.load_in == "processes" and not can_load_in_processes():
+        raise ValueError(
+            f"run: expected load_in='threads' on {sys.platform}, which has no memory files, got "
+            "'processes'"
+        )
+    if config.load_in != "auto":
+        return config.load_in == "processes"
+    return (
+        device.type == "cuda"
+        and config.workers >= _LOCKED_THREADS
+        and config.decode.decoder != "gpu"
+        and images >= _FEW_PHOTOS
+        and can_load_in_processes()
+    )
 
 
 def _feed(items: Iterator[T], channel: Channel[T]) -> None:

@@ -25,6 +25,7 @@ from combicam.export.spec import FORWARD_METHODS, CamSpec
 USUAL_BATCH = 32
 STORES = ("full", "grid", "layers")
 CROPS = ("one", "five")
+LOAD_IN = ("auto", "threads", "processes")
 # `--ray` without an address starts a cluster on this machine.
 _RAY_FLAG = PrimitiveConstructorSpec(
     nargs="*",
@@ -150,7 +151,10 @@ class RunConfig:
             GeoEstimation does; ``one`` explains the image as the model's preprocessing resizes it.
         batch_size: largest number of images explained at once; five crops count as five images.
             ``auto`` measures it, in runs that are long enough to gain by it.
-        workers: threads that read and decode.
+        workers: threads or processes that read and decode.
+        load_in: where: ``threads`` of this process; ``processes``, past the interpreter's lock, and
+            so that an image that crashes its decoder is a failed row (Linux); ``auto`` takes
+            processes for a GPU, with at least 6 workers and 10,000 inputs.
         overlays: number of images, the first explained ones, to draw as PNG too.
         truth: ground truth, CSV or Parquet with the columns id, latitude and longitude: where the
             photos were taken. Input lists may have these columns, too. Rows then have the error.
@@ -178,6 +182,7 @@ class RunConfig:
     crops: str = "one"
     batch_size: Annotated[int | Literal["auto"], tyro.conf.arg(aliases=["-b"])] = "auto"
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    load_in: Literal["auto", "threads", "processes"] = "auto"
     overlays: int = 0
     truth: Annotated[Path | None, LOCATION] = None
     retry_failed: bool = False
@@ -204,6 +209,13 @@ class RunConfig:
             )
         if self.workers < 1:
             raise ValueError(f"RunConfig: expected workers >= 1, got {self.workers}")
+        if self.load_in not in LOAD_IN:
+            raise ValueError(f"RunConfig: expected load_in in {LOAD_IN}, got {self.load_in!r}")
+        if self.load_in == "processes" and self.decode.decoder == "gpu":
+            raise ValueError(
+                "RunConfig: expected load_in='threads' with decoder='gpu', got 'processes', which "
+                "decode on the CPU; leave one out"
+            )
         self._check_explain()
         self._check_crops()
         self._check_retry()

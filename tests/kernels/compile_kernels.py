@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import triton
@@ -63,21 +63,13 @@ TYPES = {
 }
 
 
-class Recorder:
-    """Stands for ``wrap_triton``: keeps the launches instead of making them."""
+LAUNCHES: list[tuple[Any, dict[str, Any]]] = []
 
-    launches: ClassVar[list[tuple[Any, dict[str, Any]]]] = []
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Recorder:
-        assert all(0 < n < 2**31 for n in grid), grid
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        named = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
-        self.launches.append((self.kernel, named))
+def keep(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Stands for ``launch``: keeps the launches instead of making them."""
+    assert 0 < programs < 2**31
+    LAUNCHES.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | constants))
 
 
 def record(
@@ -102,7 +94,7 @@ def record(
             g = torch.empty(4, targets, h, w, c, dtype=dtype, device="meta")
             acts.append(a.permute(0, 3, 1, 2))
             grads.append(g.permute(0, 1, 4, 2, 3))
-    Recorder.launches = []
+    LAUNCHES.clear()
     scale = torch.empty(4, targets, device="meta") if scaled else None
     head.launch_cam_head(
         acts, grads, (224, 224), method, fuse, normalize, True, 0.0, (), 1e-8, False, out, scale
@@ -110,7 +102,7 @@ def record(
     if dtype != torch.float32:
         photos = torch.empty(4, 224, 224, 3, dtype=torch.uint8, device="meta")
         kernels["normalize"].launch_normalize(photos, (0.5,) * 3, (0.25,) * 3, dtype)
-    return Recorder.launches
+    return LAUNCHES
 
 
 def compiled(kernel: Any, arguments: dict[str, Any], target: GPUTarget) -> Any:
@@ -180,7 +172,7 @@ def main(name: str, count: int) -> None:
     backend, arch = name.split(":")
     target = GPUTarget(backend, int(arch), 32) if backend == "cuda" else GPUTarget("hip", arch, 64)
     for module in kernels.values():
-        module.wrap_triton = Recorder
+        module.launch = keep
     rows = []
     for config, arguments in list(CONFIGS.items())[:count]:
         for kernel, launch in record(**arguments):
