@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import onnx
 import torch
@@ -84,11 +85,26 @@ def _prepared(module: fx.GraphModule) -> fx.GraphModule:
     """Replace what the exporter refuses or makes worse; cases:
 
     1. upsampling becomes an operator of ours: the exporter would split aten's into gathers;
-    2. ``view`` becomes ``reshape``: the exporter refuses views of expanded tensors.
+    2. ``view`` becomes ``reshape``: the exporter refuses views of expanded tensors;
+    3. what it knows in other words only: see :func:`_exported`.
     """
     for node in list(module.graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default
+        if node.target is aten._adaptive_avg_pool2d.default:
+            node.target = aten.adaptive_avg_pool2d.default
+        with module.graph.inserting_before(node):
+            if node.target is aten.rsub.Scalar and len(node.args) == 2:
+                negative = module.graph.call_function(aten.neg.default, (node.args[0],))
+                negative.meta = dict(node.meta)
+                node.target, node.args = aten.add.Tensor, (negative, node.args[1])
+            if node.target is aten.squeeze.dims:
+                x, dims = node.args
+                rank = x.meta["val"].ndim
+                for dim in sorted((d % rank for d in dims), reverse=True):
+                    x = module.graph.call_function(aten.squeeze.dim, (x, dim))
+                node.replace_all_uses_with(x)
+                module.graph.erase_node(node)
         if node.target is aten.upsample_bilinear2d.default:
             x, (height, width), align_corners, *scales = node.args
             scale_h, scale_w = scales or (None, None)
@@ -102,6 +118,17 @@ def _prepared(module: fx.GraphModule) -> fx.GraphModule:
             module.graph.erase_node(node)
     module.recompile()
     return module
+
+
+def _exported(program: torch.export.ExportedProgram, *args: Any, **options: Any) -> Any:
+    """``torch.onnx.export`` without its decomposition, a quarter of the time: the graph consists of
+    simple operators already. With it, if one has no ONNX form as it is."""
+    with patch.object(torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self):
+        try:
+            return torch.onnx.export(program, *args, **options)
+        except torch.onnx.OnnxExporterError:
+            pass  # tried again below, which says what is wrong if it is
+    return torch.onnx.export(program, *args, **options)
 
 
 # A protobuf is limited to 2 GB, including the graph itself.
@@ -157,7 +184,7 @@ def write_onnx_graph(
             program = torch.export.export(
                 module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
             )
-            exported = torch.onnx.export(
+            exported = _exported(
                 program,
                 inputs,
                 dynamo=True,
