@@ -14,7 +14,7 @@ from combicam.export.passes.constants import add_constant
 from combicam.kernels import bias_act as bias_act  # defines torch.ops.combicam.bias_act_
 
 aten, ours = torch.ops.aten, torch.ops.combicam
-ACTS = {
+ACTS: dict[object, str] = {
     aten.relu.default: "relu",
     aten.silu.default: "silu",
     aten.hardswish.default: "hardswish",
