@@ -1,6 +1,7 @@
 """Bytes that an image moves through memory in the eager joint graph, and its arithmetic: counted.
 
-Every operator reads its inputs and writes its outputs once; views and weights are free. Bytes over
+Every operator reads its inputs and writes its outputs once, and a convolution's bias costs one more
+of each; views and weights are free. In 16 bit the graph is the one that CUDA gets. Bytes over
 bandwidth, plus arithmetic over the rate of the matrix units in 16 bit, is what a GPU needs in eager
 torch if nothing waits; what is compiled may move less.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, fx
 
 from benchmarks.harness import DTYPES, RESULTS, known, write_json
 from benchmarks.networks import CASES, NAMES, network
+from combicam.export.passes.passes import for_eager_cuda
 from combicam.export.spec import CamSpec
 from combicam.export.trace.snapshot import snapshot
 from combicam.export.trace.symbolic import TRACE_BATCH
@@ -67,9 +69,11 @@ def traffic_of(module: fx.GraphModule) -> Traffic:
         if not name or name in VIEWS:
             continue
         values = [*_tensors(node), *(v for n in node.all_input_nodes for v in _tensors(_source(n)))]
+        if name == "convolution" and node.args[2] is not None:
+            values += [*_tensors(node)] * 2  # torch adds it on CUDA by a kernel of its own
         moved[name] += round(sum(_bytes(v) for v in values if _has_batch(v)) / TRACE_BATCH)
         calls[name] += 1
-        flop += _flop(module, node) if name == "convolution" else 0.0
+        flop += _flop(module, node) if "convolution" in name else 0.0
     return Traffic(moved, calls, flop)
 
 
@@ -106,7 +110,8 @@ def _bytes(value: Tensor) -> int:
 def _flop(module: fx.GraphModule, node: fx.Node) -> float:
     """Of an image: every weight meets every pixel of the output, or, transposed, of the input."""
     arguments: tuple[Any, ...] = node.args
-    pixels = next(_tensors(arguments[0] if arguments[6] else node))
+    is_transposed = _name(node) == "convolution" and arguments[6]
+    pixels = next(_tensors(arguments[0] if is_transposed else node))
     weight: Tensor = getattr(module, arguments[1].target)
     return 2.0 * weight.numel() * math.prod(_sizes(pixels)[2:])
 
@@ -134,7 +139,8 @@ def case_traffic(name: str, dtype: str) -> Traffic:
     """Of a case, laid out as on a GPU."""
     case = CASES[name]
     model = snapshot(network(case)).to(DTYPES[dtype]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return traffic_of(trace(model, CamSpec(layers=case.layers), case.size).module)
+    module = trace(model, CamSpec(layers=case.layers), case.size).module
+    return traffic_of(module if dtype == "float32" else for_eager_cuda(module))
 
 
 def run_traffic(config: TrafficConfig) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from combicam.errors import ArtifactError, first_line
 from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
+from combicam.export.passes.passes import for_eager_cuda
 from combicam.export.trace.arithmetic import plain_arithmetic
 from combicam.export.trace.trace import JointGraph
 from combicam.requirements import onnxruntime, require
@@ -44,9 +45,17 @@ def with_tf32(execute: Execute) -> Execute:
     return rounded
 
 
-def eager_backend(joint: JointGraph) -> Execute:
+def eager_backend(joint: JointGraph, device: torch.device) -> Execute:
     """Run the graph operator by operator."""
-    return _no_grad(joint.module)
+    fuses = joint.signature.dtype != "float32" and has_fused_convolutions(device)
+    return _no_grad(for_eager_cuda(joint.module) if fuses else joint.module)
+
+
+def has_fused_convolutions(device: torch.device) -> bool:
+    """Whether cuDNN computes convolutions there in 16 bit, with bias and ReLU."""
+    if device.type != "cuda" or torch.version.hip is not None or not torch.backends.cudnn.enabled:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # of bfloat16
 
 
 def compile_backend(joint: JointGraph) -> Execute:

@@ -249,7 +249,9 @@ class ModelSession:
         joint = self.joint(request, for_onnx=self.backend in ONNX_BACKENDS)
         if self.backend in LOADERS:
             return file_backend(joint, self.backend, self.device)
-        return compile_backend(joint) if self.backend == "compile" else eager_backend(joint)
+        if self.backend == "compile":
+            return compile_backend(joint)
+        return eager_backend(joint, self.device)
 
 
 class SizedSessions:

@@ -18,6 +18,7 @@ from combicam.export.passes.batch_norm_folding import BatchNormFolding
 from combicam.export.passes.channel_padding import ChannelPadding
 from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
 from combicam.export.passes.constant_folding import ConstantFolding
+from combicam.export.passes.epilogue_fusion import EpilogueFusion
 from combicam.export.passes.expand_sinking import ExpandSinking
 from combicam.export.passes.gate_spreading import GateSpreading
 from combicam.export.passes.head_lowering import HeadLowering
@@ -78,6 +79,15 @@ def for_onnx(module: fx.GraphModule) -> fx.GraphModule:
     copied = fx.GraphModule(module, copy.deepcopy(module.graph))
     for make in (*ONNX_PASSES, CommonSubexpressionElimination):
         copied = _applied(make(), copied)
+    drop_unused_buffers(copied)
+    copied.graph.lint()
+    copied.recompile()
+    return copied
+
+
+def for_eager_cuda(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy for eager torch with cuDNN, where 16 bit convolutions add no bias on their own."""
+    copied = _applied(EpilogueFusion(), fx.GraphModule(module, copy.deepcopy(module.graph)))
     drop_unused_buffers(copied)
     copied.graph.lint()
     copied.recompile()

@@ -17,7 +17,7 @@ def test_a_convolution_and_a_relu_are_counted_by_hand() -> None:
     )
     found = traffic_of(trace(snapshot(model), CamSpec(layers=("1",)), (16, 16)).module)
     pixels = 16 * 16
-    assert found.bytes["convolution"] == 4 * pixels * (3 + 8)
+    assert found.bytes["convolution"] == 4 * pixels * (3 + 8 + 2 * 8)  # and its bias
     assert found.bytes["relu"] == 2 * 4 * pixels * 8
     assert found.flop == 2 * pixels * 3 * 8 * 9
     assert found.calls["convolution"] == 1 and not found.calls["expand"]
@@ -28,8 +28,8 @@ def test_a_convolution_and_a_relu_are_counted_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "dtype", "megabytes"),
     [
-        *(("resnet50", "bfloat16", 210), ("resnet50", "float32", 420)),
-        *(("efficientnet_b4", "bfloat16", 860), ("efficientnet_b4", "float32", 1720)),
+        *(("resnet50", "bfloat16", 152), ("resnet50", "float32", 510)),
+        *(("efficientnet_b4", "bfloat16", 880), ("efficientnet_b4", "float32", 1900)),
     ],
 )
 def test_budgets(name: str, dtype: str, megabytes: float) -> None:
@@ -38,4 +38,4 @@ def test_budgets(name: str, dtype: str, megabytes: float) -> None:
 
 def test_a_small_network_has_a_budget_too() -> None:
     """Of ResNet-18 at 64², whose stem and four stages lose 20 % with one pass more."""
-    assert case_traffic("resnet18-tiny", "bfloat16").megabytes <= 3.5
+    assert case_traffic("resnet18-tiny", "bfloat16").megabytes <= 2.8

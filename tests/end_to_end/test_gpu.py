@@ -12,6 +12,7 @@ from cam_oracle import calibrated
 from torch import Tensor, nn
 
 from combicam import Explainer, LoadedModel, export
+from combicam.engine.explain import backends
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run
@@ -53,6 +54,38 @@ def test_the_same_bytes_come_out_again(dtype: str, backend: str, images: Tensor)
     first, second = explainer(images), explainer(images)
     assert torch.equal(first.heatmaps, second.heatmaps)
     assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_fused_convolutions(
+    name: str, dtype: str, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As near to float32 as without the pass, and the same bytes again."""
+    network = calibrated(torchvision.models.get_model(name, weights=None), SIZE)
+    exact = Explainer(network, SIZE, device="cuda")(images)
+    explainer = Explainer(network, SIZE, device="cuda", dtype=dtype)
+    found, again = (explainer(images, exact.targets) for _ in range(2))
+    assert torch.equal(found.heatmaps, again.heatmaps) and torch.equal(found.logits, again.logits)
+    monkeypatch.setattr(backends, "has_fused_convolutions", lambda device: False)
+    plain = Explainer(network, SIZE, device="cuda", dtype=dtype)(images, exact.targets)
+    assert not torch.equal(plain.logits, found.logits)  # it was not fused
+    for a, b, whole in (
+        (found.logits, plain.logits, exact.logits),
+        (found.heatmaps, plain.heatmaps, exact.heatmaps),
+    ):
+        with_it, without = ((v.float() - whole).square().mean().sqrt() for v in (a, b))
+        assert with_it < 1.5 * without + 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_image_that_overflows_is_told(dtype: str, images: Tensor) -> None:
+    """ReLU must keep NaN, also where it is part of a convolution."""
+    resnet = calibrated(torchvision.models.get_model("resnet18", weights=None), SIZE)
+    explainer = Explainer(resnet, SIZE, device="cuda", dtype=dtype)
+    images[2] = torch.nan
+    found = explainer(images)
+    assert found.logits.isfinite().all(1).tolist() == [True, True, False, True, True]
 
 
 @pytest.mark.parametrize("backend", ["eager", "compile", "torchscript", "aoti"])

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-MODULES = ["pool", "weigh", "extremes", "combine", "normalize"]
+MODULES = ["pool", "weigh", "extremes", "combine", "normalize", "bias_act"]
 kernels = {name: importlib.import_module(f"combicam.kernels.{name}") for name in MODULES}
 head = importlib.import_module("combicam.kernels.cam_head")
 
@@ -102,6 +102,11 @@ def record(
     if dtype != torch.float32:
         photos = torch.empty(4, 224, 224, 3, dtype=torch.uint8, device="meta")
         kernels["normalize"].launch_normalize(photos, (0.5,) * 3, (0.25,) * 3, dtype)
+    if layers is RESNET50:
+        x, bias = acts[0], torch.empty(layers[0][0], dtype=dtype, device="meta")
+        launch_bias_act = kernels["bias_act"].launch_bias_act
+        launch_bias_act(x, bias, None, "silu", torch.empty_like(x))
+        launch_bias_act(x, bias, x, "relu", x)
     return LAUNCHES
 
 

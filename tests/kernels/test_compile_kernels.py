@@ -65,6 +65,9 @@ def test_loads_are_16_bytes_wide_where_memory_allows(target: str) -> None:
         if row["kernel"] == "weigh_kernel":
             assert min(loads) >= 4 and loads.get(16, 0) >= 4, row
             checked += 1
+        if row["kernel"] == "bias_act_kernel":
+            assert set(loads) == {16}, row
+            checked += 1
         if row["kernel"] == "normalize_kernel" and target.startswith("cuda"):
             assert set(loads) == {16}, row
             checked += 1
