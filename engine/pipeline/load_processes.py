@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from socket import socketpair
+from socket import recv_fds, send_fds, socket, socketpair
 from threading import Thread
+from typing import NoReturn
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from combicam.errors import RunError
 from combicam.export.preprocess import Preprocess
 
 _AHEAD = 3  # chunks that a process has, finished ones included
-_STOP_S = 5.0
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # What a process answers: for each input what load returns, or raised; and the shape of pixels that
 # lie in the shared memory.
 Answer = tuple[Loaded | Exception, tuple[int, ...] | None]
@@ -45,9 +46,8 @@ class _Task:
 
 @dataclass
 class _Worker:
-    process: subprocess.Popen[bytes]
     connection: Connection
-    is_ready: bool = False
+    pid: int | None = None  # None until it is ready
     tasks: deque[_Task] = field(default_factory=deque)  # not answered yet, in order
 
 
@@ -83,7 +83,8 @@ class LoadProcesses:
         self._memory = mmap.mmap(self._memory_file, size)
         self._count = workers
         self._workers: list[_Worker] = []
-        self.close = weakref.finalize(self, _close, self._workers, self._memory_file)
+        self._parents: list[_Parent] = []  # one, or none
+        self.close = weakref.finalize(self, _close, self._workers, self._parents, self._memory_file)
         self._begin()
 
     def in_order(self, entries: Iterable[Entry]) -> Iterator[Loaded]:
@@ -109,32 +110,17 @@ class LoadProcesses:
             while turns:
                 yield from self._answers(turns.popleft())
         finally:
-            if any(worker.tasks for worker in self._workers):
-                _stop(self._workers)  # they have inputs of an order that nobody waits for
+            if any(worker.tasks for worker in self._workers):  # of an order that nobody waits for
+                _stop(self._workers, self._parents)
 
     def _begin(self) -> None:
+        self._parents.append(_Parent(self._memory_file))
         self._workers += [self._started() for _ in range(self._count)]
 
     def _started(self) -> _Worker:
-        ours, theirs = socketpair()
-        script = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from combicam.engine.pipeline.load_processes import serve; "
-            f"serve({theirs.fileno()}, {self._memory_file})"
-        )
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-c", script],
-                    pass_fds=(theirs.fileno(), self._memory_file),
-                    stdin=subprocess.DEVNULL,
-                    # Libraries' own threads would take the cores of the other processes.
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-                    start_new_session=True,  # Ctrl-C is for the run, which closes the connection
-                )
-            except OSError as error:  # embedded interpreters are no program
-                raise _no_start(str(error)) from error
-        worker = _Worker(process, Connection(ours.detach()))
+        if self._parents[0].has_ended:
+            self._parents[0] = _Parent(self._memory_file)
+        worker = _Worker(self._parents[0].fork())
         with suppress(OSError):  # it died already, which asking for an answer will tell
             worker.connection.send(self._setup)
         return worker
@@ -182,23 +168,75 @@ class LoadProcesses:
         return answers
 
     def _replace(self, number: int) -> str:
-        """Bury a dead process, start another; how the first died.
+        """Start another process in the place of a dead one; how that died.
 
         Raises:
             RunError: it died before it could decode anything.
         """
         worker = self._workers[number]
         worker.connection.close()
-        try:
-            code = worker.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            code = worker.process.wait()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        if not worker.is_ready:
+        how = self._parents[0].end_of(worker.pid)
+        if worker.pid is None:
             raise _no_start(how)
         self._workers[number] = self._started()
         return how
+
+
+class _Parent:
+    """A process that has imported everything, and forks the ones that decode: at once, and with
+    most of their memory in common. It kills them when this object is closed, or this process dies.
+
+    Args:
+        memory_file: that the children inherit.
+    """
+
+    def __init__(self, memory_file: int) -> None:
+        self._socket, theirs = socketpair()
+        script = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from combicam.engine.pipeline.load_processes import fork_on_demand; "
+            f"fork_on_demand({theirs.fileno()}, {memory_file})"
+        )
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", script],
+                    pass_fds=(theirs.fileno(), memory_file),
+                    stdin=subprocess.DEVNULL,
+                    # Threads of libraries would not survive a fork, and take others' cores.
+                    env={**os.environ, **dict.fromkeys(_THREADS, "1"), "CUDA_VISIBLE_DEVICES": ""},
+                    start_new_session=True,  # Ctrl-C is for the run, which closes the connection
+                )
+            except OSError as error:  # embedded interpreters are no program
+                raise _no_start(str(error)) from error
+
+    def fork(self) -> Connection:
+        """Have a process forked, as soon as everything is imported; the connection to it."""
+        ours, theirs = socketpair()
+        with theirs, suppress(OSError):  # whoever asks for an answer finds that none is there
+            send_fds(self._socket, [b"fork"], [theirs.fileno()])
+        return Connection(ours.detach())
+
+    def end_of(self, pid: int | None) -> str:
+        """How a process died that was forked, or, of None, how this one did."""
+        code = None
+        if pid is not None:
+            with suppress(OSError):
+                self._socket.sendall(str(pid).encode())
+                code = int(self._socket.recv(64) or self._process.wait())
+        if code is None:
+            code = self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it died."""
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """End it and all that it forked."""
+        self._socket.close()
+        self._process.wait()
 
 
 def _no_start(how: str) -> RunError:
@@ -209,39 +247,63 @@ def _no_start(how: str) -> RunError:
 
 
 def _received(worker: _Worker) -> list[Answer]:
-    if not worker.is_ready:
-        worker.connection.recv()
-        worker.is_ready = True
+    if worker.pid is None:
+        worker.pid = worker.connection.recv()
     answers: list[Answer] = worker.connection.recv()
     return answers
 
 
-def _stop(workers: list[_Worker]) -> None:
+def _stop(workers: list[_Worker], parents: list[_Parent]) -> None:
     for worker in workers:
         worker.connection.close()
-        worker.process.kill()
-    for worker in workers:
-        worker.process.wait()
+    for parent in parents:
+        parent.close()
     workers.clear()
+    parents.clear()
 
 
-def _close(workers: list[_Worker], memory_file: int) -> None:
-    _stop(workers)
+def _close(workers: list[_Worker], parents: list[_Parent], memory_file: int) -> None:
+    _stop(workers, parents)
     os.close(memory_file)
 
 
-def serve(connection_file: int, memory_file: int) -> None:
-    """Main of a process: load what comes, until the other end closes or dies."""
+def fork_on_demand(socket_file: int, memory_file: int) -> None:
+    """Main of :class:`_Parent`'s process."""
     tune_allocator()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of bad images
+    children: set[int] = set()
+    with socket(fileno=socket_file) as asked:
+        while True:
+            message, files, *_ = recv_fds(asked, 64, 1)
+            if not message:
+                break
+            if files:
+                pid = os.fork()
+                if pid == 0:
+                    asked.close()
+                    serve(files[0], memory_file)
+                children.add(pid)
+                os.close(files[0])
+            else:
+                pid = int(message)
+                children.discard(pid)
+                status = os.waitpid(pid, 0)[1]
+                asked.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def serve(connection_file: int, memory_file: int) -> NoReturn:
+    """Main of a process that was forked: load what comes, until the other end closes."""
     memory = mmap.mmap(memory_file, 0)
     connection = Connection(connection_file)
     preprocess, config = connection.recv()
-    connection.send(None)
+    connection.send(os.getpid())
     tasks: SimpleQueue[_Task] = SimpleQueue()
 
     def receive() -> None:
-        # Always ready to take a task: two ends that both wait to send would wait forever.
+        # Always ready to take a task: two ends that both wait to send would wait for ever.
         try:
             while True:
                 tasks.put(connection.recv())

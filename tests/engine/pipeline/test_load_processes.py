@@ -110,7 +110,7 @@ def test_an_image_that_kills_its_decoder_is_a_failed_row(
         "    return data\n"
         "entry.Entry.read = read\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     paths = photos(tmp_path / "in", 20)
     for i in (0, 7, 8, 19):
         paths[i].write_bytes(b"deadly")
@@ -133,9 +133,11 @@ def test_processes_that_are_killed_cost_nothing(
     found = []
     for i, item in enumerate(pool.in_order(inputs)):
         found.append((item.record.entry.id, item.record.status))
-        if i in (3, 30):
+        if i == 45:
+            pool._parents[0]._process.kill()
+        if i in (3, 30, 45):
             for worker in pool._workers:
-                os.kill(worker.process.pid, signal.SIGKILL)
+                os.kill(worker.pid or 0, signal.SIGKILL)
     pool.close()
     assert found == [(str(i), OK) for i in range(60)]
 
@@ -173,7 +175,7 @@ def test_an_abandoned_order_is_forgotten(
 def test_processes_end_with_their_owner(photos: Callable[..., list[Path]], tmp_path: Path) -> None:
     pool = LoadProcesses(2, 12, SQUARE, DecodeConfig())
     list(pool.in_order(entries(photos(tmp_path, 3))))
-    pids = [worker.process.pid for worker in pool._workers]
+    pids = [worker.pid for worker in pool._workers]
     del pool
     for pid in pids:
         with pytest.raises(OSError) as found:
@@ -185,10 +187,11 @@ def test_processes_end_if_their_owner_is_killed(tmp_path: Path) -> None:
     script = (
         "from combicam.engine.pipeline.load_processes import LoadProcesses\n"
         "from combicam.engine.images.decode import DecodeConfig\n"
+        "from combicam.engine.inputs.entry import Entry\n"
         "from combicam.export.preprocess import Preprocess\n"
         "pool = LoadProcesses(2, 12, Preprocess((8, 8)), DecodeConfig())\n"
-        "list(pool.in_order([]))\n"
-        "print(*[w.process.pid for w in pool._workers], flush=True)\n"
+        "list(pool.in_order([Entry(str(i), '/none.jpg') for i in range(9)]))\n"
+        "print(*[w.pid for w in pool._workers], flush=True)\n"
         "input()\n"
     )
     owner = subprocess.Popen(
