@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,7 +22,7 @@ except ImportError:
 __all__ = ["cdiv", "fields", "jit", "launch", "next_power_of_2", "on_device", "tl", "wrap_triton"]
 
 # What was launched -> the binary, launched by (number of programs) and (arguments, constants).
-_binaries: dict[tuple[Any, ...], Callable[..., Any]] = {}
+_binaries: dict[tuple[Any, ...], Any] = {}
 
 
 def fields(*span: int) -> list[Any]:

@@ -20,7 +20,8 @@ class ComputeConfig:
         chunk: of ``scorecam`` and ``ablationcam``, changed images per pass; None for as many as
             easily fit into memory.
         cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
-            ``onnxruntime``, ``openvino``, ``scorecam`` or ``ablationcam``.
+            ``onnxruntime``, ``openvino``, ``scorecam`` or ``ablationcam``. With the backend
+            ``auto``, runs of the best classes do so by themselves.
 
     Raises:
         ValueError: an unknown backend, or one that cannot be captured.

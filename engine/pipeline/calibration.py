@@ -40,6 +40,7 @@ from combicam.engine.run.plan import RunPlan
 from combicam.engine.run.work import ShardWork
 from combicam.engine.storage.atomic import read_json, write_json
 from combicam.errors import RunError
+from combicam.export.spec import FORWARD_METHODS
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def calibrated(
         manifest, work: the first images are measured.
     """
     explainer = plan.explainer
+    config = _with_graphs(config, explainer)
     is_auto = "auto" in (config.compute.backend, config.batch_size)
     if not is_auto or not isinstance(explainer, Explaining):
         return config, plan
@@ -105,6 +107,21 @@ def calibrated(
     compute = replace(config.compute, backend=tuning.backend)
     config = replace(config, compute=compute, batch_size=tuning.batch_size)
     return config, replace(plan, explainer=tuned)
+
+
+def _with_graphs(config: RunConfig, explainer: object) -> RunConfig:
+    """With CUDA graphs where the backend is left to the run, and they are possible."""
+    if (
+        config.compute.backend != "auto"
+        or not isinstance(explainer, Explainer)
+        or explainer.device.type != "cuda"
+        or not isinstance(explainer.session, ModelSession)
+        or explainer.spec.method in FORWARD_METHODS
+        or not explainer.preprocess.has_one_size
+        or config.explain
+    ):
+        return config
+    return replace(config, compute=replace(config.compute, cuda_graphs=True))
 
 
 def _is_here(config: RunConfig) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -25,7 +25,7 @@ from combicam.engine.run.log import event
 from combicam.engine.shards.map_format import MapFormat, Size, finest
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.status import OK
-from combicam.errors import RunError
+from combicam.errors import RunError, first_line
 from combicam.kernels.jit import on_device
 
 
@@ -72,7 +72,8 @@ class ExplainStage:
     Args:
         explainer: called with uint8 [B,H,W,C] on its device.
         maps: how maps are stored.
-        cuda_graphs: replay a batch's launches as one CUDA graph; not with a target.
+        cuda_graphs: replay a batch's launches as one CUDA graph, if they can be captured; not with
+            a target.
         target: what to explain; None for the best classes.
         top_places: number of locations stored per image, if the classes have locations.
 
@@ -159,13 +160,10 @@ class ExplainStage:
         def explain_pieces(size: int) -> QuantisedExplanation:
             pieces = torch.split(images, size)
             split = [None] * len(pieces) if targets is None else torch.split(targets, size)
-            if self._cuda_graph is not None:
-                parts = [self._cuda_graph(self._transfer.up(piece)) for piece in pieces]
-            else:
-                parts = [
-                    self._piece(self._transfer.up(piece), ids)
-                    for piece, ids in zip(pieces, split, strict=True)
-                ]
+            parts = self._replayed(pieces) or [
+                self._piece(self._transfer.up(piece), ids)
+                for piece, ids in zip(pieces, split, strict=True)
+            ]
             return QuantisedExplanation.concatenate(parts)
 
         halvings = self._limit.halvings
@@ -174,6 +172,19 @@ class ExplainStage:
         if self._limit.halvings > halvings:
             event("out_of_memory", logging.WARNING, images=len(images), limit=self._limit.most)
         return self._transfer.down(results, count)
+
+    def _replayed(self, pieces: Sequence[Tensor]) -> list[QuantisedExplanation]:
+        """Explanations by CUDA graphs; none without them, or if the launches cannot be captured."""
+        if self._cuda_graph is None:
+            return []
+        try:
+            return [self._cuda_graph(self._transfer.up(piece)) for piece in pieces]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            event("cuda_graphs_off", logging.WARNING, reason=first_line(error))
+            self._cuda_graph = None
+            return []
 
     def _piece(self, images: Tensor, targets: Tensor | None = None) -> QuantisedExplanation:
         if targets is None:

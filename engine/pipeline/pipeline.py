@@ -100,8 +100,8 @@ class Pipeline:
         to_encode: Channel[ExplainedBatch] = Channel(_DEPTH)
         reports: SimpleQueue[ShardReport | None] = SimpleQueue()
         errors: list[BaseException] = []  # the first is the cause; the others follow from it
-        threads = 1 if self._processes else self._config.workers
-        pool = ThreadPoolExecutor(threads, "combicam-load", self._use_gpu)
+        loaders = 1 if self._processes else self._config.workers
+        pool = ThreadPoolExecutor(loaders, "combicam-load", self._use_gpu)
 
         def write() -> None:
             shards = write_shards(to_encode, self._run, self._rows, self._limit, self._writers)

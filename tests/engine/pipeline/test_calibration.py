@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,19 @@ def test_nothing_can_be_decoded(tmp_path: Path, measured: list[str]) -> None:
     summary = run_images(configured(tmp_path, **AUTO), Explainer(build()))
     assert summary.failures == {"decode_error": 9}
     assert measured == []
+
+
+def test_gpus_replay_what_is_left_to_the_run(tmp_path: Path) -> None:
+    explainer = Explainer(build())
+
+    def replays(**fields: Any) -> bool:
+        config = calibration._with_graphs(configured(tmp_path, **fields), explainer)
+        return config.compute.cuda_graphs
+
+    assert not replays(**AUTO, backend="auto")  # on a CPU
+    explainer.device = torch.device("cuda", 0)
+    assert replays(**AUTO, backend="auto")
+    assert not replays(backend="eager") and not replays(backend="auto", explain=("1",))
+    explainer = Explainer(replace(build(), preprocess=Preprocess((24, 32), resize="short-side")))
+    explainer.device = torch.device("cuda", 0)
+    assert not replays(backend="auto")  # a graph for every size

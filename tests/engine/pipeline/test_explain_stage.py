@@ -56,6 +56,27 @@ def test_cuda_graphs_need_a_gpu(fake: Any) -> None:
         ExplainStage(fake(), MapFormat(1, (24, 32)), cuda_graphs=True)
 
 
+def test_launches_that_cannot_be_captured_are_made(fake: Any, caplog: Any) -> None:
+    stage = ExplainStage(fake(), MapFormat(1, (24, 32)))
+    captures: list[int] = []
+
+    def refuse(images: Tensor) -> None:
+        captures.append(len(images))
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    stage._cuda_graph = CudaGraph(refuse, lambda images: images)  # type: ignore[arg-type]
+    stage._cuda_graph._capture = refuse  # type: ignore[assignment, method-assign]
+    images = [torch.full((2, 24, 32, 3), i, dtype=torch.uint8) for i in range(3)]
+    found = through(stage, images, pin=False)
+    plain = ExplainStage(fake(), MapFormat(1, (24, 32)))
+    expected = through(plain, images, pin=False)
+    assert captures == [2] and len(found) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.heatmaps, other.heatmaps)
+    [told] = [r for r in caplog.records if r.message == "cuda_graphs_off"]
+    assert "not permitted when stream is capturing" in told.fields["reason"]
+
+
 def test_the_stage_delivers_in_order_and_lets_go_of_images(fake: Any) -> None:
     batches = [
         torch.randint(0, 256, (n, 24, 32, 3), generator=torch.Generator().manual_seed(n)).byte()
