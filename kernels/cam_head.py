@@ -7,6 +7,7 @@ reference, whose standard operators are also used in portable artifacts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -138,7 +139,6 @@ def _scaled(
     return [heatmaps, ranges, *maps]
 
 
-@torch.library.triton_op("combicam::cam_head", mutates_args=())
 def _cam_head(
     acts: list[Tensor],
     grads: list[Tensor],
@@ -171,6 +171,12 @@ def _cam_head(
         dtype,
         scale,
     )
+
+
+@cache
+def define() -> None:
+    """Define ``combicam::cam_head`` at its first use, since that imports torch's compiler."""
+    torch.library.triton_op("combicam::cam_head", _cam_head, mutates_args=())
 
 
 def cam_head(
@@ -234,6 +240,8 @@ def cam_head(
             f"cam_head: expected heatmaps in [0, 1] for uint8, got normalize={normalize!r}; "
             "normalise the fused map, or use float32"
         )
+    if not torch.compiler.is_compiling():
+        define()
     with on_device(acts[0].device):
         return list(
             torch.ops.combicam.cam_head(

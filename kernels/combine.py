@@ -25,7 +25,7 @@ from combicam.kernels.extremes import (
     scaled,
     whole_range,
 )
-from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl
+from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl, wrap_triton
 from combicam.kernels.upsample import upsample
 
 FUSES = ("sum", "mean", "max", "product", "gated", "none")
@@ -283,7 +283,7 @@ def _condense(
     out = maps.new_empty(count * pixels)
     tiles = 1 if partial is None else partial.shape[-1]
     launch(
-        condense_kernel,
+        wrap_triton(condense_kernel),
         count * programs,
         maps,
         maps if partial is None else partial,
@@ -359,7 +359,7 @@ def launch_combine(
     ranges = maps.new_empty([*lead, 2])
     tiles = partial.shape[-1]
     launch(
-        render_kernel,
+        wrap_triton(render_kernel),
         count * len(items) * tiles,
         maps,
         *(factors or (maps, maps)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl
+from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl, wrap_triton
 from combicam.kernels.upsample import step, upsampled
 
 # Relative range of an upsampled constant map in float32: a few roundings.
@@ -226,7 +226,7 @@ def launch_extremes(
     tiles = max(item.tiles for item in items)
     partial = maps.new_empty(count, len(items), 2, tiles)
     launch(
-        extremes_kernel,
+        wrap_triton(extremes_kernel),
         count * len(items) * tiles,
         maps,
         *(factors or (maps, maps)),

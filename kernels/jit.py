@@ -31,28 +31,33 @@ def fields(*span: int) -> list[Any]:
 
 
 def wrap_triton(kernel: Any) -> Any:
-    """Wrap a kernel so that graphs record it; not interpreted ones, which torch 2.11 refuses."""
+    """Wrap a kernel so that graphs record it; not interpreted ones, which torch 2.11 refuses.
+
+    Torch looks for calls of this name to tell which kernels an operator has. Where it runs one of
+    its operators, and no graph is recorded, the kernel comes back as it is.
+    """
     return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
 
 
 def launch(
     kernel: Any, programs: int, *arguments: Tensor | int, num_warps: int, **constants: Any
 ) -> None:
-    """Launch a kernel on a one-dimensional grid; graphs that are being traced record it.
+    """Launch a kernel on a one-dimensional grid, or record it in the graph that is being traced.
 
     Triton looks into all constants at every launch: tuples that describe 8 layers take 0.1 ms or
     more. What was launched before with equal constants, and arguments of the same kinds, is found
     here at once.
 
     Args:
-        kernel: with its arguments first, then its constants.
+        kernel: with its arguments first, then its constants; of :func:`wrap_triton` in operators
+            that graphs see through.
         programs: size of the grid.
         arguments: tensors on the current device, and whole numbers.
         num_warps: of a program.
         constants: in the kernel's order.
     """
-    if not _is_real(kernel, arguments):
-        wrap_triton(kernel)[(programs,)](*arguments, **constants, num_warps=num_warps)
+    if not isinstance(kernel, JITFunction):
+        kernel[(programs,)](*arguments, **constants, num_warps=num_warps)
         return
     values = (*constants.values(), num_warps)
     key = (kernel, torch.cuda.current_device(), *map(_kind, arguments), *values)
@@ -61,13 +66,6 @@ def launch(
         _binaries[key] = kernel[(programs,)](*arguments, **constants, num_warps=num_warps)
     else:
         binary[programs, 1, 1](*arguments, *constants.values())
-
-
-def _is_real(kernel: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether to launch now: no interpreted kernel, and no tensors that stand for others."""
-    if not isinstance(kernel, JITFunction) or torch.compiler.is_compiling():
-        return False
-    return all(type(x) is Tensor for x in arguments if isinstance(x, Tensor))
 
 
 def _kind(argument: Any) -> tuple[Any, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, launch, on_device, tl
+from combicam.kernels.jit import cdiv, jit, launch, on_device, tl, wrap_triton
 
 BLOCK = 4096  # bytes of one program: 16 for each of 256 threads
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -57,7 +58,7 @@ def launch_normalize(
     shift = [-m / s for m, s in zip(mean, std, strict=True)] * repeats
     n = images.numel()
     launch(
-        normalize_kernel,
+        wrap_triton(normalize_kernel),
         cdiv(n, BLOCK),
         images,
         out,
@@ -74,11 +75,16 @@ def launch_normalize(
     return out.permute(0, 3, 1, 2)
 
 
-@torch.library.triton_op("combicam::normalize", mutates_args=())
 def _normalize(images: Tensor, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
     if images.is_cuda and dtype in DTYPES and len(mean) in (1, 3):
         return launch_normalize(images, mean, std, dtype)
     return normalize_reference(images, mean, std, dtype)
+
+
+@cache
+def define() -> None:
+    """Define ``combicam::normalize`` at its first use, since that imports torch's compiler."""
+    torch.library.triton_op("combicam::normalize", _normalize, mutates_args=())
 
 
 def normalize(
@@ -107,6 +113,10 @@ def normalize(
             f"{tuple(images.shape)}; pass decoded images, or skip this for normalised float "
             f"[B,{count},H,W]"
         )
+    if images.device.type == "cpu":
+        return normalize_reference(images, mean, std, dtype)
+    if not torch.compiler.is_compiling():
+        define()
     with on_device(images.device):
         result: Tensor = torch.ops.combicam.normalize(images, list(mean), list(std), dtype)
     return result

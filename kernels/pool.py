@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
+from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl, wrap_triton
 from combicam.kernels.layout import (
     ACTS_B,
     ACTS_C,
@@ -295,7 +295,7 @@ def launch_pool(
     method, batch = constants["METHOD"], grads[0].shape[0]
     scaled = scale is not None and method == "gradcam++"
     launch(
-        pool_kernel,
+        wrap_triton(pool_kernel),
         batch * programs,
         parts,
         *slots(acts if method != "gradcam" else [], parts),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from combicam.kernels.extremes import FLAT
-from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
+from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl, wrap_triton
 from combicam.kernels.layout import (
     ACTS_B,
     ACTS_C,
@@ -345,7 +345,7 @@ def launch_weigh(
         if pooled:
             launch_pool(parts, some_acts, some_grads, group.pool, eps, scale)
         launch(
-            weigh_kernel,
+            wrap_triton(weigh_kernel),
             batch * group.programs,
             maps,
             parts,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from combicam.engine.explain.backends import BACKENDS
+from combicam.engine.explain.config import BACKENDS
 from combicam.errors import first_line
 from combicam.export.formats.aoti_file import aoti_device
 from combicam.export.formats.artifact import Description

@@ -22,7 +22,6 @@ from combicam.export.trace.trace import JointGraph
 from combicam.requirements import onnxruntime, require
 
 CPU = torch.device("cpu")
-BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "openvino", "aoti")
 # A joint graph as a function: images[, targets] -> outputs, on the backend's device.
 Execute = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -198,8 +197,6 @@ def aoti_backend(path: Path, device: torch.device) -> Execute:
         ) from error
 
 
-# Backends that run the ONNX file; its graph differs from the others'.
-ONNX_BACKENDS = ("onnxruntime", "openvino")
 LOADERS = {
     "torchscript": torchscript_backend,
     "onnxruntime": onnxruntime_backend,

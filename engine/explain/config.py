@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from combicam.engine.explain.backends import BACKENDS, ONNX_BACKENDS
+BACKENDS = ("auto", "eager", "compile", "torchscript", "onnxruntime", "openvino", "aoti")
+# Those that run the ONNX file; its graph differs from the others'.
+ONNX_BACKENDS = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)

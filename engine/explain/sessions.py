@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from combicam.engine.explain.ablationcam import AblationCam
 from combicam.engine.explain.backends import (
     LOADERS,
-    ONNX_BACKENDS,
     Execute,
     artifact_backend,
     compile_backend,
@@ -22,6 +21,7 @@ from combicam.engine.explain.backends import (
     file_backend,
     with_tf32,
 )
+from combicam.engine.explain.config import ONNX_BACKENDS
 from combicam.engine.explain.forward_only import ForwardOnly
 from combicam.engine.explain.scorecam import ScoreCam
 from combicam.errors import ArtifactError

@@ -92,7 +92,10 @@ def _prepared(module: fx.GraphModule) -> fx.GraphModule:
         if node.target is aten.view.default:
             node.target = aten.reshape.default
         if node.target is aten._adaptive_avg_pool2d.default:
-            node.target = aten.adaptive_avg_pool2d.default
+            x, into = node.args
+            kernel = [a // b for a, b in zip(x.meta["val"].shape[2:], into, strict=True)]
+            if [k * n for k, n in zip(kernel, into, strict=True)] == list(x.meta["val"].shape[2:]):
+                node.target, node.args = aten.avg_pool2d.default, (x, kernel, kernel)
         with module.graph.inserting_before(node):
             if node.target is aten.rsub.Scalar and len(node.args) == 2:
                 negative = module.graph.call_function(aten.neg.default, (node.args[0],))

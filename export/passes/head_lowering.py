@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -19,11 +18,8 @@ class HeadLowering(PassBase):
             assert getattr(node.target, "namespace", "aten") != "combicam", node.format_node()
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        heads = [
-            node
-            for node in graph_module.graph.nodes
-            if node.target is torch.ops.combicam.cam_head.default
-        ]
+        nodes = graph_module.graph.nodes
+        heads = [node for node in nodes if str(node.target) == "combicam.cam_head.default"]
         for node in heads:
             inline(graph_module, node, cam_head_reference)
         graph_module.graph.eliminate_dead_code()

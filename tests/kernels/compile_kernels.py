@@ -177,7 +177,7 @@ def main(name: str, count: int) -> None:
     backend, arch = name.split(":")
     target = GPUTarget(backend, int(arch), 32) if backend == "cuda" else GPUTarget("hip", arch, 64)
     for module in kernels.values():
-        module.launch = keep
+        module.launch, module.wrap_triton = keep, lambda kernel: kernel
     rows = []
     for config, arguments in list(CONFIGS.items())[:count]:
         for kernel, launch in record(**arguments):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from combicam.kernels import METHODS, cam_head, cam_head_reference
-from combicam.kernels.cam_head import launch_cam_head
+from combicam.kernels.cam_head import define, launch_cam_head
 
 
 def pair(k: int = 2) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -21,6 +21,7 @@ def test_opcheck(fuse: str) -> None:
     acts, grads = pair()
     arguments = (acts, grads, [24, 28], "gradcam", fuse, "map", True, 0.0, [], 1e-8)
     arguments += (True, torch.float32)
+    define()
     result = torch.library.opcheck(torch.ops.combicam.cam_head, arguments)
     assert set(result.values()) == {"SUCCESS"}
 

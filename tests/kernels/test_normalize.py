@@ -7,7 +7,7 @@ import torch
 
 from combicam.export.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from combicam.kernels import normalize, normalize_reference
-from combicam.kernels.normalize import DTYPES, launch_normalize
+from combicam.kernels.normalize import DTYPES, define, launch_normalize
 
 
 def photos(*shape: int) -> torch.Tensor:
@@ -46,6 +46,7 @@ def test_kernel_of_one_channel(device: torch.device) -> None:
 
 def test_opcheck() -> None:
     arguments = (photos(2, 5, 4), list(IMAGENET_MEAN), list(IMAGENET_STD), torch.float16)
+    define()
     result = torch.library.opcheck(torch.ops.combicam.normalize, arguments)
     assert set(result.values()) == {"SUCCESS"}
 
