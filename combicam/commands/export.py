@@ -40,6 +40,7 @@ class Config:
             the others or in addition; new or empty.
         web_samples: photos that the site offers, or folders of them; default: the demo's
             postcards for its model, else the photographs of the extra ``photos``.
+        web_title: title of the site's page; default: the model's name.
         onnxruntime_web: folder with the files of the npm package onnxruntime-web, for the site;
             default: ``node_modules`` here or in a parent, else npm downloads them.
         model: which model.
@@ -64,6 +65,7 @@ class Config:
     triton_repository: Path | None = None
     web: Path | None = None
     web_samples: tuple[Path, ...] = ()
+    web_title: str | None = None
     onnxruntime_web: Path | None = None
     cam: CamSpec = field(default_factory=CamSpec)
     amp_dtype: str | None = None
@@ -162,6 +164,7 @@ def _write_site(
             folder,
             samples=samples,
             runtime=config.onnxruntime_web,
+            title=config.web_title,
             opset=config.opset,
             verify=config.verify,
             tolerance=config.tolerance,

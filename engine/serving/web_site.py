@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from combicam.engine.explain.artifact_verify import Verification
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ArtifactSession
 from combicam.engine.report.page import fill, one_script, page_text, script_json
+from combicam.engine.serving.triton_repository import model_name
 from combicam.engine.serving.web_runtime import copy_runtime, runtime_folder
 from combicam.errors import ArtifactError
 from combicam.export.classes.classes import ClassTable
@@ -77,7 +77,7 @@ def export_web_site(
         runtime: folder with the files of the npm package onnxruntime-web; default: of an installed
             one (``node_modules`` here or in a parent), else npm downloads it. Without npm, the site
             has none: ``missing`` says what to copy.
-        title: of the page; default: the model's name.
+        title: of the page; default: the last part of the model's name.
         opset, verify, tolerance, allow_disagreement: as for
             :func:`~combicam.engine.explain.artifact_export.export`.
 
@@ -114,7 +114,7 @@ def export_web_site(
         _check_weights(draft / MODEL)
         description = read_description(draft / MODEL)
         copied = copy_runtime(found, draft / "ort")
-        _write_page(draft, description, photos, title or description.model)
+        _write_page(draft, description, photos, title or model_name(description.model))
         _publish(draft, folder)
     return WebSite(folder, copied.source, copied.missing, verification)
 

@@ -5,9 +5,7 @@ let photo = null; // what is shown: {id, name, url, canvas, strip, best, explain
 let asked = null; // what was chosen last: {id, name, url}
 let count = 0;
 
-// Of a blob, so that the page's content security policy holds for the worker, too.
-const source = `import ${JSON.stringify(new URL('worker.js', document.baseURI).href)};`;
-const worker = new Worker(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })), { type: 'module' });
+let worker = null;
 
 function tell(text) { $('status').textContent = text; }
 
@@ -50,16 +48,22 @@ function classList() {
       el('span', { class: 'amount', text: percent(probability) })))));
 }
 
+const seconds = (s) => (s < 0.0995 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(2)} s`);
+
+function tellClass() {
+  const [target, probability] = photo.best.find(([other]) => other === photo.target) || photo.best[0];
+  tell(`${photo.name}: ${className(target)}, ${percent(probability)}. Explained in ${seconds(photo.seconds)}.`);
+}
+
 function explainClass(target) {
   photo.target = target;
-  if (!photo.explained.has(target)) {
+  if (photo.explained.has(target)) tellClass();
+  else {
     tell(`Explaining ${className(target)} …`);
     worker.postMessage({ id: photo.id, target });
   }
   draw();
 }
-
-const seconds = (s) => (s < 0.0995 ? `${Math.round(1000 * s)} ms` : `${s.toFixed(2)} s`);
 
 function showPhoto(found) {
   if (photo) URL.revokeObjectURL(photo.url);
@@ -108,39 +112,52 @@ function receive({ data }) {
     if (data.size) showPhoto(data);
     if (data.id !== photo.id) return;
     for (const found of data.explained) photo.explained.set(found.target, toParts(found));
-    const [name, score] = photo.best.find(([target]) => target === photo.target) || photo.best[0];
-    tell(`${photo.name}: ${className(name)}, ${percent(score)}. Explained in ${seconds(data.explain_s)}.`);
+    photo.seconds = data.explain_s;
+    if (photo.explained.has(photo.target)) tellClass();
     draw();
   }
 }
 
-worker.onmessage = receive;
-worker.onerror = (event) => receive({ data: { failed: event.message || 'worker.js cannot be loaded' } });
-
-$('file').addEventListener('change', (event) => {
-  const [file] = event.target.files;
-  if (file) choose(file, file.name);
-  event.target.value = ''; // the same file may be chosen again
-});
-for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop']) {
-  addEventListener(kind, (event) => {
-    event.preventDefault();
-    document.body.classList.toggle('over-page', kind === 'dragenter' || kind === 'dragover');
-    const [file] = (kind === 'drop' && event.dataTransfer.files) || [];
-    if (file) choose(file, file.name);
-    else if (kind === 'drop') complain('what was dropped is not a file; save the photo first');
-  });
+// Of a blob, so that the page's content security policy holds for the worker, too.
+function startWorker() {
+  const source = `import ${JSON.stringify(new URL('worker.js', document.baseURI).href)};`;
+  worker = new Worker(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })), { type: 'module' });
+  worker.onmessage = receive;
+  worker.onerror = (event) => receive({ data: { failed: event.message || 'worker.js cannot be loaded' } });
 }
 
-$('name').textContent = DATA.name;
-$('line').textContent = DATA.line;
-$('note').textContent = DATA.note;
-$('samples').append(...DATA.samples.map((sample) => el('button', { type: 'button', class: 'sample', onclick: () => chooseSample(sample) },
-  el('img', { src: sample.file, alt: sample.name, loading: 'lazy', draggable: 'false' }))));
-$('look').append(...lookControls());
-readState();
-listeners.push(() => { syncControls(); draw(); });
-addEventListener('hashchange', () => { readState(); syncControls(); draw(); });
-syncControls();
-$('start').remove();
-$('page').hidden = false;
+function takeFiles() {
+  $('file').addEventListener('change', (event) => {
+    const [file] = event.target.files;
+    if (file) choose(file, file.name);
+    event.target.value = ''; // the same file may be chosen again
+  });
+  for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop']) {
+    addEventListener(kind, (event) => {
+      event.preventDefault();
+      document.body.classList.toggle('over-page', kind === 'dragenter' || kind === 'dragover');
+      const [file] = (kind === 'drop' && event.dataTransfer.files) || [];
+      if (file) choose(file, file.name);
+      else if (kind === 'drop') complain('what was dropped is not a file; save the photo first');
+    });
+  }
+}
+
+function start() {
+  startWorker();
+  takeFiles();
+  $('name').textContent = DATA.name;
+  $('line').textContent = DATA.line;
+  $('note').textContent = DATA.note;
+  $('samples').append(...DATA.samples.map((sample) => el('button', { type: 'button', class: 'sample', onclick: () => chooseSample(sample) },
+    el('img', { src: sample.file, alt: sample.name, loading: 'lazy', draggable: 'false' }))));
+  $('look').append(...lookControls());
+  readState();
+  listeners.push(() => { syncControls(); draw(); });
+  addEventListener('hashchange', () => { readState(); syncControls(); draw(); });
+  syncControls();
+  $('start').remove();
+  $('page').hidden = false;
+}
+
+if (location.protocol !== 'file:') start(); // from a disk, browsers load neither workers nor networks

@@ -48,7 +48,8 @@ function makeWeights(interpolation, size, scaled, first, count, isPillow) {
   const outputs = isPillow ? count : scaled, offset = isPillow ? 0 : first, scale = (high - low) / outputs;
   const starts = new Int32Array(count);
   if (interpolation === 'nearest') {
-    for (let i = 0, at = low + 0.5 * scale; i < count; i++, at += scale) starts[i] = Math.min(size - 1, Math.floor(at));
+    const step = Math.fround(high - low) / count;
+    for (let i = 0, at = low + 0.5 * step; i < count; i++, at += step) starts[i] = Math.min(size - 1, Math.floor(at));
     return { starts, taps: 1, bits: 0, weights: new Int32Array(count).fill(1) };
   }
   const [radius, kernel] = FILTERS[interpolation], stretch = Math.max(scale, 1), support = radius * stretch;
