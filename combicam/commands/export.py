@@ -172,7 +172,7 @@ def _write_site(
         )
     if site.missing:
         print(f"combicam: warning: the site has no ONNX Runtime: {site.missing}", file=sys.stderr)
-    size = sum(path.stat().st_size for path in site.path.rglob("*")) / 1e6
+    size = sum(path.stat().st_size for path in site.path.rglob("*") if path.is_file()) / 1e6
     rows = [
         ("site", f"{folder} ({size:.1f} MB)"),
         ("onnxruntime-web", site.runtime or "missing, see above"),

@@ -1,7 +1,7 @@
 // The page: photos in, classes and heatmaps out.
 
 const INPUT = DATA.input_size;
-let photo = null; // what is shown: {id, name, url, canvas, strip, best, explained, target, seconds}
+let photo = null; // what is shown: {id, name, url, canvas, strip, best, explained, target}
 let asked = null; // what was chosen last: {id, name, url}
 let count = 0;
 
@@ -52,7 +52,7 @@ const seconds = (s) => (s < 0.0995 ? `${Math.round(1000 * s)} ms` : `${s.toFixed
 
 function tellClass() {
   const [target, probability] = photo.best.find(([other]) => other === photo.target) || photo.best[0];
-  tell(`${photo.name}: ${className(target)}, ${percent(probability)}. Explained in ${seconds(photo.seconds)}.`);
+  tell(`${photo.name}: ${className(target)}, ${percent(probability)}. Explained in ${seconds(photo.explained.get(photo.target).seconds)}.`);
 }
 
 function explainClass(target) {
@@ -75,7 +75,7 @@ function showPhoto(found) {
   $('classes').replaceChildren(el('h2', { text: 'Best classes' }, el('span', { text: 'choose one to explain it' })), classList());
   $('strip').replaceChildren(...[photo.strip].filter(Boolean));
   $('facts').replaceChildren(...[['photo', `${photo.name}, ${found.size[0]} × ${found.size[1]} px`],
-    ['decoded', seconds(found.decode_s)], ['resized', seconds(found.resize_s)], ['explained', seconds(found.explain_s)]]
+    ['decoded', seconds(found.decode_s)], ['resized', seconds(found.resize_s)]]
     .flatMap(([name, value]) => [el('dt', { text: name }), el('dd', { text: value })]));
   $('result').hidden = false;
   $('stage').removeAttribute('aria-busy');
@@ -86,7 +86,7 @@ function draw() {
   for (const button of document.querySelectorAll('[data-target]')) {
     button.setAttribute('aria-pressed', String(Number(button.dataset.target) === photo.target));
   }
-  const parts = photo.explained.get(photo.target);
+  const parts = photo.explained.get(photo.target)?.parts;
   photo.canvas.hidden = !parts;
   if (!parts) return;
   paint(photo.canvas, heat(parts, look(), INPUT), colours(state.colormap), state.glow === '1');
@@ -111,8 +111,7 @@ function receive({ data }) {
     if (data.size && data.id !== asked.id) return;
     if (data.size) showPhoto(data);
     if (data.id !== photo.id) return;
-    for (const found of data.explained) photo.explained.set(found.target, toParts(found));
-    photo.seconds = data.explain_s;
+    for (const found of data.explained) photo.explained.set(found.target, { parts: toParts(found), seconds: data.explain_s });
     if (photo.explained.has(photo.target)) tellClass();
     draw();
   }
