@@ -1,4 +1,4 @@
-// Heatmaps: upsample, fuse as the network's files do, colour.
+// Heatmaps: upsample, fuse as the spec says, colour.
 
 const HEX = DATA.colormaps;
 const LAYERS = DATA.maps.layers;

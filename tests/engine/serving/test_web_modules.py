@@ -1,4 +1,4 @@
-"""The preprocessing of web sites, in JavaScript, against that of Python."""
+"""The modules of web sites that Node.js runs, too, against Python."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import subprocess
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from combicam import Preprocess
+from combicam import Explainer, LoadedModel, Preprocess, export_web_site
 from combicam.engine.images.channels import image_channels
+from combicam.engine.images.decode import decode_image
 from combicam.engine.images.resize import resize, visible_box
+from combicam.engine.serving.web_runtime import FILES
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node.js")
-MODULE = Path(str(files("combicam.engine.serving").joinpath("site", "preprocess.js")))
+SITE = Path(str(files("combicam.engine.serving").joinpath("site")))
+EXAMPLE = Path(__file__).parents[3] / "examples" / "node"
 SCRIPT = """
 import fs from 'node:fs';
 const { resize, normalize, seenBox } = await import(process.argv[1]);
@@ -58,7 +63,7 @@ def in_node(
         (tmp_path / "photos.json").write_text(json.dumps(jobs))
         # As a module: beside the site's scripts lies a package.json that says so.
         module = tmp_path / "preprocess.mjs"
-        shutil.copyfile(MODULE, module)
+        shutil.copyfile(SITE / "preprocess.js", module)
         command = [str(NODE), "--input-type=module", "-e", SCRIPT, module.as_uri(), str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -144,7 +149,7 @@ def test_pillows_other_filters(
 
 def test_what_browsers_cannot_prepare(tmp_path: Path) -> None:
     module = tmp_path / "preprocess.mjs"
-    shutil.copyfile(MODULE, module)
+    shutil.copyfile(SITE / "preprocess.js", module)
     script = (
         "const { resize } = await import(process.argv[1]); "
         "resize({ width: 1, height: 1 }, JSON.parse(process.argv[2]))"
@@ -164,3 +169,95 @@ def test_what_browsers_cannot_prepare(tmp_path: Path) -> None:
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode != 0 and words in done.stderr
+
+
+ANSWER = """
+const { best, explain, probabilities } = await import(process.argv[1]);
+const { model, target, logits } = JSON.parse(process.argv[2]), fed = {};
+class Tensor {
+  constructor(type, data, dims) { Object.assign(this, { type, data, dims, size: data.length }); }
+}
+const range = (dims) => {
+  const size = dims.reduce((a, b) => a * b);
+  return new Tensor('float32', Float32Array.from({ length: size }, (_, i) => i), dims);
+};
+const session = { run: async (feeds) => {
+  for (const [name, { type, dims }] of Object.entries(feeds)) fed[name] = [type, dims];
+  fed.classes = Array.from(feeds.targets.data, Number);
+  return { logits: new Tensor('float32', Float32Array.from(logits), [1, logits.length]),
+    classes: feeds.targets, scores: range([1, 2]), heatmaps: range([1, 2, 3, 4]),
+    'map:b': range([1, 2, 1, 2]) };
+} };
+const found = await explain({ Tensor }, session, model, new Float32Array(36), target);
+const plain = (key, value) => (ArrayBuffer.isView(value) ? [...value] : value);
+console.log(JSON.stringify({ fed, best: best(found.probabilities, 2), ...found }, plain));
+"""
+
+
+@pytest.mark.parametrize(("score", "target"), [("logprob", None), ("sigmoid", 2)])
+def test_answers(score: str, target: int | None, tmp_path: Path) -> None:
+    """Two targets of a network whose second layer was kept."""
+    module = tmp_path / "explain.mjs"
+    shutil.copyfile(SITE / "explain.js", module)
+    model = {
+        "spec": {"targets": 2, "score": score},
+        "signature": {"input_size": [3, 4]},
+        "layers": [{"name": "a"}, {"name": "b"}],
+        "outputs": ["logits", "map:b"],
+    }
+    logits = [1.0, -2.0, 3.0]
+    given = json.dumps({"model": model, "target": target, "logits": logits})
+    command = [str(NODE), "--input-type=module", "-e", ANSWER, module.as_uri(), given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["fed"]["images"] == ["float32", [1, 3, 3, 4]]
+    assert found["fed"]["targets"] == ["int64", [1, 2]]
+    assert found["fed"]["classes"] == ([-1, -2] if target is None else [2, 2])
+    values = torch.tensor(logits, dtype=torch.float64)
+    expected = torch.softmax(values, 0) if score == "logprob" else torch.sigmoid(values)
+    np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-12)
+    assert found["best"] == [[2, found["probabilities"][2]], [0, found["probabilities"][0]]]
+    first, *others = found["explained"]
+    assert len(others) == (1 if target is None else 0)
+    assert first["heatmap"] == list(range(12))
+    assert first["layers"] == [{"h": 1, "w": 2, "values": [0, 1]}]
+    for other in others:
+        assert other["score"] == 1 and other["heatmap"] == list(range(12, 24))
+        assert other["layers"][0]["values"] == [2, 3]
+
+
+def test_one_logit_has_a_sigmoid() -> None:
+    script = (
+        "const { probabilities } = await import(process.argv[1]); "
+        "console.log(probabilities(Float32Array.of(2), 'logit')[0])"
+    )
+    module = (SITE / "explain.js").read_text(encoding="utf-8")
+    data = f"data:text/javascript,{quote(module)}"
+    command = [str(NODE), "--input-type=module", "-e", script, data]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(1 / (1 + np.exp(-2)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (EXAMPLE / "node_modules").is_dir(), reason="needs npm install in examples/node"
+)
+def test_the_example(demo_model: LoadedModel, tmp_path: Path) -> None:
+    explainer = Explainer(demo_model, layers="stages")
+    (tmp_path / "ort").mkdir()
+    for name in FILES:
+        (tmp_path / "ort" / name).touch()
+    export_web_site(explainer, tmp_path / "site", runtime=tmp_path / "ort", verify=0)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(noise(200, 150, 30)).save(photo)
+    command = [str(NODE), str(EXAMPLE / "explain.mjs"), str(tmp_path / "site"), str(photo)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pixels = decode_image(photo.read_bytes(), explainer.preprocess).pixels[None]
+    share, index = torch.softmax(explainer(pixels).logits[0], 0).max(0)
+    assert done.stdout.split()[:3] == [f"{100 * float(share):.1f}", "%", str(int(index))]
+    with Image.open(tmp_path / "photo.heatmap.png") as drawn:
+        assert drawn.size == explainer.preprocess.input_size[::-1]
+    refused = subprocess.run([*command[:-1], "no.png"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
