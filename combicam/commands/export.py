@@ -88,8 +88,8 @@ def main(config: Config) -> None:
     """Write the requested outputs, and print how far each one is from the model's own."""
     if config.output is None and config.triton_repository is None and config.web is None:
         raise ValueError(
-            "export: expected a file or a folder to write, got neither; give --output model.onnx, "
-            "--triton-repository DIR or --web DIR"
+            "export: expected a file or a folder to write, got none; give --output model.onnx or "
+            "--triton-repository DIR, or --web DIR for a site"
         )
     check_target_input(config.target_input)
     if config.output is not None:

@@ -4,7 +4,6 @@ const INPUT = DATA.input_size;
 let photo = null; // what is shown: {id, name, url, canvas, strip, best, explained, target}
 let asked = null; // what was chosen last: {id, name, url}
 let count = 0;
-
 let worker = null;
 
 function tell(text) { $('status').textContent = text; }
