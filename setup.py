@@ -87,6 +87,7 @@ setup(
     package_data={
         "combicam": ["py.typed", "demo/*.safetensors", "demo/*.csv"],
         "combicam.engine.report": ["page/*"],
+        "combicam.engine.serving": ["site/*"],
     },
     install_requires=[
         "torch>=2.14",

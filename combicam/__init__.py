@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from combicam.engine.serving.triton_repository import (
         export_triton_repository as export_triton_repository,
     )
+    from combicam.engine.serving.web_site import WebSite as WebSite
+    from combicam.engine.serving.web_site import export_web_site as export_web_site
     from combicam.engine.shards.files import ShardData as ShardData
     from combicam.errors import ArtifactError as ArtifactError
     from combicam.errors import CombicamError as CombicamError
@@ -110,6 +112,7 @@ __all__ = make_lazy(
         "combicam.engine.run.summary": ("RunSummary",),
         "combicam.engine.explain.targets": ("Contrast", "Finer", "contrast", "finer"),
         "combicam.engine.serving.triton_repository": ("ServedModel", "export_triton_repository"),
+        "combicam.engine.serving.web_site": ("WebSite", "export_web_site"),
         "combicam.engine.explain.artifact_verify": ("OutputError", "Verification"),
         "combicam.engine.outputs.webdataset": ("write_webdataset",),
         "combicam.errors": (

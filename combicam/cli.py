@@ -26,7 +26,7 @@ COMMANDS = {
     "influence": "Measure how strongly a run's heatmaps highlight concepts, such as sky.",
     "evaluate": "Evaluate heatmaps against the model, and compare them with baseline maps.",
     "recommend": "Find the method and layers that suit a model, on some of your images.",
-    "export": "Export a model and its explanation as one file, or for a server.",
+    "export": "Export a model and its explanation as one file, for a server, or as a web site.",
     "layers": "List the layers that can be explained, and which ones the rules select.",
     "doctor": "Test what works on this machine: backends, devices, decoders, extras.",
     "demo": "Run the whole workflow on the built-in demo planet, or on photographs.",

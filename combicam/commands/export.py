@@ -1,9 +1,10 @@
-"""``combicam export``: export a model and its explanation as one file, or for a server."""
+"""``combicam export``: export a model and its explanation as one file, for a server, as a site."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,12 +14,14 @@ from typing import Annotated
 import tyro
 
 from combicam.commands.printing import Rows, print_table
+from combicam.demo.sample_photos import write_sample_photos
 from combicam.engine.explain.artifact_export import VERIFY_IMAGES, check_output, export
 from combicam.engine.explain.artifact_verify import Verification
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.serving.triton_repository import check_repository, export_triton_repository
+from combicam.engine.serving.web_site import check_site, export_web_site
 from combicam.export.formats.onnx_opset import check_opset
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
@@ -27,12 +30,19 @@ from combicam.export.trace.signature import check_target_input
 
 @dataclass(frozen=True)
 class Config:
-    """Export a model and its explanation as one file, or as a folder that a server runs.
+    """Export a model and its explanation as one file, for a server, or as a web site.
 
     Args:
         output: model.onnx, model.ts, or model.pt2, which is compiled for the device.
         triton_repository: model repository for NVIDIA Triton Inference Server, instead of
             ``output`` or in addition.
+        web: folder of a static web site that explains photos in the visitor's browser, instead of
+            the others or in addition; new or empty.
+        web_samples: photos that the site offers, or folders of them; default: the demo's
+            postcards for its model, else the photographs of the extra ``photos``.
+        web_title: title of the site's page; default: the model's name.
+        onnxruntime_web: folder with the files of the npm package onnxruntime-web, for the site;
+            default: ``node_modules`` here or in a parent, else npm downloads them.
         model: which model.
         cam: what to compute.
         spec: method, layers and fusion by one name: ``combicam``, ``combicam+``,
@@ -53,6 +63,10 @@ class Config:
     model: ModelConfig
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     triton_repository: Path | None = None
+    web: Path | None = None
+    web_samples: tuple[Path, ...] = ()
+    web_title: str | None = None
+    onnxruntime_web: Path | None = None
     cam: CamSpec = field(default_factory=CamSpec)
     amp_dtype: str | None = None
     device: str = "cpu"
@@ -72,10 +86,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Write the requested outputs, and print how far each one is from the model's own."""
-    if config.output is None and config.triton_repository is None:
+    if config.output is None and config.triton_repository is None and config.web is None:
         raise ValueError(
-            "export: expected a file or a folder to write, got neither; give --output model.onnx "
-            "or --triton-repository DIR"
+            "export: expected a file or a folder to write, got none; give --output model.onnx or "
+            "--triton-repository DIR, or --web DIR for a site"
         )
     check_target_input(config.target_input)
     if config.output is not None:
@@ -83,6 +97,13 @@ def main(config: Config) -> None:
         check_opset(config.opset, config.output.suffix)
     if config.triton_repository is not None:
         check_repository(config.triton_repository)
+    if config.web is not None:
+        check_site(config.web)
+        if config.target_input != "classes":
+            raise ValueError(
+                "export: expected target_input 'classes' with --web, whose page names the class "
+                f"to explain, got {config.target_input!r}; leave it out"
+            )
     compute = ComputeConfig(config.device, config.amp_dtype)
     with _rewrites_shown(config.verbose):
         explainer = make_explainer(
@@ -127,7 +148,37 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
         )
         rows.insert(0, ("served model", f"{served.path}: see its README.md"))
         verification = served.verification
+    if config.web is not None:
+        web_rows, verification = _write_site(config, explainer, config.web)
+        rows = [*web_rows, *rows]
     return rows, verification
+
+
+def _write_site(
+    config: Config, explainer: Explainer, folder: Path
+) -> tuple[Rows, Verification | None]:
+    with tempfile.TemporaryDirectory() as drawn:
+        samples = config.web_samples or write_sample_photos(config.model.model, Path(drawn))
+        site = export_web_site(
+            explainer,
+            folder,
+            samples=samples,
+            runtime=config.onnxruntime_web,
+            title=config.web_title,
+            opset=config.opset,
+            verify=config.verify,
+            tolerance=config.tolerance,
+            allow_disagreement=config.force,
+        )
+    if site.missing:
+        print(f"combicam: warning: the site has no ONNX Runtime: {site.missing}", file=sys.stderr)
+    size = sum(path.stat().st_size for path in site.path.rglob("*") if path.is_file()) / 1e6
+    rows = [
+        ("site", f"{folder} ({size:.1f} MB)"),
+        ("onnxruntime-web", site.runtime or "missing, see above"),
+        ("open it", f"python -m http.server --directory {folder}, then http://localhost:8000"),
+    ]
+    return rows, site.verification
 
 
 def _verification_rows(verification: Verification) -> Rows:

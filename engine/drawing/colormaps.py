@@ -52,3 +52,16 @@ def colormap(name: str = DEFAULT_COLORMAP, steps: int = 256) -> NDArray[np.float
     found: NDArray[np.float32] = colours.astype(np.float32)
     found.setflags(write=False)
     return found
+
+
+def colormap_hex(name: str, steps: int = 64) -> str:
+    """A colormap as concatenated RRGGBB colours at equal steps, for pages.
+
+    Args:
+        name: one of ``COLORMAPS``.
+        steps: number of colours.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return np.rint(colormap(name, steps)).astype(np.uint8).tobytes().hex()

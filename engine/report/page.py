@@ -6,16 +6,18 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
 _SCRIPTS = (
     "format.js",
+    "heat.js",
     "maps.js",
     "world.js",
     "overview.js",
     "state.js",
+    "look.js",
     "gallery.js",
     "detail.js",
     "main.js",
@@ -33,8 +35,8 @@ def page(title: str, data: Mapping[str, Any]) -> str:
         title: of the page, any text.
         data: JSON-ready, see ``facts.py`` and ``report.py``.
     """
-    style = _file("report.css")
-    script = "\n".join(["'use strict';", "(() => {", *map(_file, _SCRIPTS), "})();"])
+    style = page_text("report.css")
+    script = one_script(map(page_text, _SCRIPTS))
     policy = "; ".join(
         (
             "default-src 'none'",
@@ -49,19 +51,28 @@ def page(title: str, data: Mapping[str, Any]) -> str:
         "title": html.escape(title),
         "policy": html.escape(policy, quote=True),
         "style": style,
-        "world": _file("world.json").strip(),
-        "data": _json(data),
+        "world": page_text("world.json").strip(),
+        "data": script_json(data),
         "script": script,
     }
-    text = _file("report.html")
+    return fill(page_text("report.html"), parts)
+
+
+def fill(template: str, parts: Mapping[str, str]) -> str:
+    """A page's template with ``<!--NAME-->`` replaced by the part of that name."""
     for name, part in parts.items():
-        before, mark, after = text.partition(f"<!--{name}-->")
+        before, mark, after = template.partition(f"<!--{name}-->")
         assert mark, name
-        text = before + part + after
-    return text
+        template = before + part + after
+    return template
 
 
-def _json(data: Mapping[str, Any]) -> str:
+def one_script(texts: Iterable[str]) -> str:
+    """Files of JavaScript as one script, whose names no other script sees."""
+    return "\n".join(["'use strict';", "(() => {", *texts, "})();"])
+
+
+def script_json(data: Mapping[str, Any]) -> str:
     """JSON for a script element, without ``</script`` and ``<!--``."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
@@ -74,5 +85,6 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _file(name: str) -> str:
+def page_text(name: str) -> str:
+    """The text of a file of the page: a script, ``report.css``, ``report.html``."""
     return files("combicam.engine.report").joinpath("page", name).read_text(encoding="utf-8")

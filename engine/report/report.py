@@ -7,10 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from combicam.engine.drawing.colormaps import COLORMAPS, DEFAULT_COLORMAP
-from combicam.engine.drawing.colormaps import colormap as colours_of
+from combicam.engine.drawing.colormaps import COLORMAPS, DEFAULT_COLORMAP, colormap_hex
 from combicam.engine.report.cards import Cards
 from combicam.engine.report.facts import tell
 from combicam.engine.report.page import page
@@ -20,8 +17,6 @@ from combicam.engine.run.open_run import open_run
 from combicam.engine.run.status import run_status
 from combicam.engine.storage.new_file import new_file
 from combicam.engine.storage.paths import location
-
-_COLOUR_STEPS = 64
 
 
 def write_report(
@@ -72,7 +67,7 @@ def write_report(
         "epoch": time.time(),
         "live": live_s,
         "colormap": colormap,
-        "colormaps": {name: _hex(name) for name in COLORMAPS},
+        "colormaps": {name: colormap_hex(name) for name in COLORMAPS},
         "where": where,
         "sort": sort,
         "facts": tell(opened, status, facts, chosen, shown),
@@ -88,11 +83,6 @@ def _name(run: Path) -> str:
     """Name of the folder, preceded by its parent's if it is just ``run``."""
     path = run.absolute() if isinstance(run, Path) else run
     return path.name if path.name != "run" else f"{path.parent.name}/run"
-
-
-def _hex(name: str) -> str:
-    """A colormap as concatenated RRGGBB colours at equal steps."""
-    return np.rint(colours_of(name, _COLOUR_STEPS)).astype(np.uint8).tobytes().hex()
 
 
 def _check(sample: int, colormap: str) -> None:

@@ -45,15 +45,6 @@ function factRows(card) {
   return rows.filter(([, value]) => value !== null && value !== undefined && value !== '');
 }
 
-function layerStrip() {
-  return !LAYERS.length ? null : el('div', { class: 'strip' },
-    el('h3', { text: 'Layers, shallow to deep' + (additive() ? ': share of the sum' : '') }),
-    el('div', { class: 'columns' }, ...LAYERS.map((name, l) => el('button', { type: 'button', title: name, 'aria-label': name,
-      onclick: () => change({ layer: String(l), mode: state.mode === 'all' ? 'upto' : state.mode }) }, el('i')))),
-    el('button', { type: 'button', class: 'play', text: '▶ let it grow', onclick: () => grow() }));
-}
-const additive = () => ['sum', 'mean'].includes(SPEC.fuse) && PER_LAYER === 'none';
-
 function showCard(card) {
   const drawn = card.box ? picture(card) : null, index = shown.indexOf(card);
   const step = (by, text, label) => el('button', { type: 'button', class: 'step', text, 'aria-label': label,
@@ -74,27 +65,8 @@ function showCard(card) {
 async function drawDetail() {
   if (!opened || !opened.canvas) return;
   drawMap(opened.canvas, opened.card);
-  if (!opened.strip) return;
-  const { card, strip } = opened, { layer, mode, k } = look();
-  const shares = additive() ? await layerShares(card, Math.min(k, card.targets.length - 1)) : LAYERS.map(() => 1);
-  const most = Math.max(...shares, 1e-9);
-  strip.querySelectorAll('.columns button').forEach((button, l) => {
-    button.style.setProperty('--part', shares[l] / most);
-    button.title = additive() ? `${LAYERS[l]}: ${percent(shares[l])} of the sum` : LAYERS[l];
-    button.classList.toggle('on', mode === 'all' || (mode === 'upto' ? l <= layer : l === layer));
-  });
-}
-
-let growing = 0;
-function grow() {
-  clearInterval(growing);
-  let layer = 0;
-  const next = () => {
-    change({ mode: 'upto', layer: String(layer) });
-    if (++layer >= LAYERS.length || !$('detail').open) clearInterval(growing);
-  };
-  growing = setInterval(next, Math.max(80, 1600 / LAYERS.length));
-  next();
+  const { card, strip } = opened, parts = strip ? await unpack(card) : null;
+  if (strip) drawStrip(strip, parts, drawnSize(card));
 }
 
 const KEYS = [['arrows', 'move among the images'], ['Enter', 'open'], ['Esc', 'close'],

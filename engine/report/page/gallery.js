@@ -1,13 +1,4 @@
-// The bar of filters and looks, and the cards.
-
-const field = (label, control, kind) => el('label', { class: `field ${kind || ''}` },
-  typeof label === 'string' ? el('span', { text: label }) : label, control);
-
-function select(name, label, options) {
-  const control = el('select', { name, onchange: (event) => change({ [name]: event.target.value }) },
-    ...options.map(([value, text]) => el('option', { value, text })));
-  return field(label, control);
-}
+// The bar of filters, and the cards.
 
 function bounds(label, low, high, unit) {
   const box = (name, hint) => el('input', { type: 'number', name, min: 0, placeholder: hint,
@@ -15,30 +6,6 @@ function bounds(label, low, high, unit) {
   return el('div', { class: 'field' }, el('span', { text: `${label}, ${unit}` }),
     el('div', { class: 'pair' }, box(low, 'from'), box(high, 'to')));
 }
-
-function segments(name, label, options) {
-  return el('div', { class: 'field' }, el('span', { text: label }),
-    el('div', { class: 'segments', role: 'group', 'aria-label': label }, ...options.map(([value, text, title]) =>
-      el('button', { type: 'button', 'data-name': name, 'data-value': value, text, title,
-        onclick: () => change({ [name]: value }) }))));
-}
-
-const layerControls = () => (!LAYERS.length ? [] : [
-  segments('mode', 'Layers', [['all', 'Fused', 'the heatmap that the run stored'],
-    ['upto', 'Up to', 'all layers up to this one, fused'], ['only', 'Only', 'this layer alone']]),
-  field(el('span', { class: 'layername' }), el('input', { type: 'range', name: 'layer', min: 0, max: LAYERS.length - 1, 'aria-label': 'layer',
-    oninput: (event) => change({ layer: event.target.value, mode: state.mode === 'all' ? 'upto' : state.mode }) }), 'wide layer'),
-]);
-
-const lookControls = () => [
-  ...layerControls(),
-  SPEC.targets > 1 ? select('k', 'Target', Array.from({ length: SPEC.targets }, (_, k) => [String(k), `${k + 1} of ${SPEC.targets}`])) : null,
-  field('Opacity', el('input', { type: 'range', name: 'opacity', min: 0, max: 100,
-    oninput: (event) => change({ opacity: event.target.value }) }), 'wide'),
-  select('colormap', 'Colours', Object.keys(HEX).map((name) => [name, name])),
-  segments('glow', 'Cold places', [['1', 'clear', 'where the map is low the photo shows'], ['0', 'covered', 'one opacity everywhere']]),
-  el('div', { class: 'field scale' }, el('span', { text: 'low to high' }), el('canvas', { width: 256, height: 1, 'aria-label': 'colour scale' })),
-].filter(Boolean);
 
 function filterControls() {
   const cards = DATA.cards, classes = [...new Set(cards.map(answer).filter(Boolean))].sort();
@@ -67,42 +34,16 @@ function drawBar() {
       el('button', { type: 'button', class: 'keys', text: 'keys ?', onclick: () => showHelp() }))]);
 }
 
-// Controls show the state, wherever they are (the bar, the open picture).
-function syncControls() {
-  for (const control of document.querySelectorAll('select[name], input[name]')) {
-    if (control.name in state && control.value !== state[control.name]) control.value = state[control.name];
-  }
-  for (const button of document.querySelectorAll('[data-name]')) {
-    button.setAttribute('aria-pressed', String(state[button.dataset.name] === button.dataset.value));
-  }
-  document.documentElement.style.setProperty('--opacity', whole(state.opacity, 100) / 100);
-  const table = colours(state.colormap);
-  for (const scale of document.querySelectorAll('.scale canvas')) {
-    paint(scale, { H: 1, W: 256, values: Float32Array.from({ length: 256 }, (_, i) => i / 255) }, table, false);
-  }
-  const { layer, mode } = look();
-  for (const name of document.querySelectorAll('.layername')) {
-    name.textContent = mode === 'all' ? 'shallow to deep' : `${LAYERS[layer]}, ${layer + 1} of ${LAYERS.length}`;
-  }
-}
-
-// A photo and its map on the part that the network saw.
-function picture(card) {
-  const [width, height] = card.size, canvas = el('canvas', { 'aria-hidden': 'true' });
-  const [left, top, w, h] = card.box;
-  const whole = w > 0.999 && h > 0.999;
-  const seen = el('div', { class: whole ? 'seen' : 'seen part', '--left': left, '--top': top, '--width': w, '--height': h }, canvas);
-  return { canvas, node: el('div', { class: 'photo', '--aspect': width / height },
-    card.photo ? el('img', { src: card.photo, alt: card.id, draggable: 'false' })
-      : el('div', { class: 'gone', text: card.gone }), seen) };
-}
+const picture = (card) => photoWithMap(card.photo
+  ? el('img', { src: card.photo, alt: card.id, draggable: 'false' })
+  : el('div', { class: 'gone', text: card.gone }), card.size, card.box);
 
 async function drawMap(canvas, card) {
   const key = JSON.stringify([look(), state.colormap, state.glow]);
   if (canvas.wanted === key) return;
   canvas.wanted = key;
-  const found = await heat(card, look());
-  if (canvas.wanted === key) paint(canvas, found, colours(state.colormap), state.glow === '1');
+  const parts = await unpack(card);
+  if (canvas.wanted === key) paint(canvas, heat(parts, look(), drawnSize(card)), colours(state.colormap), state.glow === '1');
 }
 
 const tiles = new Map(); // card -> {node, canvas}

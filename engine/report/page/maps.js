@@ -1,23 +1,6 @@
-// Heatmaps: unpack, upsample, fuse as the run did, colour.
+// The maps of a card: unpacked, and how large they are drawn.
 
-const HEX = DATA.colormaps;
-const LAYERS = DATA.maps.layers;
-const SPEC = FACTS.spec;
 const SIDE = 128; // longest side of what is drawn; the browser smooths it further
-
-// 256 colours between equally spaced anchors.
-function colours(name) {
-  const anchors = HEX[name].match(/../g).map((pair) => parseInt(pair, 16));
-  const last = anchors.length / 3 - 1;
-  const table = new Uint8ClampedArray(768);
-  for (let i = 0; i < 256; i++) {
-    const at = (i / 255) * last, low = Math.min(Math.floor(at), last - 1), part = at - low;
-    for (let c = 0; c < 3; c++) {
-      table[3 * i + c] = anchors[3 * low + c] * (1 - part) + anchors[3 * low + 3 + c] * part;
-    }
-  }
-  return table;
-}
 
 async function inflated(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -25,83 +8,24 @@ async function inflated(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// The bytes of a card's maps: parts[0] the heatmaps, then a part per layer, each K maps.
+// The parts of a card, as heat.js takes them; their values are bytes.
 const unpackedMaps = new WeakMap();
 function unpack(card) {
   if (!unpackedMaps.has(card)) unpackedMaps.set(card, inflated(card.maps.data).then((bytes) => {
-    const parts = [];
+    const parts = [], K = card.targets.length;
     let start = 0;
     for (const [h, w] of card.maps.grids) {
-      const maps = [];
-      for (let k = 0; k < card.targets.length; k++, start += h * w) {
+      const maps = [], layer = parts.length - 1;
+      for (let k = 0; k < K; k++, start += h * w) {
         const map = bytes.subarray(start, start + h * w);
         for (let y = 0; y < h; y++) for (let x = 1; x < w; x++) map[y * w + x] += map[y * w + x - 1];
         maps.push(map);
       }
-      parts.push({ h, w, maps });
+      parts.push({ h, w, maps, units: maps.map((_, k) => (layer < 0 ? 1 : card.maps.highs[layer * K + k]) / 255) });
     }
     return parts;
   }));
   return unpackedMaps.get(card);
-}
-
-// Where N samples of a line of n values lie: nodes at the ends, or half pixels.
-function steps(n, N, corners) {
-  const low = new Int32Array(N), high = new Int32Array(N), part = new Float32Array(N);
-  for (let i = 0; i < N; i++) {
-    const at = corners ? (N > 1 ? (i * (n - 1)) / (N - 1) : 0)
-      : Math.min(n - 1, Math.max(0, ((i + 0.5) * n) / N - 0.5));
-    low[i] = Math.floor(at);
-    high[i] = Math.min(low[i] + 1, n - 1);
-    part[i] = at - low[i];
-  }
-  return { low, high, part };
-}
-
-function upsample(map, h, w, H, W, corners) {
-  const down = steps(h, H, corners), across = steps(w, W, corners);
-  const out = new Float32Array(H * W);
-  for (let y = 0; y < H; y++) {
-    const a = down.low[y] * w, b = down.high[y] * w, v = down.part[y];
-    for (let x = 0; x < W; x++) {
-      const l = across.low[x], r = across.high[x], u = across.part[x];
-      const top = map[a + l] + (map[a + r] - map[a + l]) * u;
-      const bottom = map[b + l] + (map[b + r] - map[b + l]) * u;
-      out[y * W + x] = top + (bottom - top) * v;
-    }
-  }
-  return out;
-}
-
-function minMax(values) {
-  let low = Infinity, high = -Infinity;
-  for (const v of values) { if (v < low) low = v; if (v > high) high = v; }
-  const scale = high > low ? 1 / (high - low) : 0;
-  return values.map((v) => (v - low) * scale);
-}
-
-const PER_LAYER = SPEC.normalize === 'map' ? 'none' : SPEC.normalize.replace('+map', '');
-
-// A layer's map at H x W in the run's units, as it goes into the fusion.
-function layerValues(card, parts, k, layer, H, W, isWeighted = true) {
-  const { h, w, maps } = parts[layer + 1];
-  const unit = card.maps.highs[layer * card.targets.length + k] / 255;
-  let values = Float32Array.from(maps[k], (v) => v * unit);
-  if (PER_LAYER === 'grid') values = minMax(values);
-  values = upsample(values, h, w, H, W, DATA.maps.corners);
-  if (PER_LAYER === 'layer') values = minMax(values);
-  const weight = isWeighted && SPEC.layer_weights.length ? SPEC.layer_weights[layer] : 1;
-  return weight === 1 ? values : values.map((v) => v * weight);
-}
-
-function fuse(total, values) {
-  if (total === null) return values;
-  for (let i = 0; i < total.length; i++) {
-    if (SPEC.fuse === 'max') total[i] = Math.max(total[i], values[i]);
-    else if (SPEC.fuse === 'product') total[i] *= values[i];
-    else total[i] += values[i]; // sum, gated; and mean, which min-max makes the same
-  }
-  return total;
 }
 
 // What is drawn is what the network saw: its shape on the photo.
@@ -109,43 +33,4 @@ function drawnSize(card) {
   const width = card.box[2] * card.size[0], height = card.box[3] * card.size[1];
   const scale = SIDE / Math.max(width, height);
   return [Math.max(1, Math.round(height * scale)), Math.max(1, Math.round(width * scale))];
-}
-
-// look: {mode: all | upto | only, layer, k}
-async function heat(card, look) {
-  const parts = await unpack(card), [H, W] = drawnSize(card);
-  const k = Math.min(look.k, card.targets.length - 1);
-  if (look.mode === 'all' || !LAYERS.length) {
-    const { h, w, maps } = parts[0];
-    return { H, W, values: upsample(maps[k], h, w, H, W, Boolean(DATA.maps.corners)).map((v) => v / 255) };
-  }
-  let total = null;
-  for (let l = look.mode === 'upto' ? 0 : look.layer; l <= look.layer; l++) {
-    total = fuse(total, layerValues(card, parts, k, l, H, W));
-  }
-  if (SPEC.fuse === 'gated' && look.mode === 'upto') { // by the deepest of the layers shown
-    const gate = minMax(layerValues(card, parts, k, look.layer, H, W, false));
-    total = minMax(total).map((v, i) => v * gate[i]);
-  }
-  return { H, W, values: minMax(total) };
-}
-
-// Every layer's part of the sum over the image.
-async function layerShares(card, k) {
-  const parts = await unpack(card), [H, W] = drawnSize(card);
-  const sums = LAYERS.map((_, l) => layerValues(card, parts, k, l, H, W).reduce((a, b) => a + b, 0));
-  const all = sums.reduce((a, b) => a + b, 0) || 1;
-  return sums.map((sum) => sum / all);
-}
-
-function paint(canvas, { H, W, values }, table, isGlow) {
-  canvas.width = W;
-  canvas.height = H;
-  const context = canvas.getContext('2d'), image = context.createImageData(W, H);
-  for (let i = 0; i < values.length; i++) {
-    const v = Math.min(1, Math.max(0, values[i])), colour = 3 * Math.round(v * 255);
-    image.data.set(table.subarray(colour, colour + 3), 4 * i);
-    image.data[4 * i + 3] = isGlow ? 255 * Math.pow(v, 0.7) : 255;
-  }
-  context.putImageData(image, 0, 0);
 }
