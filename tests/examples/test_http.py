@@ -38,6 +38,8 @@ def app() -> Iterator[Any]:
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module("fastapi_app")
     sys.path.remove(str(FOLDER))
+    for file in FOLDER.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,7 @@ def served(program: str, model: Path, *options: str) -> Iterator[str]:
 @pytest.mark.parametrize("program", ["fastapi_app.py", "ray_serve_app.py"])
 def test_many_clients(loads: ModuleType, model: Path, photos: Path, program: str) -> None:
     if program.startswith("ray"):
-        pytest.importorskip("ray.serve")
+        pytest.importorskip("ray.serve", exc_type=ImportError)
     expected = loads.expected_answers(model, sorted(photos.iterdir()))
     with served(program, model) as url:
         for clients in (1, 8, 32):
