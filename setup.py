@@ -44,6 +44,8 @@ PHOTOS = [
 ]
 OPENVINO = ["openvino>=2026.4"]
 RAY = ["ray[data]>=2.40"]
+# The servers of examples/http, as its requirements.txt has them.
+EXAMPLES = ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9", "httpx>=0.27"]
 # The site needs MkDocs 1: Material does not run on 2.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
 TEST = [
@@ -52,6 +54,7 @@ TEST = [
     *PHOTOS,
     *OPENVINO,
     *RAY,
+    *EXAMPLES,
     *SERVING,
     *METRICS,
     *FIGURES,

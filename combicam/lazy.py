@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +35,10 @@ class LazyPackage(ModuleType):
         ``export`` from the function to the package."""
         if not (isinstance(value, ModuleType) and name in self.__dict__[_TABLE]):
             super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+        """By its name: functions that Ray, Spark or cloudpickle send may use ``combicam``."""
+        return importlib.import_module, (self.__name__,)
 
     def __dir__(self) -> list[str]:
         """All names, including those not imported yet."""

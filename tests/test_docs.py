@@ -28,8 +28,8 @@ from combicam import cli
 from combicam.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-# Their blocks are run by tests of their own, with runs that were made for them.
-ELSEWHERE = {"reading.md", "faithfulness.md"}
+# Their blocks are run by tests of their own, with runs and files that were made for them.
+ELSEWHERE = {"reading.md", "faithfulness.md", "embedding.md"}
 FAST = ("explain-your-own-cnn.md", "methods-and-maths.md")
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,3 +114,12 @@ def test_looking_at_a_run_does_not_import_torch(tmp_path: Path) -> None:
     assert "Explain any number of images into a run directory." in done.stdout
     assert "expected a run directory, got nowhere" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_package_is_pickled_by_its_name() -> None:
+    """As it is with functions of a user's script that are sent to other processes."""
+    assert pickle.loads(pickle.dumps(combicam)) is combicam
+    cloudpickle = pytest.importorskip("cloudpickle")
+    scope = {"__name__": "__main__", "combicam": combicam}
+    exec("def version():\n    return combicam.__version__", scope)
+    assert pickle.loads(cloudpickle.dumps(scope["version"]))() == combicam.__version__

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.factory import make_explainer
-from combicam.engine.images.channels import image_channels
+from combicam.engine.explain.photo_batch import array_pixels
 from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.images.gpu_jpeg import check_gpu_decoding
-from combicam.engine.images.resize import resize
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.pipeline.batch import Batch, batches
 from combicam.engine.pipeline.channel import Channel
@@ -25,7 +24,6 @@ from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import map_format
 from combicam.engine.shards.row_format import Record, ShardFormat
 from combicam.export.models.models import ModelConfig
-from combicam.export.preprocess import PHOTO_CHANNELS
 from combicam.export.spec import CamSpec
 
 
@@ -121,20 +119,9 @@ class Explain:
 
     def _pixels(self, image: NDArray[Any]) -> Loaded:
         image = np.asarray(image)
-        pixels = image[..., None] if image.ndim == 2 else image
-        if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in PHOTO_CHANNELS:
-            raise ValueError(
-                f"Explain: expected images uint8 [H,W,3] (RGB) or [H,W,1] (grey), got "
-                f"{image.dtype} {image.shape}; read them with mode='RGB'"
-            )
-        if not image.size:
-            raise ValueError(f"Explain: expected images with pixels, got {image.shape}")
-        preprocess = self._explainer.preprocess
-        pixels = image_channels(pixels, preprocess.channels)
-        pixels = np.require(pixels, requirements="W")  # arrays from Ray's store are read-only
-        height, width = image.shape[:2]
-        record = Record(_Held("", ""), width=width, height=height)
-        return Loaded(record, resize(pixels, 1, (width, height), preprocess), 0.0)
+        pixels = array_pixels(image, self._explainer.preprocess, "Explain")
+        record = Record(_Held("", ""), width=image.shape[1], height=image.shape[0])
+        return Loaded(record, pixels, 0.0)
 
     def _rows(self, loaded: list[Loaded]) -> Any:
         """The rows of all images, in order; images of the same size are explained together."""

@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from combicam.engine.explain.arguments import (
@@ -31,6 +33,7 @@ from combicam.engine.explain.arguments import (
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.image_batch import expected, image_tensor
 from combicam.engine.explain.packing import packed_session, unpacked_session
+from combicam.engine.explain.photo_batch import photo_batch
 from combicam.engine.explain.score_network import Network, score_network
 from combicam.engine.explain.sessions import (
     ArtifactSession,
@@ -40,6 +43,7 @@ from combicam.engine.explain.sessions import (
     SizedSessions,
 )
 from combicam.engine.explain.targets import Finer, check_columns, read_targets
+from combicam.engine.images.decode import MAX_PIXELS
 from combicam.errors import ArtifactError
 from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.artifact import Description, read_description, weights_digest
@@ -424,6 +428,27 @@ class Explainer:
             layer_maps={info.name: m for info, m in zip(self.layers, maps, strict=False)},
         )
 
+    def prepare(self, photos: Any, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+        """Photos of any size as a batch for a call: decoded, upright and resized as in runs.
+
+        >>> explainer(explainer.prepare(["a.jpg", "b.png"])).scores
+
+        Args:
+            photos: a list of files (paths, or their bytes), images of PIL, or uint8 arrays [h,w,3],
+                RGB, or [h,w], grey; or a single file or image of PIL.
+            max_pixels: files with more pixels, by their header, are refused before decoding.
+
+        Returns:
+            uint8 [B,H,W,C], by ``preprocess``.
+
+        Raises:
+            TypeError, ValueError: no photos, other things, or a network that takes no photos; with
+                ``short-side`` preprocessing, photos that differ in shape.
+            OSError: a file that cannot be read.
+            DecodeError: not an image, a damaged one, or too many pixels.
+        """
+        return photo_batch(photos, self.preprocess, max_pixels)
+
     def _images(self, images: Any) -> Tensor:
         batch = image_tensor(images, self.channels, self.preprocess.takes_bytes)
         by_bytes = batch.dtype == torch.uint8
@@ -436,8 +461,8 @@ class Explainer:
             sizes = "" if self._sized is None else f", the shorter side {min(self.input_size)}"
             asked = expected(self.channels, self.preprocess.takes_bytes, (h, w))
             raise ValueError(
-                f"{asked}{sizes}, got {batch.dtype} {tuple(batch.shape)}; resize them, or make an "
-                "explainer with another input_size or channels"
+                f"{asked}{sizes}, got {batch.dtype} {tuple(batch.shape)}; resize them, photos by "
+                "explainer.prepare, or make an explainer with another input_size or channels"
             )
         batch = batch.detach().to(self.device, non_blocking=True)
         if not by_bytes:

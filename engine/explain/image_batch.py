@@ -100,7 +100,8 @@ def _stacked(images: Sequence[Any], channels: int, ask: str) -> Any:
     shapes = sorted({tuple(array.shape) for array in arrays})
     if len(shapes) > 1:
         raise ValueError(
-            f"{ask}images of several shapes ({', '.join(map(str, shapes[:3]))}); resize them to one"
+            f"{ask}images of several shapes ({', '.join(map(str, shapes[:3]))}); resize them to "
+            "one, photos by explainer.prepare"
         )
     return torch.stack(arrays) if isinstance(arrays[0], Tensor) else np.stack(arrays)
 

@@ -153,7 +153,7 @@ def _loaded(
 ) -> Decoded:
     scale = 1
     if config.fast_scale and image.format in JPEGS:
-        scale = fast_scale(_upright(image.size, _orientation(image)), preprocess)
+        scale = fast_scale(upright_size(image.size, exif_orientation(image)), preprocess)
     opened, stored = image, image.size
     pixels, decoder, truncated = None, _NVIMAGECODEC, False
     if config.decoder == "gpu":
@@ -173,14 +173,15 @@ def _loaded(
         pixels = photo_pixels(image, preprocess.channels)
     pixels = image_channels(pixels, preprocess.channels)
     # Pillow turns TIFFs upright while it loads them.
-    orientation = _orientation(opened)
+    orientation = exif_orientation(opened)
     if scale == 1:
         stored = (pixels.shape[1], pixels.shape[0])
-    photo = _upright(stored, orientation)
+    photo = upright_size(stored, orientation)
     return Decoded(resize(pixels, orientation, photo, preprocess), *photo, decoder, truncated)
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image, 1 to 8; 1 if it says none."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
         return found if found in ORIENTATIONS else 1
@@ -189,5 +190,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) of the upright image, of those it is stored with."""
     return size[::-1] if swaps_axes(orientation) else size

@@ -30,6 +30,9 @@ from combicam.version import __version__
 # images have other channels than RGB's; of RGB, files stay in 2, which earlier versions read.
 FORMAT = 3
 RGB_FORMAT = 2
+# Fields of specs that came after version 0.2.0, which refuses what it does not know: they are
+# written only if they are not the default.
+LATER_SPEC_FIELDS = frozenset({"finer", "finer_alpha", "finer_weights", "smooth"})
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class Description:
 
     def to_json(self) -> str:
         """One JSON object, keys sorted."""
+        usual = CamSpec().to_dict()
+        spec = {
+            name: value
+            for name, value in self.spec.to_dict().items()
+            if name not in LATER_SPEC_FIELDS or value != usual[name]
+        }
         signature = asdict(self.signature)
         if self.signature.channels == 3:
             del signature["channels"]
@@ -78,7 +87,7 @@ class Description:
                 "format": self.format,
                 "combicam": __version__,
                 "model": self.model,
-                "spec": self.spec.to_dict(),
+                "spec": spec,
                 "layers": [asdict(info) for info in self.layers],
                 "signature": signature,
                 "outputs": self.outputs,
@@ -93,18 +102,25 @@ class Description:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The inverse of :meth:`to_json`.
+    def from_json(cls, text: str, name: str = "its description") -> Self:
+        """The inverse of :meth:`to_json`; keys at the top that are unknown are left out.
+
+        Args:
+            text: JSON.
+            name: of the file, for messages.
 
         Raises:
-            ArtifactError: invalid text, or a newer format.
+            ArtifactError: invalid text, or of a newer version.
         """
+        version = "an unknown version"
         try:
             values: dict[str, Any] = json.loads(text)
+            if "combicam" in values:
+                version = f"combicam {values['combicam']}"
             if values["format"] > FORMAT:
                 raise ArtifactError(
-                    f"artifact: expected format <= {FORMAT}, got {values['format']}; "
-                    "update combicam"
+                    f"artifact: {name}: expected format <= {FORMAT}, got {values['format']}, of "
+                    f"{version}; update combicam, this is {__version__}"
                 )
             signature = values["signature"]
             classes = values["classes"]
@@ -124,7 +140,9 @@ class Description:
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"artifact: its description is damaged ({first_line(error)}); export it again"
+                f"artifact: {name}: expected a description that combicam {__version__} reads, got "
+                f"one of {version} ({first_line(error)}); if that is newer, update combicam, else "
+                "export it again"
             ) from error
 
 
@@ -268,4 +286,4 @@ def read_description(path: Path) -> Description:
             f"artifact: expected a {path.suffix} file that combicam wrote, got {path} without its "
             "description; export the model with combicam.export"
         )
-    return Description.from_json(text)
+    return Description.from_json(text, str(path))
