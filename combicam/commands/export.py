@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,6 +22,7 @@ from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.serving.triton_repository import check_repository, export_triton_repository
 from combicam.engine.serving.web_site import check_site, export_web_site
+from combicam.export.formats.artifact import check_weights
 from combicam.export.formats.onnx_opset import check_opset
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
@@ -53,6 +54,8 @@ class Config:
         target_input: ``classes`` (a second input names them), ``none`` (the best classes), or
             ``weights`` (regions and contrasts).
         opset: of the ONNX file, from 13 to the newest that is installed; 18 if it is not given.
+        weights: how the ONNX file stores them; ``float16`` halves it, and rounds them to 11 bits;
+            the computation stays in float32.
         keep_layers: also return every layer's map.
         verify: number of random images on which the file is compared with the model; 0 for none.
         tolerance: largest accepted difference; the default depends on the precision.
@@ -72,6 +75,7 @@ class Config:
     device: str = "cpu"
     target_input: str = "classes"
     opset: int | None = None
+    weights: Literal["float32", "float16"] = "float32"
     keep_layers: bool = False
     verify: int = VERIFY_IMAGES
     tolerance: float | None = None
@@ -95,6 +99,7 @@ def main(config: Config) -> None:
     if config.output is not None:
         check_output(config.output)
         check_opset(config.opset, config.output.suffix)
+        check_weights(config.weights, config.output.suffix)
     if config.triton_repository is not None:
         check_repository(config.triton_repository)
     if config.web is not None:
@@ -130,6 +135,7 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             config.output,
             target_input=config.target_input,
             opset=config.opset,
+            weights=config.weights,
             verify=config.verify,
             tolerance=config.tolerance,
             allow_disagreement=config.force,
@@ -142,6 +148,7 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             config.triton_repository,
             target_input=config.target_input,
             opset=config.opset,
+            weights=config.weights,
             verify=config.verify,
             tolerance=config.tolerance,
             allow_disagreement=config.force,
@@ -166,6 +173,7 @@ def _write_site(
             runtime=config.onnxruntime_web,
             title=config.web_title,
             opset=config.opset,
+            weights=config.weights,
             verify=config.verify,
             tolerance=config.tolerance,
             allow_disagreement=config.force,

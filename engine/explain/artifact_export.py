@@ -13,7 +13,12 @@ from combicam.engine.explain.artifact_verify import TOLERANCES, Verification, ve
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ModelSession, Request
 from combicam.errors import ArtifactError
-from combicam.export.formats.artifact import artifact_suffix, check_dtype, write_artifact
+from combicam.export.formats.artifact import (
+    artifact_suffix,
+    check_dtype,
+    check_weights,
+    write_artifact,
+)
 from combicam.export.formats.onnx_opset import check_opset
 from combicam.export.trace.arithmetic import plain_arithmetic
 
@@ -26,6 +31,7 @@ def export(
     *,
     target_input: str = "classes",
     opset: int | None = None,
+    weights: str = "float32",
     verify: int | bool = VERIFY_IMAGES,
     tolerance: float | None = None,
     allow_disagreement: bool = False,
@@ -45,11 +51,13 @@ def export(
             ``none``: always the K best; ``weights``: float32 [B,K,n], regions and contrasts.
         opset: of an .onnx file, from 13 to the newest that the installed onnx and onnxruntime
             support; None for 18. Older ones lack operators, of which some are rewritten.
+        weights: how an .onnx file stores them: ``float16`` halves the file; the computation stays
+            in float32, with weights that were rounded to 11 bits.
         verify: number of random images, with the spectrum of photos, on which the file is compared
             with the model in eager float32; True for the default, 0 or False for none.
         tolerance: largest difference of a typical image, and largest mean difference, relative to
-            the largest value of the same output (for heatmaps 1); default: 1e-3, for float16 0.1,
-            for bfloat16 0.3.
+            the largest value of the same output (for heatmaps 1); default: 1e-3, for float16 (also
+            of the weights) 0.1, for bfloat16 0.3.
         allow_disagreement: keep a file beyond the tolerance; its ``agrees`` is False.
 
     Returns:
@@ -65,6 +73,7 @@ def export(
     path = Path(path)
     check_output(path)
     check_opset(opset, path.suffix)
+    check_weights(weights, path.suffix)
     request = Request(target_input, explainer.spec.targets)
     images = VERIFY_IMAGES if verify is True else int(verify)
     if images < 0:
@@ -90,9 +99,10 @@ def export(
     # A file gets its final name only after it was written and checked.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, everywhere:
         draft = Path(folder) / path.name
-        write_artifact(joint, description, draft, opset)
+        write_artifact(joint, description, draft, opset, weights)
         if images:
-            limit = TOLERANCES[joint.signature.dtype] if tolerance is None else tolerance
+            limits = TOLERANCES[joint.signature.dtype], TOLERANCES[weights]
+            limit = max(limits) if tolerance is None else tolerance
             artifact = Explainer.load(draft, device=session.device)
             signature = joint.signature
             samples = natural_noise(images, signature.input_size, channels=signature.channels)

@@ -61,6 +61,7 @@ def export_triton_repository(
     max_batch_size: int = MAX_BATCH_SIZE,
     target_input: str = "classes",
     opset: int | None = None,
+    weights: str = "float32",
     verify: int | bool = VERIFY_IMAGES,
     tolerance: float | None = None,
     allow_disagreement: bool = False,
@@ -75,7 +76,7 @@ def export_triton_repository(
         repository: folder of models; created if its parent exists.
         name: on the server; default: the model's name.
         max_batch_size: the largest batch that the server forms, >= 1.
-        target_input, opset, verify, tolerance, allow_disagreement: as for
+        target_input, opset, weights, verify, tolerance, allow_disagreement: as for
             :func:`~combicam.engine.explain.artifact_export.export`; the golden inputs are
             verified, too.
 
@@ -107,6 +108,7 @@ def export_triton_repository(
             graph,
             target_input=target_input,
             opset=opset,
+            weights=weights,
             verify=verify,
             tolerance=tolerance,
             allow_disagreement=allow_disagreement,

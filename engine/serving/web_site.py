@@ -59,6 +59,7 @@ def export_web_site(
     runtime: str | Path | None = None,
     title: str | None = None,
     opset: int | None = None,
+    weights: str = "float32",
     verify: int | bool = VERIFY_IMAGES,
     tolerance: float | None = None,
     allow_disagreement: bool = False,
@@ -78,7 +79,7 @@ def export_web_site(
             one (``node_modules`` here or in a parent), else npm downloads it. Without npm, the site
             has none: ``missing`` says what to copy.
         title: of the page; default: the last part of the model's name.
-        opset, verify, tolerance, allow_disagreement: as for
+        opset, weights, verify, tolerance, allow_disagreement: as for
             :func:`~combicam.engine.explain.artifact_export.export`.
 
     Raises:
@@ -107,6 +108,7 @@ def export_web_site(
                 explainer,
                 draft / MODEL,
                 opset=opset,
+                weights=weights,
                 verify=verify,
                 tolerance=tolerance,
                 allow_disagreement=allow_disagreement,

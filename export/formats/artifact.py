@@ -18,6 +18,7 @@ from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.aoti_file import read_aoti, write_aoti
 from combicam.export.formats.onnx_file import METADATA_KEY, write_onnx
 from combicam.export.formats.onnx_opset import DEFAULT_OPSET, check_opset
+from combicam.export.formats.onnx_weights import WEIGHTS
 from combicam.export.formats.torchscript_file import read_torchscript, write_torchscript
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
@@ -46,7 +47,7 @@ class Description:
         preprocess: how images become inputs.
         classes: names and locations of the classes, if known.
         weights: SHA-256 of the model's weights; behind it that of a function that finds its
-            logits, and of fixed inputs, if there are any.
+            logits, and of fixed inputs, if there are any; ``+float16`` if they are stored so.
         note: a caveat about the model.
         output: where the logits are in what the model returns; empty for the only [B,n].
         format: of the file; default: the oldest that says everything, ``RGB_FORMAT`` or ``FORMAT``.
@@ -240,8 +241,27 @@ def check_dtype(suffix: str, dtype: str) -> None:
         )
 
 
+def check_weights(weights: str, suffix: str) -> None:
+    """Check that a file of this suffix can store its weights so.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"export: expected weights in {WEIGHTS}, got {weights!r}")
+    if weights == "float16" and suffix != ".onnx":
+        raise ValueError(
+            f"export: expected weights='float32' for {suffix}, got 'float16': only .onnx files "
+            "store them in another type than they compute in; use dtype='float16'"
+        )
+
+
 def write_artifact(
-    joint: JointGraph, description: Description, path: Path, opset: int | None = None
+    joint: JointGraph,
+    description: Description,
+    path: Path,
+    opset: int | None = None,
+    weights: str = "float32",
 ) -> None:
     """Write a joint graph, lowered or not, in the format given by the suffix of ``path``.
 
@@ -249,18 +269,23 @@ def write_artifact(
         joint, description: the graph, and what the file says of it.
         path: of the file.
         opset: of an ONNX file, which its description records; None for the default.
+        weights: how an ONNX file stores them: ``float32`` or ``float16``.
 
     Raises:
-        ValueError: an unknown suffix, or a dtype or opset that the format does not support.
+        ValueError: an unknown suffix, or a dtype, opset or weights that the format does not
+            support.
         TraceError: the graph cannot be written in this format.
     """
     form = artifact_format(path)
     check_dtype(path.suffix, joint.signature.dtype)
     check_opset(opset, path.suffix)
+    check_weights(weights, path.suffix)
     write = form.write
     if path.suffix == ".onnx":
         opset = DEFAULT_OPSET if opset is None else opset
-        write, description = partial(write_onnx, opset=opset), replace(description, opset=opset)
+        write = partial(write_onnx, opset=opset, weights=weights)
+        stored = "" if weights == "float32" else f"+{weights}"
+        description = replace(description, opset=opset, weights=description.weights + stored)
     write(joint if form.is_compiled else joint.portable(), path, description.to_json())
 
 

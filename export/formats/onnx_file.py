@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from combicam.errors import TraceError, first_line
 from combicam.export.formats.onnx_opset import DEFAULT_OPSET, check_written, lower_opset
+from combicam.export.formats.onnx_weights import halve_weights, share_weights
 from combicam.export.passes.passes import for_onnx
 from combicam.export.trace.origins import LabelledInterpreter, culprit
 from combicam.export.trace.trace import JointGraph, example_inputs
@@ -138,7 +139,13 @@ def _exported(program: torch.export.ExportedProgram, *args: Any, **options: Any)
 EMBEDDED_BYTES = 1_900_000_000
 
 
-def write_onnx(joint: JointGraph, path: Path, metadata: str, opset: int = DEFAULT_OPSET) -> None:
+def write_onnx(
+    joint: JointGraph,
+    path: Path,
+    metadata: str,
+    opset: int = DEFAULT_OPSET,
+    weights: str = "float32",
+) -> None:
     """Write an ONNX file with a dynamic batch, and ``metadata`` under the key ``combicam``.
 
     If weights exceed the 2 GB limit of a protobuf, they are written to ``<name>.data`` beside it.
@@ -146,9 +153,8 @@ def write_onnx(joint: JointGraph, path: Path, metadata: str, opset: int = DEFAUL
     Raises:
         TraceError: an operator cannot be exported to ONNX, or to this opset.
     """
-    write_onnx_graph(
-        for_onnx(joint.module), example_inputs(joint), joint.output_names, path, metadata, opset
-    )
+    graph, inputs = for_onnx(joint.module), example_inputs(joint)
+    write_onnx_graph(graph, inputs, joint.output_names, path, metadata, opset, weights)
 
 
 def write_onnx_graph(
@@ -158,6 +164,7 @@ def write_onnx_graph(
     path: Path,
     metadata: str = "",
     opset: int = DEFAULT_OPSET,
+    weights: str = "float32",
 ) -> None:
     """Write a graph of images, or of images and targets; see :func:`write_onnx`.
 
@@ -168,6 +175,7 @@ def write_onnx_graph(
         path: of the file.
         metadata: kept in it under the key ``combicam``.
         opset: of the file, see :mod:`combicam.export.formats.onnx_opset`.
+        weights: how they are stored, ``float32`` or ``float16``.
     """
     batch = torch.export.Dim("batch")
     names = ["images", "targets"][: len(inputs)]
@@ -208,8 +216,13 @@ def write_onnx_graph(
     check_written(exported.model, max(opset, DEFAULT_OPSET))
     if opset < DEFAULT_OPSET:
         lower_opset(exported.model, opset)
+    share_weights(exported.model)
+    if weights == "float16":
+        halve_weights(exported.model)
+    for node in exported.model.graph:  # the exporter's notes, longer than all else in small files
+        node.metadata_props.clear()
     exported.model.metadata_props[METADATA_KEY] = metadata
     values = exported.model.graph.initializers.values()
-    weights = sum(value.const_value.nbytes for value in values if value.const_value is not None)
-    exported.save(str(path), external_data=weights > EMBEDDED_BYTES)
+    size = sum(value.const_value.nbytes for value in values if value.const_value is not None)
+    exported.save(str(path), external_data=size > EMBEDDED_BYTES)
     onnx.checker.check_model(str(path), full_check=opset < DEFAULT_OPSET)

@@ -1,0 +1,161 @@
+"""Store the weights of an ONNX graph once, and in 16 bit: runtimes compute the rest as they load.
+
+Forward and backward read weights in two forms.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+# Smaller weights are not worth the nodes.
+_LEAST_BYTES = 16 << 10
+# Scales are folded into both forms one after the other, so they differ by roundings: relative to
+# the largest weight.
+_ROUNDINGS = 4 * float(np.finfo(np.float32).eps)
+WEIGHTS = ("float32", "float16")
+# Values that are compared before whole weights are.
+_PROBES = 64
+_END = -(2**63) + 1  # of a slice that runs backwards to the first element
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+Array = NDArray[Any]
+Steps = tuple[str, ...]  # of "swap" (the first two axes) and "turn" (the last two)
+
+
+def share_weights(model: ir.Model) -> int:
+    """Compute the backward's weights from the forward's, by nodes that runtimes fold as they load.
+
+    The gradient of a convolution is one with its weight [O,I,h,w] turned around in h and w, and
+    with O and I exchanged; that of a linear layer has the transposed matrix. Cases:
+        1. a weight that is another one transposed, turned around, or both: ``Transpose`` and
+           ``Slice`` of that one;
+        2. the same weight twice: the first one.
+
+    Returns:
+        Bytes that the file is smaller by.
+    """
+    graph = model.graph
+    groups: dict[tuple[Any, ...], list[ir.Value]] = defaultdict(list)
+    for value in graph.initializers.values():
+        stored = value.const_value
+        if stored is None or stored.nbytes < _LEAST_BYTES or stored.dtype not in _FLOATS:
+            continue
+        groups[stored.dtype, tuple(sorted(stored.shape.numpy()))].append(value)
+    saved = 0
+    for values in groups.values():
+        kept: list[tuple[ir.Value, Array]] = []
+        for value in sorted(values, key=_first_use(graph)):
+            assert value.const_value is not None
+            weight = value.const_value.numpy()
+            found = next(_same(weight, kept), None)
+            if found is None:
+                kept.append((value, weight))
+                continue
+            source, steps = found
+            saved += value.const_value.nbytes
+            _replace(graph, value, source, steps)
+    return saved
+
+
+def halve_weights(model: ir.Model) -> None:
+    """Store weights in float16, which a ``Cast`` makes float32 again, once, as runtimes load.
+
+    What exceeds float16's largest number stays float32.
+    """
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        stored = value.const_value
+        if stored is None or stored.dtype != ir.DataType.FLOAT or stored.nbytes < _LEAST_BYTES:
+            continue
+        weight = stored.numpy()
+        if not np.abs(weight).max() <= np.finfo(np.float16).max:
+            continue
+        name = f"{value.name}_float16"
+        tensor = ir.tensor(weight.astype(np.float16), name=name)
+        half = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.FLOAT16))
+        half.shape = value.shape
+        node = ir.node("Cast", [half], {"to": ir.DataType.FLOAT})
+        graph.insert_before(graph[0], node)
+        _read_instead(graph, value, node.outputs[0])
+        graph.register_initializer(half)
+
+
+def _first_use(graph: ir.Graph) -> Any:
+    """A key that orders values by the first node that reads them."""
+    places = {node: i for i, node in enumerate(graph)}
+
+    def place(value: ir.Value) -> int:
+        return min((places.get(use.node, 0) for use in value.uses()), default=0)
+
+    return place
+
+
+def _forms(weight: Array) -> Iterator[tuple[Steps, Array]]:
+    """The weight in all forms that steps make of it."""
+    yield (), weight
+    if weight.ndim in (2, 4):
+        yield ("swap",), weight.swapaxes(0, 1)
+    if weight.ndim == 4 and weight.shape[2:] != (1, 1):
+        turned = weight[..., ::-1, ::-1]
+        yield ("turn",), turned
+        yield ("swap", "turn"), turned.swapaxes(0, 1)
+
+
+def _same(
+    weight: Array, kept: Sequence[tuple[ir.Value, Array]]
+) -> Iterator[tuple[ir.Value, Steps]]:
+    """Weights that this one is a form of, and the form."""
+    probes = np.linspace(0, weight.size - 1, _PROBES).astype(np.int64)
+    some, limit = weight.reshape(-1)[probes], _ROUNDINGS * float(np.abs(weight).max())
+    for value, other in kept:
+        for steps, form in _forms(other):
+            if form.shape != weight.shape:
+                continue
+            few = form[np.unravel_index(probes, form.shape)]
+            if np.abs(few - some).max() <= limit and np.abs(form - weight).max() <= limit:
+                yield value, steps
+
+
+def _replace(graph: ir.Graph, value: ir.Value, source: ir.Value, steps: Steps) -> None:
+    """Let the readers of a weight read a form of another one."""
+    assert value.const_value is not None and value.name is not None
+    users, result = [use.node for use in value.uses()], source
+    first = min(users, key=list(graph).index)
+    for step in steps:
+        if step == "swap":
+            rank = len(value.const_value.shape)
+            order = [1, 0, *range(2, rank)]
+            node = ir.node("Transpose", [result], {"perm": order})
+        else:
+            constants = [_numbers(graph, n) for n in ([-1, -1], [_END, _END], [2, 3], [-1, -1])]
+            node = ir.node("Slice", [result, *constants])
+        result = node.outputs[0]
+        result.name = f"{value.name}_{step}"
+        result.dtype = value.const_value.dtype
+        graph.insert_before(first, node)
+    _read_instead(graph, value, result)
+
+
+def _read_instead(graph: ir.Graph, value: ir.Value, other: ir.Value) -> None:
+    """Let the readers of a weight read another value, and drop the weight."""
+    assert value.name is not None and value.const_value is not None
+    if not other.name:
+        other.name, other.dtype = f"{value.name}_float32", value.const_value.dtype
+    for use in list(value.uses()):
+        use.node.replace_input_with(use.idx, other)
+    del graph.initializers[value.name]
+
+
+def _numbers(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
+    """An initializer with these numbers, one for all of its readers."""
+    name = f"weights_{'_'.join(str(n) for n in numbers)}".replace("-", "m")
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+        graph.register_initializer(ir.Value(name=name, const_value=tensor))
+    return graph.initializers[name]
