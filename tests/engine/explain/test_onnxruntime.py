@@ -1,0 +1,86 @@
+"""ONNX Runtime reads and writes torch's tensors in place; its memory errors are torch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from combicam import Explainer, export
+from combicam.engine.explain import backends
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    path = tmp_path_factory.mktemp("file") / "model.onnx"
+    export(Explainer(nn.Sequential(*layers), (20, 24), keep_layers=True), path)
+    return path
+
+
+def test_outputs_are_those_of_a_plain_run(file: Path) -> None:
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    execute = backends.onnxruntime_execute(session, CPU)
+    for batch in (3, 1, 5):
+        images = torch.randn(batch, 20, 24, 3).permute(0, 3, 1, 2)  # not contiguous
+        targets = torch.full((batch, 1), -1)
+        plain = {"images": images.contiguous().numpy(), "targets": targets.numpy()}
+        first, again = execute([images, targets]), execute([images, targets])
+        for found, other, expected in zip(first, again, session.run(None, plain), strict=True):
+            assert torch.equal(found, torch.from_numpy(expected))
+            assert torch.equal(found, other) and found.data_ptr() != other.data_ptr()
+
+
+def test_memory_that_is_short_is_told_as_torch_does(file: Path) -> None:
+    real = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def fail(_binding: object) -> None:
+        raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 9")
+
+    session = SimpleNamespace(
+        get_inputs=real.get_inputs,
+        get_outputs=real.get_outputs,
+        io_binding=real.io_binding,
+        run_with_iobinding=fail,
+    )
+    execute = backends.onnxruntime_execute(session, CPU)
+    with pytest.raises(torch.OutOfMemoryError, match="Failed to allocate"):
+        execute([torch.zeros(2, 3, 20, 24), torch.full((2, 1), -1)])
+
+
+def test_options_of_a_gpu(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 as IEEE has it; no search at every batch size; no doubling of memory."""
+    given: list[Any] = []
+
+    def make(path: str, options: Any, providers: Any) -> Any:
+        given.extend(providers)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return SimpleNamespace(
+            get_providers=lambda: ["CUDAExecutionProvider"],
+            get_inputs=session.get_inputs,
+            get_outputs=session.get_outputs,
+        )
+
+    fake = SimpleNamespace(
+        SessionOptions=ort.SessionOptions,
+        InferenceSession=make,
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    monkeypatch.setattr(backends, "onnxruntime", lambda: fake)
+    backends.onnxruntime_backend(file, torch.device("cuda", 1))
+    (name, options), last = given
+    assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options == {
+        "device_id": 1,
+        "use_tf32": 0,
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
