@@ -44,6 +44,7 @@ def test_every_encoding_of_the_console(encoding: str, run: Path) -> None:
         assert b"Traceback" not in done.stderr and done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_summary_in_every_encoding(tmp_path: Path) -> None:
     save_photos(tmp_path / "σ", 3)
     command = f"{COMBICAM} run {tmp_path}/σ -o {tmp_path}/run-σ -m demo --layers last"
@@ -88,6 +89,7 @@ def test_output_on_a_full_disk(run: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_progress_that_nobody_reads_does_not_end_a_run(tmp_path: Path) -> None:
     save_photos(tmp_path / "in", 20)
     command = f"{COMBICAM} run {tmp_path}/in -o {tmp_path}/run -m demo --layers last -b 2"
@@ -96,6 +98,7 @@ def test_progress_that_nobody_reads_does_not_end_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     save_photos(tmp_path / "in", 4)
     (tmp_path / "script.py").write_text(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -134,11 +134,7 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             explainer,
             config.output,
             target_input=config.target_input,
-            opset=config.opset,
-            weights=config.weights,
-            verify=config.verify,
-            tolerance=config.tolerance,
-            allow_disagreement=config.force,
+            **_options(config),
         )
         size = config.output.stat().st_size / 1e6
         rows.insert(0, ("file", f"{config.output} ({size:.1f} MB)"))
@@ -147,11 +143,7 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             explainer,
             config.triton_repository,
             target_input=config.target_input,
-            opset=config.opset,
-            weights=config.weights,
-            verify=config.verify,
-            tolerance=config.tolerance,
-            allow_disagreement=config.force,
+            **_options(config),
         )
         rows.insert(0, ("served model", f"{served.path}: see its README.md"))
         verification = served.verification
@@ -159,6 +151,17 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
         web_rows, verification = _write_site(config, explainer, config.web)
         rows = [*web_rows, *rows]
     return rows, verification
+
+
+def _options(config: Config) -> dict[str, Any]:
+    """What all outputs take."""
+    return {
+        "opset": config.opset,
+        "weights": config.weights,
+        "verify": config.verify,
+        "tolerance": config.tolerance,
+        "allow_disagreement": config.force,
+    }
 
 
 def _write_site(
@@ -172,11 +175,7 @@ def _write_site(
             samples=samples,
             runtime=config.onnxruntime_web,
             title=config.web_title,
-            opset=config.opset,
-            weights=config.weights,
-            verify=config.verify,
-            tolerance=config.tolerance,
-            allow_disagreement=config.force,
+            **_options(config),
         )
     if site.missing:
         print(f"combicam: warning: the site has no ONNX Runtime: {site.missing}", file=sys.stderr)

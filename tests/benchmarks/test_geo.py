@@ -14,6 +14,7 @@ from benchmarks.harness import Result
 from combicam.export.models.adapters.efficientnet import EfficientNet, Stage
 
 
+@pytest.mark.slow
 def test_one_round() -> None:
     config = GeoBenchmark(batch=1, size=32, cells=500, density_images=3, rounds=1, threads=1)
     small = EfficientNet((Stage(2, 3, 1, 1, 8),), stem=8, head=16, size=32)

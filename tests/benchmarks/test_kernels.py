@@ -33,6 +33,7 @@ def test_bytes_of_resnet50() -> None:
     assert read_bytes(CASES["resnet50"], 256, torch.bfloat16) == 256 * 4 * 1_505_280
 
 
+@pytest.mark.slow
 def test_one_round_on_the_cpu() -> None:
     device = torch.device("cpu")
     params = {"bytes": 1, "batches_per_call": 64}

@@ -112,6 +112,7 @@ def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.images_per_s is None and row.error == "it printed nothing (exit 1)"
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch() -> None:
     config = configured("combicam, eager")
     one, many = (

@@ -39,6 +39,7 @@ def test_a_short_budget_reaches_every_axis() -> None:
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.slow
 def test_points_are_measured_and_late_ones_are_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ def test_deepest_layers_come_first() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_memory_of_a_call() -> None:
     cpu = torch.device("cpu")
     peak_mib_of(lambda: torch.ones(1 << 22).sum(), cpu)

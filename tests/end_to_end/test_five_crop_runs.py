@@ -236,6 +236,7 @@ def test_memory_that_is_short(photos: Path, explainer: Explainer, tmp_path: Path
     np.testing.assert_allclose(one.scores, two.scores, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued(photos: Path, tmp_path: Path) -> None:
     for copy in range(6):
         for path in photos.iterdir():
@@ -276,6 +277,7 @@ def test_workers_of_several_processes(photos: Path, tmp_path: Path) -> None:
             np.testing.assert_allclose(ours["scores"], theirs["scores"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_exported_files(
     photos: Path, explainer: Explainer, five: FiveCropExplainer, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_the_guard_sees_sockets_and_leaves_the_rest() -> None:
     assert guarded("import ctypes; ctypes.CDLL(None).socket(2, 1, 0)").returncode == -31
 
 
+@pytest.mark.slow
 def test_exporting_running_and_reporting_open_no_socket(tmp_path: Path) -> None:
     if guarded("").returncode == 1:
         pytest.skip("needs seccomp")

@@ -41,6 +41,7 @@ def test_death_at_every_step_of_a_commit(step: str, tmp_path: Path, photos: Any,
     assert not list((tmp_path / "run").rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "images, kills", [(200, 2), pytest.param(10_000, 20, marks=pytest.mark.slow)]
 )
@@ -95,6 +96,7 @@ def test_failed_images_are_tried_again(tmp_path: Path, photos: Any, fake: Any) -
     assert (tmp_path / "run/shards/00002.parquet").stat().st_mtime_ns == untouched.st_mtime_ns
 
 
+@pytest.mark.slow
 def test_death_while_trying_again_keeps_the_old_rows(
     tmp_path: Path, photos: Any, fake: Any
 ) -> None:

@@ -208,6 +208,7 @@ class Unfolded(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_a_grid_that_the_caller_gives(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Unfolded().eval()

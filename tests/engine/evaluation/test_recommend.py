@@ -54,6 +54,7 @@ def test_of_equal_ranks_the_cheaper_comes_first() -> None:
         assert ranked[0].name == ("combicam" if costs[0] < costs[1] else "combicam+")
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_spec_that_other_commands_take(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

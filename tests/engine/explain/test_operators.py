@@ -162,7 +162,10 @@ def errors(explainer: Explainer, exact: nn.Module, images: Tensor) -> Tensor:
     return torch.stack(worst)
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group",
+    [g if g in ("padding", "pools") else pytest.param(g, marks=pytest.mark.slow) for g in GROUPS],
+)
 def test_maps_are_those_of_autograd_in_every_format(group: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Branches({name: make() for name, make in GROUPS[group].items()}).eval()

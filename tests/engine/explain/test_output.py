@@ -306,6 +306,7 @@ def in_a_set(returned: Tensor) -> Tensor:
     return returned if "d" in {"a", "b", "c", "d"} else -returned
 
 
+@pytest.mark.slow
 def test_digests_follow_globals_and_are_the_same_in_every_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -80,6 +80,7 @@ def test_hirescam_of_a_minus_b_is_the_negative_of_b_minus_a(
     assert (torch.minimum(first, second) == 0).all()  # relu(x) and relu(-x)
 
 
+@pytest.mark.slow
 def test_a_certain_network_is_still_contrasted(network: nn.Module, images: Tensor) -> None:
     model = copy.deepcopy(network)
     model[-1].bias.data[1] = 60.0  # type: ignore[union-attr, index, operator]
@@ -207,6 +208,7 @@ def test_negative_classes_rank_in_any_column(
             explainer(images, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".ts", pytest.param(".pt2", marks=pytest.mark.slow)])
 def test_negative_classes_rank_in_files(
     suffix: str, network: nn.Module, images: Tensor, tmp_path: Path

@@ -116,6 +116,7 @@ def test_what_is_named_is_kept(tmp_path: Path, measured: list[str]) -> None:
     assert json.loads((named.output / "tuning.json").read_text())["backend"] == "torchscript"
 
 
+@pytest.mark.slow
 def test_workers_get_what_was_measured(tmp_path: Path, measured: list[str]) -> None:
     save_photos(tmp_path / "in", 24)
     model = ModelConfig(f"{__name__}:build")

@@ -104,6 +104,7 @@ print(pa.default_memory_pool().max_memory() / 2**20, run.shard(0).stat().st_size
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
     """Written, some rows of it replaced, and read, image by image."""
     done = subprocess.run(

@@ -80,6 +80,7 @@ assert "combicam" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_package_runs_without_combicam_on_any_batch(tmp_path: Path) -> None:
     """Also under another name, and with torch's own checks of its inputs on."""
     explainer = make()
