@@ -30,7 +30,7 @@ from benchmarks.kernel_times import profiled
 from benchmarks.ladder import FORWARD, Setting, ladder, under_autocast
 from benchmarks.libraries import AUTHORS, TOLERANCE, counterpart, library, typical_error
 from benchmarks.networks import CASES, Case, network
-from combicam import Explainer, export
+from combicam import Explainer, export, tune_allocator
 from combicam.engine.explain.artifact_export import natural_noise
 
 BASELINE = "forward, ONNX Runtime"
@@ -76,10 +76,14 @@ def contenders(case: Case, batch: int, authors: bool) -> Iterator[Contender]:
         "forward, torch eager", lambda: torch_forward(model, images), batch, logit_error
     )
     yield Contender("combicam, eager", lambda: lambda: explainer(images), batch, heatmap_error)
-    for suffix in (".onnx", ".ts"):
-        prepare = _artifact(explainer, images, suffix)
-        # A ReLU at zero to rounding may differ between runtimes.
-        yield Contender(f"combicam, {suffix}", prepare, batch, heatmap_error, tolerance=2e-2)
+    # A ReLU at zero to rounding may differ between runtimes.
+    for name, prepare in {
+        "combicam, .onnx": _artifact(explainer, images, ".onnx", "onnxruntime"),
+        "combicam, .onnx in OpenVINO": _artifact(explainer, images, ".onnx", "openvino"),
+        "combicam, .ts": _artifact(explainer, images, ".ts", "torchscript"),
+        "combicam, compile": lambda: partial(explainer.with_backend("compile"), images),
+    }.items():
+        yield Contender(name, prepare, batch, heatmap_error, tolerance=2e-2)
     yield from others(model, case, names, images)
     if authors:
         yield _authors(model, case, names, images)
@@ -117,12 +121,14 @@ def torch_forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     return forward
 
 
-def _artifact(explainer: Explainer, images: Tensor, suffix: str) -> Callable[[], Callable[[], Any]]:
+def _artifact(
+    explainer: Explainer, images: Tensor, suffix: str, backend: str
+) -> Callable[[], Callable[[], Any]]:
     def prepare() -> Callable[[], Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"joint{suffix}"
             export(explainer, path, verify=False)
-            loaded = Explainer.load(path, device="cpu")
+            loaded = Explainer.load(path, device="cpu", backend=backend)
         for _ in range(2):  # TorchScript specialises in its first calls
             loaded(images)
         return lambda: loaded(images)
@@ -174,6 +180,7 @@ class GraphConfig:
         dtype: of the ladder's fast rows.
         rounds: how often every contender is timed, in turn; medians are reported.
         threads: of torch; ONNX Runtime takes the physical cores.
+        tuned: tune the allocator, as combicam's commands do; it is that of all rows.
         authors: also time one forward and backward per layer, on one image.
         budget: seconds after which no further case is begun.
         rows: names, or beginnings of names, of the contenders; empty means all.
@@ -187,6 +194,7 @@ class GraphConfig:
     dtype: str = "bfloat16"
     rounds: int = 5
     threads: int = 2
+    tuned: bool = True
     authors: bool = True
     budget: float = float("inf")
     rows: tuple[str, ...] = ()
@@ -200,6 +208,8 @@ class GraphConfig:
 
 def run_graph(config: GraphConfig) -> None:
     """Run every case; a table for people and a JSON file for the record."""
+    if config.tuned:
+        tune_allocator()
     torch.set_num_threads(config.threads)
     started = time.monotonic()
     device, dtype = torch.device(config.device), DTYPES[config.dtype]
@@ -208,7 +218,7 @@ def run_graph(config: GraphConfig) -> None:
     for name in config.cases:
         case, batch = CASES[name.partition(":")[0]], int(name.partition(":")[2] or 8)
         params = {"case": case.name, "model": case.model, "size": case.size, "layers": case.layers}
-        params |= {"batch": batch, "device": config.device}
+        params |= {"batch": batch, "device": config.device, "tuned": config.tuned}
         if time.monotonic() - started > config.budget:
             rows.append(Result("all", params, error=f"not begun: budget {config.budget:.0f} s"))
             continue
