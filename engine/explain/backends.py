@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from combicam.errors import ArtifactError, first_line
 from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
+from combicam.export.formats.onnx_weights import separate_transposed
 from combicam.export.passes.passes import for_eager_cuda
 from combicam.export.trace.arithmetic import plain_arithmetic
 from combicam.export.trace.trace import JointGraph
@@ -183,7 +185,8 @@ def openvino_backend(path: Path, device: torch.device) -> Execute:
         # Without the hint it computes in bfloat16 on CPUs that have it.
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(_for_openvino(path)), "CPU", options)
     except RuntimeError as error:
         raise ArtifactError(f"artifact: {path} cannot be loaded ({first_line(error)})") from error
     requests = threading.local()  # a request serves one call at a time
@@ -196,6 +199,25 @@ def openvino_backend(path: Path, device: torch.device) -> Execute:
         return [torch.from_numpy(np.array(found[output])) for output in compiled.outputs]
 
     return execute
+
+
+def _for_openvino(path: Path) -> str | bytes:
+    """The file, or its content as OpenVINO reads it rightly, if earlier versions wrote it.
+
+    Raises:
+        ArtifactError: weights beside the graph, which cannot be changed in passing.
+    """
+    model = ir.load(path)
+    if not separate_transposed(model):
+        return str(path)
+    if path.with_name(f"{path.name}.data").exists():
+        raise ArtifactError(
+            f"openvino: expected {path} as this version of combicam exports it, got one of an "
+            "earlier version, whose gradients OpenVINO mistakes; export it again, or use backend "
+            "'onnxruntime'"
+        )
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
 
 
 def _one_at_a_time(call: Callable[..., Sequence[Tensor]]) -> Callable[..., Sequence[Tensor]]:

@@ -21,7 +21,6 @@ _ROUNDINGS = 4 * float(np.finfo(np.float32).eps)
 WEIGHTS = ("float32", "float16")
 # Values that are compared before whole weights are.
 _PROBES = 64
-_END = -(2**63) + 1  # of a slice that runs backwards to the first element
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 Array = NDArray[Any]
@@ -34,8 +33,8 @@ def share_weights(model: ir.Model) -> int:
     The gradient of a convolution is one with its weight [O,I,h,w] turned around in h and w, and
     with O and I exchanged; that of a linear layer has the transposed matrix. Cases:
         1. a weight that is another one transposed, turned around, or both: ``Transpose`` and
-           ``Slice`` of that one;
-        2. the same weight twice: the first one.
+           ``Gather`` of that one;
+        2. the same weight twice: the first one, see :func:`separate_transposed`.
 
     Returns:
         Bytes that the file is smaller by.
@@ -60,7 +59,40 @@ def share_weights(model: ir.Model) -> int:
             source, steps = found
             saved += value.const_value.nbytes
             _replace(graph, value, source, steps)
+    separate_transposed(model)
     return saved
+
+
+def separate_transposed(model: ir.Model) -> bool:
+    """Let transposed convolutions read other values than convolutions, by one rounding.
+
+    OpenVINO 2026 keeps weights by their values, and mistakes those of a ``Conv`` for those of a
+    ``ConvTranspose`` if they are equal: the gradients behind are then wrong. The gradient of a
+    convolution with strides is such a pair, if no normalisation lies between.
+
+    Returns:
+        Whether there was one.
+    """
+    graph, modified = model.graph, False
+    for value in list(graph.initializers.values()):
+        readers = [use for use in value.uses() if use.idx == 1]
+        transposed = [use for use in readers if use.node.op_type == "ConvTranspose"]
+        stored = value.const_value
+        if not transposed or all(use.node.op_type != "Conv" for use in readers) or stored is None:
+            continue
+        name, dtype = f"next_to_one_{stored.dtype}", stored.dtype.numpy()
+        if name not in graph.initializers:
+            factor = np.nextafter(dtype.type(1), dtype.type(2))
+            tensor = ir.tensor(np.array(factor, dtype), name=name)
+            graph.register_initializer(ir.Value(name=name, const_value=tensor))
+        node = ir.node("Mul", [value, graph.initializers[name]])
+        result = node.outputs[0]
+        result.name, result.dtype = f"{value.name}_transposed", stored.dtype
+        graph.insert_before(graph[0], node)
+        for use in transposed:
+            use.node.replace_input_with(1, result)
+        modified = True
+    return modified
 
 
 def halve_weights(model: ir.Model) -> None:
@@ -127,19 +159,26 @@ def _replace(graph: ir.Graph, value: ir.Value, source: ir.Value, steps: Steps) -
     assert value.const_value is not None and value.name is not None
     users, result = [use.node for use in value.uses()], source
     first = min(users, key=list(graph).index)
-    for step in steps:
-        if step == "swap":
-            rank = len(value.const_value.shape)
-            order = [1, 0, *range(2, rank)]
-            node = ir.node("Transpose", [result], {"perm": order})
-        else:
-            constants = [_numbers(graph, n) for n in ([-1, -1], [_END, _END], [2, 3], [-1, -1])]
-            node = ir.node("Slice", [result, *constants])
+    for step, attributes, numbers in _nodes(steps, tuple(value.const_value.shape.numpy())):
+        indices = [] if numbers is None else [_numbers(graph, numbers)]
+        node = ir.node(step, [result, *indices], attributes)
         result = node.outputs[0]
-        result.name = f"{value.name}_{step}"
+        result.name = f"{value.name}_{node.op_type}{attributes.get('axis', '')}"
         result.dtype = value.const_value.dtype
         graph.insert_before(first, node)
     _read_instead(graph, value, result)
+
+
+def _nodes(
+    steps: Steps, shape: tuple[int, ...]
+) -> Iterator[tuple[str, dict[str, Any], Sequence[int] | None]]:
+    """Operators, attributes and indices of the steps to a weight of this shape."""
+    for step in steps:
+        if step == "swap":
+            yield "Transpose", {"perm": [1, 0, *range(2, len(shape))]}, None
+        else:
+            for axis in (2, 3):
+                yield "Gather", {"axis": axis}, range(shape[axis])[::-1]
 
 
 def _read_instead(graph: ir.Graph, value: ir.Value, other: ir.Value) -> None:
@@ -154,8 +193,8 @@ def _read_instead(graph: ir.Graph, value: ir.Value, other: ir.Value) -> None:
 
 def _numbers(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
     """An initializer with these numbers, one for all of its readers."""
-    name = f"weights_{'_'.join(str(n) for n in numbers)}".replace("-", "m")
+    name = f"indices_{numbers[0]}_{numbers[-1]}"
     if name not in graph.initializers:
-        tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+        tensor = ir.tensor(np.array(list(numbers), np.int64), name=name)
         graph.register_initializer(ir.Value(name=name, const_value=tensor))
     return graph.initializers[name]
