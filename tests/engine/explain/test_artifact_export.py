@@ -168,12 +168,12 @@ def test_a_file_that_disagrees_is_not_kept(
 ) -> None:
     path = tmp_path / "planet.ts"
 
-    def wrong(joint: Any, description: Any, target: Path, opset: Any) -> None:
+    def wrong(joint: Any, *rest: Any) -> None:
         weight = next(b for n, b in joint.module.named_buffers() if b.ndim == 4)
         original = weight.clone()
         weight.mul_(1.5)
         try:
-            write(joint, description, target, opset)
+            write(joint, *rest)
         finally:
             weight.copy_(original)
 

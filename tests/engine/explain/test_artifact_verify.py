@@ -202,9 +202,9 @@ def test_disagreement_is_refused_or_kept_on_demand(
     explainer, other = make(small), make(small, method="hirescam")
     write = exporting.write_artifact
 
-    def wrong(joint: Any, description: Any, target: Path, opset: int | None) -> None:
+    def wrong(_joint: Any, *rest: Any) -> None:
         session: Any = other.session
-        write(session.joint(session.top), description, target, opset)
+        write(session.joint(session.top), *rest)
 
     monkeypatch.setattr(exporting, "write_artifact", wrong)
     with pytest.raises(ArtifactError, match=r"within 0\.001 .* heatmaps .*nothing was written"):
