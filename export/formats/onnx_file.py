@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -127,11 +128,11 @@ def _prepared(module: fx.GraphModule) -> fx.GraphModule:
 def _exported(program: torch.export.ExportedProgram, *args: Any, **options: Any) -> Any:
     """``torch.onnx.export`` without its decomposition, a quarter of the time: the graph consists of
     simple operators already. With it, if one has no ONNX form as it is."""
-    with patch.object(torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self):
-        try:
-            return torch.onnx.export(program, *args, **options)
-        except torch.onnx.OnnxExporterError:
-            pass  # tried again below, which says what is wrong if it is
+    as_it_is = patch.object(
+        torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self
+    )
+    with as_it_is, suppress(torch.onnx.OnnxExporterError):  # what is wrong is told below
+        return torch.onnx.export(program, *args, **options)
     return torch.onnx.export(program, *args, **options)
 
 

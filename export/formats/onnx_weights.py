@@ -64,11 +64,11 @@ def share_weights(model: ir.Model) -> int:
 
 
 def separate_transposed(model: ir.Model) -> bool:
-    """Let transposed convolutions read other values than convolutions, by one rounding.
+    """Let no transposed convolution read the weight of a convolution, but one rounding beside it.
 
-    OpenVINO 2026 keeps weights by their values, and mistakes those of a ``Conv`` for those of a
-    ``ConvTranspose`` if they are equal: the gradients behind are then wrong. The gradient of a
-    convolution with strides is such a pair, if no normalisation lies between.
+    OpenVINO 2026.4 computes other values where a ``Conv`` and a ``ConvTranspose`` read one weight,
+    also through nodes that change nothing. The gradient of a convolution with strides is such a
+    pair.
 
     Returns:
         Whether there was one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +64,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     exif = Image.Exif()
     exif[ORIENTATION] = TURNED
     cards[2].save(folder / "turned.jpg", quality=92, exif=exif)
-    try:
+    with suppress(combicam.MissingExtra):
         from combicam.demo.photographs import write_photographs
 
         write_photographs(folder, folder / "photographs.csv")
-    except combicam.MissingExtra:
-        pass
     return sorted(p for p in folder.iterdir() if p.suffix != ".csv")
 
 

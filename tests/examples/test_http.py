@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,12 +60,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for cell in range(12):
         Image.fromarray(postcard(cell % len(CELLS), cell).image).save(folder / f"{cell:02}.png")
-    try:
+    with suppress(combicam.MissingExtra):
         from combicam.demo.photographs import write_photographs
 
         write_photographs(folder, folder.with_suffix(".csv"))
-    except combicam.MissingExtra:
-        pass
     return folder
 
 
@@ -194,11 +192,9 @@ def served(program: str, model: Path, *options: str) -> Iterator[str]:
     try:
         for _ in range(240):
             assert process.poll() is None, "the server ended"
-            try:
+            with suppress(httpx.HTTPError):
                 if httpx.get(f"{url}/health").status_code == 200:
                     break
-            except httpx.HTTPError:
-                pass
             time.sleep(0.5)
         yield url
     finally:

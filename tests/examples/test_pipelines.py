@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind = "jpg" if cell % 2 else "png"
         card = Image.fromarray(postcard(cell % len(CELLS), cell).image)
         card.save(folder / f"demo/photos/{cell:02}.{kind}")
-    try:
+    with suppress(combicam.MissingExtra):
         from combicam.demo.photographs import write_photographs
 
         write_photographs(folder / "demo/photos", folder / "photographs.csv")
-    except combicam.MissingExtra:
-        pass
     return folder
 
 
