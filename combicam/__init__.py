@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from combicam.export.classes.cell_files import write_cells as write_cells
     from combicam.export.classes.cells import CellTable as CellTable
     from combicam.export.classes.classes import ClassTable as ClassTable
+    from combicam.export.formats.runtimes import Concern as Concern
+    from combicam.export.formats.runtimes import RuntimeCheck as RuntimeCheck
+    from combicam.export.formats.runtimes import check_file as check_file
     from combicam.export.models.models import LoadedModel as LoadedModel
     from combicam.export.models.models import ModelConfig as ModelConfig
     from combicam.export.models.models import load_model as load_model
@@ -128,6 +131,7 @@ __all__ = make_lazy(
         "combicam.export.classes.cell_files": ("read_cells", "write_cells"),
         "combicam.export.classes.cells": ("CellTable",),
         "combicam.export.classes.classes": ("ClassTable",),
+        "combicam.export.formats.runtimes": ("Concern", "RuntimeCheck", "check_file"),
         "combicam.export.models.models": ("LoadedModel", "ModelConfig", "load_model"),
         "combicam.export.preprocess": ("Preprocess",),
         "combicam.export.spec": ("CamSpec",),

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "Evaluate heatmaps against the model, and compare them with baseline maps.",
     "recommend": "Find the method and layers that suit a model, on some of your images.",
     "export": "Export a model and its explanation as one file, for a server, or as a web site.",
+    "check": "Say what an ONNX file has that a runtime lacks, or runs slowly.",
     "layers": "List the layers that can be explained, and which ones the rules select.",
     "doctor": "Test what works on this machine: backends, devices, decoders, extras.",
     "demo": "Run the whole workflow on the built-in demo planet, or on photographs.",

@@ -8,6 +8,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -74,6 +75,30 @@ def test_rows_of_a_run(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="method"):
         cli.main([*arguments, "--method", "hirescam"])
     assert json.loads((run / "summary.json").read_text())["images"] == 13
+
+
+def test_files_for_a_runtime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "demo.onnx"
+    cli.main(["export", "-m", "demo", "-o", str(path), "--for", "tensorrt", "--layers", "last"])
+    shown = capsys.readouterr().out
+    assert "for tensorrt" in shown and "TensorRT 10.15; no TensorRT has run it" in shown
+    assert f"trtexec --onnx={path.name}" in shown
+    cli.main(["check", str(path)])
+    shown = capsys.readouterr().out
+    assert shown.count("nothing that is known") == 5
+    model = onnx.load(str(path))
+    model.graph.node[-1].op_type = "Det"
+    onnx.save(model, str(path))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", str(path), "--for", "tensorrt"])
+    assert ended.value.code == 1
+    assert "Det: it has no such operator" in capsys.readouterr().out
+    for arguments in (
+        ["--for", "web", "--web", str(tmp_path / "site")],
+        ["--for", "web", "-o", "m.ts"],
+    ):
+        with pytest.raises(SystemExit, match=r"expected (--output model|an )\.onnx"):
+            cli.main(["export", "-m", "demo", "--for", "web", *arguments])
 
 
 def test_layers_lists_shapes_and_rules(capsys: pytest.CaptureFixture[str]) -> None:

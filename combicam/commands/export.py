@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from combicam.commands.printing import Rows, print_table
+from combicam.commands.printing import Rows, check_rows, print_table
 from combicam.demo.sample_photos import write_sample_photos
 from combicam.engine.explain.artifact_export import VERIFY_IMAGES, check_output, export
 from combicam.engine.explain.artifact_verify import Verification
@@ -24,6 +24,7 @@ from combicam.engine.serving.triton_repository import check_repository, export_t
 from combicam.engine.serving.web_site import check_site, export_web_site
 from combicam.export.formats.artifact import check_weights
 from combicam.export.formats.onnx_opset import check_opset
+from combicam.export.formats.runtimes import check_file, check_runtime
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import CamSpec
 from combicam.export.trace.signature import check_target_input
@@ -56,6 +57,9 @@ class Config:
         opset: of the ONNX file, from 13 to the newest that is installed; 18 if it is not given.
         weights: how the ONNX file stores them; ``float16`` halves it, and rounds them to 11 bits;
             the computation stays in float32.
+        runtime: which will run the ONNX file of ``output``: ``onnxruntime-cpu``,
+            ``onnxruntime-cuda``, ``openvino``, ``tensorrt`` or ``web``; default: ONNX Runtime on
+            the device. The operators are those that it likes, and the command says what it lacks.
         keep_layers: also return every layer's map.
         verify: number of random images on which the file is compared with the model; 0 for none.
         tolerance: largest accepted difference; the default depends on the precision.
@@ -76,6 +80,10 @@ class Config:
     target_input: str = "classes"
     opset: int | None = None
     weights: Literal["float32", "float16"] = "float32"
+    runtime: Annotated[
+        Literal["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt", "web"] | None,
+        tyro.conf.arg(name="for"),
+    ] = None
     keep_layers: bool = False
     verify: int = VERIFY_IMAGES
     tolerance: float | None = None
@@ -99,7 +107,13 @@ def main(config: Config) -> None:
     if config.output is not None:
         check_output(config.output)
         check_opset(config.opset, config.output.suffix)
-        check_weights(config.weights, config.output.suffix)
+        check_runtime(config.runtime, config.output.suffix)
+        check_weights(config.weights, config.output.suffix, config.runtime)
+    elif config.runtime is not None:
+        raise ValueError(
+            f"export: expected --output model.onnx with --for {config.runtime}, got none; a site "
+            "and a server's model are always for theirs"
+        )
     if config.triton_repository is not None:
         check_repository(config.triton_repository)
     if config.web is not None:
@@ -134,10 +148,13 @@ def _write(config: Config, explainer: Explainer) -> tuple[Rows, Verification | N
             explainer,
             config.output,
             target_input=config.target_input,
+            runtime=config.runtime,
             **_options(config),
         )
         size = config.output.stat().st_size / 1e6
         rows.insert(0, ("file", f"{config.output} ({size:.1f} MB)"))
+        if config.runtime is not None:
+            rows += check_rows(check_file(config.output, config.runtime))
     if config.triton_repository is not None:
         served = export_triton_repository(
             explainer,

@@ -10,6 +10,7 @@ from combicam.engine.run.status import rate_words
 
 if TYPE_CHECKING:
     from combicam.engine.run.summary import RunSummary
+    from combicam.export.formats.runtimes import RuntimeCheck
 
 Rows = list[tuple[str, str]]
 
@@ -18,6 +19,19 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
     """Print two columns, names and values."""
     width = max(len(key) for key, _ in rows)
     print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows), flush=True)
+
+
+def check_rows(check: RuntimeCheck) -> Rows:
+    """What a runtime lacks of a file, as a table."""
+    rows = [
+        (f"for {check.runtime}", f"{check.nodes} nodes, checked {check.basis}"),
+        *((concern.effect, str(concern).partition(": ")[2]) for concern in check.concerns),
+    ]
+    if not check.concerns:
+        rows.append(("missing, slow", "nothing that is known"))
+    if check.command:
+        rows.append(("build it (untried)", check.command))
+    return rows
 
 
 def summary_rows(summary: RunSummary) -> Rows:

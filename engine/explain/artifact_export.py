@@ -20,6 +20,7 @@ from combicam.export.formats.artifact import (
     write_artifact,
 )
 from combicam.export.formats.onnx_opset import check_opset
+from combicam.export.formats.runtimes import check_file, check_runtime, default_runtime
 from combicam.export.trace.arithmetic import plain_arithmetic
 
 VERIFY_IMAGES = 8
@@ -32,6 +33,7 @@ def export(
     target_input: str = "classes",
     opset: int | None = None,
     weights: str = "float32",
+    runtime: str | None = None,
     verify: int | bool = VERIFY_IMAGES,
     tolerance: float | None = None,
     allow_disagreement: bool = False,
@@ -53,27 +55,33 @@ def export(
             support; None for 18. Older ones lack operators, of which some are rewritten.
         weights: how an .onnx file stores them: ``float16`` halves the file; the computation stays
             in float32, with weights that were rounded to 11 bits.
+        runtime: which will run an .onnx file: ``onnxruntime-cpu``, ``onnxruntime-cuda``,
+            ``openvino``, ``tensorrt`` or ``web``; any other may, too, but slower, or not at all.
+            None for ONNX Runtime on the explainer's device.
         verify: number of random images, with the spectrum of photos, on which the file is compared
             with the model in eager float32; True for the default, 0 or False for none.
         tolerance: largest difference of a typical image, and largest mean difference, relative to
             the largest value of the same output (for heatmaps 1); default: 1e-3, for float16 (also
             of the weights) 0.1, for bfloat16 0.3.
-        allow_disagreement: keep a file beyond the tolerance; its ``agrees`` is False.
+        allow_disagreement: keep a file beyond the tolerance, whose ``agrees`` is False, or one that
+            the runtime does not run.
 
     Returns:
         The comparison, output by output; None if nothing was compared.
 
     Raises:
-        ValueError, FileNotFoundError: an unknown suffix or target_input, a dtype or an opset that
-            the format cannot have, or a missing folder.
-        ArtifactError: an explainer without a model, or a file that disagrees.
+        ValueError, FileNotFoundError: an unknown suffix or target_input, a dtype, opset or runtime
+            that the format cannot have, or a missing folder.
+        ArtifactError: an explainer without a model, a file that disagrees, or one with operators
+            that the runtime lacks.
         TraceError: the graph cannot be written in this format or opset; the message names the
             operator and the module that calls it.
     """
     path = Path(path)
     check_output(path)
     check_opset(opset, path.suffix)
-    check_weights(weights, path.suffix)
+    check_runtime(runtime, path.suffix)
+    check_weights(weights, path.suffix, runtime)
     request = Request(target_input, explainer.spec.targets)
     images = VERIFY_IMAGES if verify is True else int(verify)
     if images < 0:
@@ -90,6 +98,8 @@ def export(
             "file takes images of one size; choose 'squash' or 'crop'"
         )
     check_dtype(path.suffix, explainer.description.signature.dtype)
+    if path.suffix == ".onnx" and runtime is None:
+        runtime = default_runtime(session.device.type)
     joint = session.joint(request, for_onnx=path.suffix == ".onnx")
     description = replace(
         explainer.description, signature=joint.signature, outputs=joint.output_names
@@ -99,7 +109,9 @@ def export(
     # A file gets its final name only after it was written and checked.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, everywhere:
         draft = Path(folder) / path.name
-        write_artifact(joint, description, draft, opset, weights)
+        write_artifact(joint, description, draft, opset, weights, runtime)
+        if runtime is not None and not allow_disagreement:
+            _check_operators(draft, runtime)
         if images:
             limits = TOLERANCES[joint.signature.dtype], TOLERANCES[weights]
             limit = max(limits) if tolerance is None else tolerance
@@ -120,6 +132,21 @@ def export(
         for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
             file.replace(path.parent / file.name)
     return verification
+
+
+def _check_operators(path: Path, runtime: str) -> None:
+    """Check that a runtime has all that a file needs.
+
+    Raises:
+        ArtifactError: it does not.
+    """
+    check = check_file(path, runtime)
+    if not check.runs:
+        raise ArtifactError(
+            f"export: expected operators that {runtime} has, got {check} ({check.basis}); "
+            "nothing was written; choose another runtime or layers, or pass allow_disagreement "
+            "(--force) to keep the file"
+        )
 
 
 def check_output(path: Path) -> None:

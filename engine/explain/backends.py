@@ -6,6 +6,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from combicam.errors import ArtifactError, first_line
 from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
+from combicam.export.formats.onnx_file import write_onnx
 from combicam.export.formats.onnx_weights import separate_transposed
+from combicam.export.formats.runtimes import default_runtime, openvino_reason
 from combicam.export.passes.passes import for_eager_cuda
 from combicam.export.trace.arithmetic import plain_arithmetic
 from combicam.export.trace.trace import JointGraph
@@ -188,7 +191,10 @@ def openvino_backend(path: Path, device: torch.device) -> Execute:
         core = openvino.Core()
         compiled = core.compile_model(core.read_model(_for_openvino(path)), "CPU", options)
     except RuntimeError as error:
-        raise ArtifactError(f"artifact: {path} cannot be loaded ({first_line(error)})") from error
+        raise ArtifactError(
+            f"artifact: {path} cannot be loaded ({openvino_reason(error)}); export it with "
+            "runtime='openvino' (--for), or use backend 'onnxruntime'"
+        ) from error
     requests = threading.local()  # a request serves one call at a time
 
     def execute(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -282,7 +288,11 @@ def file_backend(joint: JointGraph, backend: str, device: torch.device) -> Execu
     check_dtype(suffix, joint.signature.dtype)
     with tempfile.TemporaryDirectory(prefix="combicam-") as folder, plain_arithmetic(CPU, device):
         path = Path(folder) / f"graph{suffix}"
-        form.write(joint if form.is_compiled else joint.portable(), path, "")
+        write = form.write
+        if suffix == ".onnx":
+            runtime = "openvino" if backend == "openvino" else default_runtime(device.type)
+            write = partial(write_onnx, runtime=runtime)
+        write(joint if form.is_compiled else joint.portable(), path, "")
         return LOADERS[backend](path, device)
 
 

@@ -109,6 +109,7 @@ def export_web_site(
                 draft / MODEL,
                 opset=opset,
                 weights=weights,
+                runtime="web",
                 verify=verify,
                 tolerance=tolerance,
                 allow_disagreement=allow_disagreement,

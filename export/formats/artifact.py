@@ -19,6 +19,7 @@ from combicam.export.formats.aoti_file import read_aoti, write_aoti
 from combicam.export.formats.onnx_file import METADATA_KEY, write_onnx
 from combicam.export.formats.onnx_opset import DEFAULT_OPSET, check_opset
 from combicam.export.formats.onnx_weights import WEIGHTS
+from combicam.export.formats.runtimes import DEFAULT_RUNTIME, RUNTIMES, check_runtime
 from combicam.export.formats.torchscript_file import read_torchscript, write_torchscript
 from combicam.export.preprocess import Preprocess
 from combicam.export.spec import CamSpec
@@ -52,6 +53,7 @@ class Description:
         output: where the logits are in what the model returns; empty for the only [B,n].
         format: of the file; default: the oldest that says everything, ``RGB_FORMAT`` or ``FORMAT``.
         opset: of an ONNX file; None for other formats, and in files of earlier versions.
+        runtime: which an ONNX file was written for; empty as ``opset`` is None.
     """
 
     model: str
@@ -66,6 +68,7 @@ class Description:
     output: str = ""
     format: int = 0
     opset: int | None = None
+    runtime: str = ""
 
     def __post_init__(self) -> None:
         if not self.format:
@@ -98,6 +101,7 @@ class Description:
                 "note": self.note,
                 "output": self.output,
                 "opset": self.opset,
+                "runtime": self.runtime,
             },
             sort_keys=True,
         )
@@ -138,6 +142,7 @@ class Description:
                 output=values.get("output", ""),
                 format=values["format"],
                 opset=values.get("opset"),
+                runtime=values.get("runtime", ""),
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
@@ -241,8 +246,8 @@ def check_dtype(suffix: str, dtype: str) -> None:
         )
 
 
-def check_weights(weights: str, suffix: str) -> None:
-    """Check that a file of this suffix can store its weights so.
+def check_weights(weights: str, suffix: str, runtime: str | None = None) -> None:
+    """Check that a file of this suffix, for this runtime, can store its weights so.
 
     Raises:
         ValueError: it cannot.
@@ -254,6 +259,11 @@ def check_weights(weights: str, suffix: str) -> None:
             f"export: expected weights='float32' for {suffix}, got 'float16': only .onnx files "
             "store them in another type than they compute in; use dtype='float16'"
         )
+    if weights == "float16" and runtime is not None and not RUNTIMES[runtime].computes_weights:
+        raise ValueError(
+            f"export: expected weights='float32' for runtime {runtime!r}, got 'float16': it takes "
+            "weights as they are stored; export with dtype='float16' (--amp-dtype)"
+        )
 
 
 def write_artifact(
@@ -262,6 +272,7 @@ def write_artifact(
     path: Path,
     opset: int | None = None,
     weights: str = "float32",
+    runtime: str | None = None,
 ) -> None:
     """Write a joint graph, lowered or not, in the format given by the suffix of ``path``.
 
@@ -270,22 +281,27 @@ def write_artifact(
         path: of the file.
         opset: of an ONNX file, which its description records; None for the default.
         weights: how an ONNX file stores them: ``float32`` or ``float16``.
+        runtime: which will run an ONNX file; None for the default.
 
     Raises:
-        ValueError: an unknown suffix, or a dtype, opset or weights that the format does not
-            support.
+        ValueError: an unknown suffix, or a dtype, opset, weights or runtime that the format does
+            not support.
         TraceError: the graph cannot be written in this format.
     """
     form = artifact_format(path)
     check_dtype(path.suffix, joint.signature.dtype)
     check_opset(opset, path.suffix)
-    check_weights(weights, path.suffix)
+    check_runtime(runtime, path.suffix)
+    check_weights(weights, path.suffix, runtime)
     write = form.write
     if path.suffix == ".onnx":
         opset = DEFAULT_OPSET if opset is None else opset
-        write = partial(write_onnx, opset=opset, weights=weights)
+        runtime = DEFAULT_RUNTIME if runtime is None else runtime
+        write = partial(write_onnx, opset=opset, weights=weights, runtime=runtime)
         stored = "" if weights == "float32" else f"+{weights}"
-        description = replace(description, opset=opset, weights=description.weights + stored)
+        description = replace(
+            description, opset=opset, weights=description.weights + stored, runtime=runtime
+        )
     write(joint if form.is_compiled else joint.portable(), path, description.to_json())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,10 +15,13 @@ import onnx
 import torch
 from onnxscript import opset18
 from torch import Tensor, fx
+from torch.onnx._internal.exporter import _fx_passes
 
 from combicam.errors import TraceError, first_line
 from combicam.export.formats.onnx_opset import DEFAULT_OPSET, check_written, lower_opset
 from combicam.export.formats.onnx_weights import halve_weights, share_weights
+from combicam.export.formats.runtimes import DEFAULT_RUNTIME, RUNTIMES
+from combicam.export.passes.constants import add_constant
 from combicam.export.passes.passes import for_onnx
 from combicam.export.trace.origins import LabelledInterpreter, culprit
 from combicam.export.trace.trace import JointGraph, example_inputs
@@ -88,7 +92,9 @@ def _prepared(module: fx.GraphModule) -> fx.GraphModule:
 
     1. upsampling becomes an operator of ours: the exporter would split aten's into gathers;
     2. ``view`` becomes ``reshape``: the exporter refuses views of expanded tensors;
-    3. what it knows in other words only: see :func:`_exported`.
+    3. bounds of integers become comparisons: TensorRT clips no integers, and the exporter would
+       make a clip of maxima and minima;
+    4. what it knows in other words only: see :func:`_exported`.
     """
     for node in list(module.graph.nodes):
         if node.target is aten.view.default:
@@ -98,6 +104,9 @@ def _prepared(module: fx.GraphModule) -> fx.GraphModule:
             kernel = [a // b for a, b in zip(x.meta["val"].shape[2:], into, strict=True)]
             if [k * n for k, n in zip(kernel, into, strict=True)] == list(x.meta["val"].shape[2:]):
                 node.target, node.args = aten.avg_pool2d.default, (x, kernel, kernel)
+        if node.target is aten.clamp.default and not node.meta["val"].is_floating_point():
+            _bound(module, node)
+            continue
         with module.graph.inserting_before(node):
             if node.target is aten.rsub.Scalar and len(node.args) == 2:
                 negative = module.graph.call_function(aten.neg.default, (node.args[0],))
@@ -125,15 +134,57 @@ def _prepared(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
+def _bound(module: fx.GraphModule, clamp: fx.Node) -> None:
+    """clamp(x, low, ...)  ->  where(x < low, low, x), and the same above, for integers."""
+    arguments: tuple[Any, ...] = clamp.args
+    result, *bounds = arguments
+    like = clamp.meta["val"]
+    with module.graph.inserting_before(clamp):
+        for bound, beyond in zip(bounds, (aten.lt.Scalar, aten.gt.Scalar), strict=False):
+            if bound is not None:
+                value = torch.tensor(bound, dtype=like.dtype, device=like.device)
+                constant = add_constant(module, "bound", value)
+                outside = module.graph.call_function(beyond, (result, bound))
+                result = module.graph.call_function(aten.where.self, (outside, constant, result))
+    clamp.replace_all_uses_with(result)
+    module.graph.erase_node(clamp)
+
+
 def _exported(program: torch.export.ExportedProgram, *args: Any, **options: Any) -> Any:
-    """``torch.onnx.export`` without its decomposition, a quarter of the time: the graph consists of
-    simple operators already. With it, if one has no ONNX form as it is."""
-    as_it_is = patch.object(
-        torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self
-    )
-    with as_it_is, suppress(torch.onnx.OnnxExporterError):  # what is wrong is told below
+    """``torch.onnx.export`` without what our graph does not need; cases:
+
+    1. its decomposition, a quarter of the time: the graph consists of simple operators already;
+       with it, if one has no ONNX form as it is;
+    2. its conversions of 16 bit to float32 and back around sums and comparisons, which our graph
+       has where it wants them; with them, if an operator needs others.
+    """
+    with ExitStack() as stack:
+        if not _converts(program):
+            stack.enter_context(patch.object(_fx_passes, "insert_type_promotion_nodes"))
+        with (
+            patch.object(torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self),
+            suppress(torch.onnx.OnnxExporterError),  # what is wrong is told below
+        ):
+            return torch.onnx.export(program, *args, **options)
         return torch.onnx.export(program, *args, **options)
-    return torch.onnx.export(program, *args, **options)
+
+
+# Operators that read whole numbers or truth values beside what they compute with.
+_CHOOSE = re.compile(r"where|gather|scatter|index|take|embedding|pool|_to_copy")
+
+
+def _converts(program: torch.export.ExportedProgram) -> bool:
+    """Whether an operator makes one type of several, or decimals of whole numbers."""
+    for node in program.graph.nodes:
+        if node.op != "call_function" or _CHOOSE.search(str(node.target)) or "dtype" in node.kwargs:
+            continue
+        made = node.meta.get("val")
+        values = [source.meta.get("val") for source in node.all_input_nodes]
+        types = {value.dtype for value in values if isinstance(value, Tensor)}
+        whole = isinstance(made, Tensor) and made.is_floating_point() and made.dtype not in types
+        if len(types) > 1 or (types and whole):
+            return True
+    return False
 
 
 # A protobuf is limited to 2 GB, including the graph itself.
@@ -146,16 +197,18 @@ def write_onnx(
     metadata: str,
     opset: int = DEFAULT_OPSET,
     weights: str = "float32",
+    runtime: str = DEFAULT_RUNTIME,
 ) -> None:
     """Write an ONNX file with a dynamic batch, and ``metadata`` under the key ``combicam``.
 
-    If weights exceed the 2 GB limit of a protobuf, they are written to ``<name>.data`` beside it.
+    Its operators are those that ``runtime`` likes, see :mod:`combicam.export.formats.runtimes`. If
+    weights exceed the 2 GB limit of a protobuf, they are written to ``<name>.data`` beside it.
 
     Raises:
         TraceError: an operator cannot be exported to ONNX, or to this opset.
     """
-    graph, inputs = for_onnx(joint.module), example_inputs(joint)
-    write_onnx_graph(graph, inputs, joint.output_names, path, metadata, opset, weights)
+    graph, inputs = for_onnx(joint.module, runtime), example_inputs(joint)
+    write_onnx_graph(graph, inputs, joint.output_names, path, metadata, opset, weights, runtime)
 
 
 def write_onnx_graph(
@@ -166,6 +219,7 @@ def write_onnx_graph(
     metadata: str = "",
     opset: int = DEFAULT_OPSET,
     weights: str = "float32",
+    runtime: str = DEFAULT_RUNTIME,
 ) -> None:
     """Write a graph of images, or of images and targets; see :func:`write_onnx`.
 
@@ -177,6 +231,7 @@ def write_onnx_graph(
         metadata: kept in it under the key ``combicam``.
         opset: of the file, see :mod:`combicam.export.formats.onnx_opset`.
         weights: how they are stored, ``float32`` or ``float16``.
+        runtime: which will run the file.
     """
     batch = torch.export.Dim("batch")
     names = ["images", "targets"][: len(inputs)]
@@ -217,7 +272,7 @@ def write_onnx_graph(
     check_written(exported.model, max(opset, DEFAULT_OPSET))
     if opset < DEFAULT_OPSET:
         lower_opset(exported.model, opset)
-    share_weights(exported.model)
+    share_weights(exported.model, computes=RUNTIMES[runtime].computes_weights)
     if weights == "float16":
         halve_weights(exported.model)
     for node in exported.model.graph:  # the exporter's notes, longer than all else in small files

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.convenience import replace_nodes_and_values
 
 # Smaller weights are not worth the nodes.
 _LEAST_BYTES = 16 << 10
@@ -27,14 +28,20 @@ Array = NDArray[Any]
 Steps = tuple[str, ...]  # of "swap" (the first two axes) and "turn" (the last two)
 
 
-def share_weights(model: ir.Model) -> int:
+def share_weights(model: ir.Model, computes: bool = True) -> int:
     """Compute the backward's weights from the forward's, by nodes that runtimes fold as they load.
 
     The gradient of a convolution is one with its weight [O,I,h,w] turned around in h and w, and
     with O and I exchanged; that of a linear layer has the transposed matrix. Cases:
-        1. a weight that is another one transposed, turned around, or both: ``Transpose`` and
+        1. a matrix that is another one transposed, of products of matrices: ``Gemm`` reads that
+           one transposed;
+        2. another weight that is one transposed, turned around, or both: ``Transpose`` and
            ``Gather`` of that one;
-        2. the same weight twice: the first one, see :func:`separate_transposed`.
+        3. the same weight twice: the first one, see :func:`separate_transposed`.
+
+    Args:
+        model: changed in place.
+        computes: whether the runtime may compute weights as it loads; otherwise not case 2.
 
     Returns:
         Bytes that the file is smaller by.
@@ -52,14 +59,26 @@ def share_weights(model: ir.Model) -> int:
         for value in sorted(values, key=_first_use(graph)):
             assert value.const_value is not None
             weight = value.const_value.numpy()
-            found = next(_same(weight, kept), None)
+            multiplies = _multiplies(value)
+            found = next(
+                (
+                    (source, steps)
+                    for source, steps in _same(weight, kept)
+                    if computes or not steps or (multiplies and steps == ("swap",))
+                ),
+                None,
+            )
             if found is None:
                 kept.append((value, weight))
                 continue
             source, steps = found
             saved += value.const_value.nbytes
-            _replace(graph, value, source, steps)
-    separate_transposed(model)
+            if multiplies and steps == ("swap",):
+                _read_transposed(graph, value, source)
+            else:
+                _replace(graph, value, source, steps)
+    if computes:
+        separate_transposed(model)
     return saved
 
 
@@ -152,6 +171,33 @@ def _same(
             few = form[np.unravel_index(probes, form.shape)]
             if np.abs(few - some).max() <= limit and np.abs(form - weight).max() <= limit:
                 yield value, steps
+
+
+def _multiplies(value: ir.Value) -> bool:
+    """Whether a value is only the right factor of products of two matrices."""
+
+    def fits(use: Any) -> bool:
+        left = use.node.inputs[0]
+        two = left is not None and left.shape is not None and len(left.shape) == 2
+        return use.idx == 1 and (
+            use.node.op_type == "Gemm" or (use.node.op_type == "MatMul" and two)
+        )
+
+    return all(fits(use) for use in value.uses())
+
+
+def _read_transposed(graph: ir.Graph, value: ir.Value, source: ir.Value) -> None:
+    """Let the products with a matrix be ``Gemm`` with another one, transposed."""
+    for use in list(value.uses()):
+        node = use.node
+        if node.op_type == "Gemm":
+            flipped = 1 - (node.attributes["transB"].as_int() if "transB" in node.attributes else 0)
+            node.attributes["transB"] = ir.AttrInt64("transB", flipped)
+            continue
+        product = ir.node("Gemm", list(node.inputs), {"transB": 1})
+        product.meta.update(node.meta)
+        replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+    _read_instead(graph, value, source)
 
 
 def _replace(graph: ir.Graph, value: ir.Value, source: ir.Value, steps: Steps) -> None:

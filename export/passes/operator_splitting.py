@@ -41,7 +41,6 @@ def splits() -> dict[Any, Callable[..., Any]]:
             aten.leaky_relu_backward,
             aten.elu_backward,
             aten.mish_backward,
-            aten.sigmoid_backward,
             aten.tanh_backward,
             aten.softplus_backward,
             aten._softmax_backward_data,
@@ -51,6 +50,7 @@ def splits() -> dict[Any, Callable[..., Any]]:
     own: dict[Any, Callable[..., Any]] = {
         aten.silu.default: silu,
         aten.silu_backward.default: silu_backward,
+        aten.sigmoid_backward.default: sigmoid_backward,
         aten.max_pool2d_with_indices_backward.default: indexed_max_backward(2),
     }
     return {
@@ -70,13 +70,20 @@ def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * (gate * (x - x * gate + 1))
 
 
+def sigmoid_backward(grad: Tensor, gate: Tensor) -> Tensor:
+    """With s = sigmoid(x): g s (1 - s), in the type of g."""
+    return grad * (gate * (1 - gate))
+
+
 def indexed_max_backward(axes: int) -> Callable[..., Tensor]:
     """The backward of max pools of so many axes, from their indices."""
 
     def backward(grad: Tensor, x: Tensor, *options: Any) -> Tensor:
         """Each window's gradient is added where its maximum was."""
         indices = options[-1].flatten(-axes)
-        zeros = torch.zeros_like(x).flatten(-axes)
-        return zeros.scatter_add(-1, indices, grad.flatten(-axes)).view(x.shape)
+        # ONNX Runtime's CPU provider adds no float16 there.
+        zeros = torch.zeros_like(x, dtype=torch.float32).flatten(-axes)
+        added = zeros.scatter_add(-1, indices, grad.float().flatten(-axes))
+        return added.view(x.shape).to(x.dtype)
 
     return backward

@@ -23,6 +23,8 @@ from combicam.export.passes.expand_sinking import ExpandSinking
 from combicam.export.passes.gate_spreading import GateSpreading
 from combicam.export.passes.head_lowering import HeadLowering
 from combicam.export.passes.identity_elimination import IdentityElimination
+from combicam.export.passes.layer_norm_splitting import LayerNormSplitting
+from combicam.export.passes.max_pool_masking import MaxPoolMasking
 from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
 from combicam.export.passes.mean_pooling import MeanPooling
 from combicam.export.passes.operator_splitting import OperatorSplitting
@@ -41,21 +43,32 @@ PASSES = (
     ScaleFolding,
     CommonSubexpressionElimination,
 )
-# Use the operators of ONNX, then keep tensors in ONNX Runtime's blocked layout; each pass leaves
-# more of them blocked.
-ONNX_PASSES = (
+# Use the operators of ONNX.
+_ONNX_PASSES: tuple[type[PassBase], ...] = (
     OperatorSplitting,
     ConstantFolding,
     CommonSubexpressionElimination,
     ExpandSinking,
     ScaleFolding,
-    MaxUnpoolFusion,
-    ChannelPadding,
-    AffineConversion,
-    GateSpreading,
-    SignGating,
-    MeanPooling,
 )
+# By the program that runs the file. ONNX Runtime's CPU provider keeps tensors in a blocked layout:
+# each of the last passes leaves more of them blocked. TensorRT's max pools have no indices, nor its
+# layer norms statistics; OpenVINO scatters on one core.
+ONNX_PASSES: dict[str, tuple[type[PassBase], ...]] = {
+    "onnxruntime-cpu": (
+        *_ONNX_PASSES,
+        MaxUnpoolFusion,
+        ChannelPadding,
+        AffineConversion,
+        GateSpreading,
+        SignGating,
+        MeanPooling,
+    ),
+    "onnxruntime-cuda": _ONNX_PASSES,
+    "openvino": (MaxPoolMasking, *_ONNX_PASSES),
+    "tensorrt": (MaxPoolMasking, LayerNormSplitting, *_ONNX_PASSES),
+    "web": (*_ONNX_PASSES, MaxUnpoolFusion),
+}
 
 
 def clean(module: fx.GraphModule) -> fx.GraphModule:
@@ -74,10 +87,12 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
     return clean(_applied(HeadLowering(), copied))
 
 
-def for_onnx(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a portable graph, optimised for ONNX Runtime; weights are shared."""
+def for_onnx(module: fx.GraphModule, runtime: str) -> fx.GraphModule:
+    """A copy of a portable graph as a runtime (a key of ``ONNX_PASSES``) likes it; weights are
+    shared."""
     copied = fx.GraphModule(module, copy.deepcopy(module.graph))
-    for make in (*ONNX_PASSES, CommonSubexpressionElimination):
+    passes: list[type[PassBase]] = [*ONNX_PASSES[runtime], CommonSubexpressionElimination]
+    for make in passes:
         copied = _applied(make(), copied)
     drop_unused_buffers(copied)
     copied.graph.lint()

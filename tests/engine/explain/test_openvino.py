@@ -35,7 +35,7 @@ def test_strides(
 ) -> None:
     explainer = Explainer(network(normalised), (64, 64), layers=NAMES, keep_layers=True)
     if writer == "earlier":
-        monkeypatch.setattr(onnx_file, "share_weights", lambda _model: 0)
+        monkeypatch.setattr(onnx_file, "share_weights", lambda *_, **__: 0)
     path = tmp_path / "model.onnx"
     export(explainer, path, verify=False)
     images = torch.randn(3, 3, 64, 64)
@@ -48,7 +48,7 @@ def test_strides(
 def test_large_files_of_earlier_versions_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "share_weights", lambda _model: 0)
+    monkeypatch.setattr(onnx_file, "share_weights", lambda *_, **__: 0)
     monkeypatch.setattr(onnx_file, "EMBEDDED_BYTES", 1000)
     explainer = Explainer(network(False), (64, 64), layers=NAMES)
     export(explainer, tmp_path / "model.onnx", verify=False)
