@@ -59,6 +59,7 @@ class PeersConfig:
         device: ``cpu`` or ``cuda``.
         allocators: ``default``, ``tuned`` or both; on a GPU, ``default``.
         rounds: how often each is timed; medians are reported.
+        smallest: batch that is tried.
         largest: batch that is tried.
         budget: seconds after which the present peer is ended and no other begun; rows without a
             speed.
@@ -70,6 +71,7 @@ class PeersConfig:
     device: str = "cpu"
     allocators: tuple[str, ...] = ALLOCATORS
     rounds: int = 5
+    smallest: int = 1
     largest: int = 16
     budget: float = 1200.0
     output: Path = RESULTS / "peers-cpu.json"
@@ -148,13 +150,15 @@ def host_bytes(peer: str, setting: Setting) -> int:
     return sum(2 * 4 * i.channels * i.height * i.width for i in setting.layers)
 
 
-def best_batch(explain: Explain, setting: Setting, largest: int) -> tuple[int, float]:
+def best_batch(
+    explain: Explain, setting: Setting, smallest: int, largest: int
+) -> tuple[int, float]:
     """The batch size with the most images a second, and these: medians of a few warm calls.
 
     Larger batches are tried while they help, fit, and are expected to take seconds, not minutes.
     """
-    best, seconds = (1, 0.0), 0.0
-    for batch in (b for b in BATCHES if b <= largest):
+    best, seconds = (smallest, 0.0), 0.0
+    for batch in (b for b in BATCHES if smallest <= b <= largest):
         images = setting.images(batch)
         try:
             seconds = _median_seconds(explain, images, setting.device)
@@ -253,7 +257,7 @@ def measure_one(work: Work, say: Callable[[str], None]) -> Result:
         explain, images = explain_with(work.peer, setting), setting.images(work.batch)
         peak = peak_mib_of(lambda: (explain(images), explain(images)), setting.device)
         return Result(work.peer, work.params | {"peak_mib": peak})
-    contender = _contender(work.peer, setting, config.largest, say)
+    contender = _contender(work.peer, setting, config, say)
     (row,) = measure([contender], {}, config.rounds, say)
     row.params = work.params | {"batch": contender.images}
     if row.error is None:
@@ -261,14 +265,16 @@ def measure_one(work: Work, say: Callable[[str], None]) -> Result:
     return row
 
 
-def _contender(peer: str, setting: Setting, largest: int, say: Callable[[str], None]) -> Contender:
+def _contender(
+    peer: str, setting: Setting, config: PeersConfig, say: Callable[[str], None]
+) -> Contender:
     """Made and tuned now; what fails raises again when it is measured, and so becomes a row."""
     try:
         explain = explain_with(peer, setting)
         found = error(peer, explain, setting)
         # One photo at a time is how the authors' code works.
-        most = 1 if peer == AUTHORS else largest
-        batch, speed = best_batch(explain, setting, most)
+        limits = (1, 1) if peer == AUTHORS else (config.smallest, config.largest)
+        batch, speed = best_batch(explain, setting, *limits)
     except Exception as failure:
         problem = failure
 

@@ -73,7 +73,7 @@ def test_the_best_batch_is_found_and_memory_ends_the_search(setting: Setting) ->
             raise torch.OutOfMemoryError
         time.sleep(0.01)  # as fast for 4 images as for 1
 
-    assert best_batch(explain, setting, 64)[0] == 4
+    assert best_batch(explain, setting, 1, 64)[0] == 4
     assert tried == [1] * 4 + [2] * 4 + [4] * 4 + [8]
 
 
@@ -86,11 +86,11 @@ def test_the_search_ends_where_larger_batches_are_slower_or_take_long(
         tried.append(len(images))
         time.sleep(0.005 * len(images) ** 2)
 
-    assert best_batch(explain, setting, 64)[0] == 1
+    assert best_batch(explain, setting, 1, 64)[0] == 1
     assert set(tried) == {1, 2}
     monkeypatch.setattr(module, "_PATIENCE", 0.005)
     tried.clear()
-    best_batch(explain, setting, 64)
+    best_batch(explain, setting, 1, 64)
     assert tried == [1, 1]
 
 

@@ -17,6 +17,8 @@ import torchvision
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.coverage_case import build
 from combicam import Explainer, check_file, export
 from combicam.errors import ArtifactError
 from combicam.export.formats.artifact import read_description
@@ -327,6 +329,27 @@ def test_half_precision_converts_only_what_is_computed_in_float32(tmp_path: Path
     assert not [c for c in casts if getattr(makers.get(c.input[0]), "op_type", "") == "Cast"]
     pools = 2 * 3  # scattered in float32, and back
     assert len(casts) <= 2 * len(explainer.layers) + 3 + pools
+
+
+NETWORKS = (
+    *("torchvision:resnet18", "timm:resnet26d", "timm:gernet_s", "torchvision:alexnet"),
+    *("torchvision:googlenet", "torchvision:mobilenet_v3_large", "torchvision:efficientnet_b0"),
+    *("timm:efficientnet_lite0", "torchvision:shufflenet_v2_x1_0", "torchvision:squeezenet1_1"),
+    *("timm:ghostnet_100", "timm:legacy_seresnet18", "timm:skresnet18", "timm:dla34"),
+    *("torchvision:regnet_x_400mf", "timm:repvgg_a0", "timm:convnextv2_atto", "timm:lcnet_050"),
+    *("timm:poolformer_s12", "timm:mobilevit_xxs", "timm:vit_tiny_patch16_224"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tensorrt_has_the_operators_of_networks(name: str, tmp_path: Path) -> None:
+    """And the file gives the network's numbers, in ONNX Runtime."""
+    architecture = ARCHITECTURES[name]
+    explainer = Explainer(build(architecture), architecture.size, device="cpu")
+    path = tmp_path / "model.onnx"
+    export(explainer, path, runtime="tensorrt", verify=4, tolerance=1e-2)  # random weights
+    assert not check_file(path, "tensorrt").concerns
 
 
 # What the provider needs to plan, on any machine that can build the libraries.
