@@ -6,7 +6,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -154,27 +154,37 @@ def _exported(program: torch.export.ExportedProgram, *args: Any, **options: Any)
     """``torch.onnx.export`` without what our graph does not need; cases:
 
     1. its decomposition, a quarter of the time: the graph consists of simple operators already;
-       with it, if one has no ONNX form as it is;
     2. its conversions of 16 bit to float32 and back around sums and comparisons, which our graph
-       has where it wants them; with them, if an operator needs others.
+       has where it wants them; with them, if an operator needs others;
+    3. an operator that has no ONNX form as it is: with both.
     """
-    with ExitStack() as stack:
-        if not _converts(program):
-            stack.enter_context(patch.object(_fx_passes, "insert_type_promotion_nodes"))
-        with (
-            patch.object(torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self),
-            suppress(torch.onnx.OnnxExporterError),  # what is wrong is told below
-        ):
-            return torch.onnx.export(program, *args, **options)
+    as_it_is = patch.object(
+        torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self
+    )
+    as_typed: AbstractContextManager[object] = nullcontext()
+    if _computes_in_16_bit(program) and not _converts(program):
+        as_typed = patch.object(_fx_passes, "insert_type_promotion_nodes")
+    with as_it_is, as_typed, suppress(torch.onnx.OnnxExporterError):  # what is wrong is told below
         return torch.onnx.export(program, *args, **options)
+    return torch.onnx.export(program, *args, **options)
 
 
+def _computes_in_16_bit(program: torch.export.ExportedProgram) -> bool:
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    short = torch.float16, torch.bfloat16
+    return any(isinstance(value, Tensor) and value.dtype in short for value in values)
+
+
+_ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 # Operators that read whole numbers or truth values beside what they compute with.
 _CHOOSE = re.compile(r"where|gather|scatter|index|take|embedding|pool|_to_copy")
 
 
 def _converts(program: torch.export.ExportedProgram) -> bool:
-    """Whether an operator makes one type of several, or decimals of whole numbers."""
+    """Whether an operator makes one type of several, or decimals of whole numbers.
+
+    That a tensor of decimals has whole numbers beside it is mended here: these become decimals.
+    """
     for node in program.graph.nodes:
         if node.op != "call_function" or _CHOOSE.search(str(node.target)) or "dtype" in node.kwargs:
             continue
@@ -184,6 +194,8 @@ def _converts(program: torch.export.ExportedProgram) -> bool:
         whole = isinstance(made, Tensor) and made.is_floating_point() and made.dtype not in types
         if len(types) > 1 or (types and whole):
             return True
+        if node.target in _ARITHMETIC and next(iter(types)).is_floating_point:
+            node.args = tuple(float(a) if type(a) is int else a for a in node.args)
     return False
 
 

@@ -331,6 +331,41 @@ def test_half_precision_converts_only_what_is_computed_in_float32(tmp_path: Path
     assert len(casts) <= 2 * len(explainer.layers) + 3 + pools
 
 
+class Stretched(Odd):
+    """A pool to more cells than there are, which the exporter has to decompose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(self.body(x)[:, :, :3, :3], 7)
+        logits: Tensor = self.head((x / 3 + 2 * x).mean((2, 3)))
+        return logits
+
+
+class Scaled(Odd):
+    """Whole numbers beside decimals."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.body(x) * 3 + 1) / 2 - 1
+        counts = (x.detach() > 1).sum((2, 3), keepdim=True)
+        logits: Tensor = self.head((x * counts / 100).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("network", [Odd, Stretched, Scaled])
+def test_half_precision_of_networks_that_mix_types(
+    network: type[nn.Module], tmp_path: Path
+) -> None:
+    """Each takes another way through the exporter."""
+    torch.manual_seed(0)
+    model, path = network().eval(), tmp_path / "half.onnx"
+    images = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    expected = Explainer(model, SIZE, layers=("body",), device="cpu")(images)
+    half = Explainer(model, SIZE, layers=("body",), dtype="float16", device="cpu")
+    export(half, path, runtime="onnxruntime-cuda")
+    found = Explainer.load(path, device="cpu")(images, expected.targets)
+    assert (found.scores - expected.scores).abs().max() < 1e-2
+    assert (found.heatmaps - expected.heatmaps).abs().median() < 1e-2
+
+
 NETWORKS = (
     *("torchvision:resnet18", "timm:resnet26d", "timm:gernet_s", "torchvision:alexnet"),
     *("torchvision:googlenet", "torchvision:mobilenet_v3_large", "torchvision:efficientnet_b0"),
