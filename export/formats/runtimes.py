@@ -15,7 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from combicam.errors import ArtifactError, MissingExtra, first_line
-from combicam.export.formats import operator_tables as tables
+from combicam.export.formats import tensorrt
+from combicam.export.formats.cuda_operators import CUDA_OPERATORS, CUDA_PROVIDER
 from combicam.export.spec import check_choice
 from combicam.requirements import onnxruntime, require
 
@@ -105,14 +106,27 @@ def check_file(path: str | Path, runtime: str) -> RuntimeCheck:
     check_runtime(runtime, path.suffix)
     if not path.is_file():
         raise FileNotFoundError(f"check: expected a file, got {path}")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # of protobuf, and of onnx_ir
-        raise ArtifactError(f"check: {path} is not an ONNX file ({first_line(error)})") from error
+    model = _read(path)
     basis, found = RUNTIMES[runtime].find(path, model)
     concerns = sorted(found, key=lambda concern: concern.effect)
-    command = trtexec(path, model) if runtime == "tensorrt" else ""
+    command = tensorrt.trtexec(path, model) if runtime == "tensorrt" else ""
     return RuntimeCheck(runtime, len(model.graph), basis, tuple(concerns), command)
+
+
+def _read(path: Path) -> ir.Model:
+    """The graph, with types.
+
+    Raises:
+        ArtifactError: it is not ONNX.
+    """
+    try:
+        model = ir.load(path)
+        if any(value.dtype is None for node in model.graph for value in node.outputs):
+            proto = onnx.load(str(path), load_external_data=False)
+            model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    except Exception as error:  # of protobuf, onnx and onnx_ir
+        raise ArtifactError(f"check: {path} is not an ONNX file ({first_line(error)})") from error
+    return model
 
 
 def check_runtime(runtime: str | None, suffix: str) -> None:
@@ -134,24 +148,6 @@ def check_runtime(runtime: str | None, suffix: str) -> None:
 def default_runtime(device: str) -> str:
     """Which runs ONNX files on a type of device, ``cuda`` or another."""
     return "onnxruntime-cuda" if device == "cuda" else DEFAULT_RUNTIME
-
-
-def trtexec(path: Path, model: ir.Model) -> str:
-    """The command that builds an engine of a file, for batches from 1 to 64."""
-    shapes = {}
-    for value in model.graph.inputs:
-        if value.shape is not None and value.name:
-            shapes[value.name] = [n if isinstance(n, int) else 0 for n in value.shape]
-    profile = []
-    for kind, batch in (("min", 1), ("opt", 32), ("max", 64)):
-        sizes = (
-            f"{name}:{'x'.join(str(n or batch) for n in shape)}" for name, shape in shapes.items()
-        )
-        profile.append(f"--{kind}Shapes={','.join(sizes)}")
-    halves = any(_is_half(value) for node in model.graph for value in node.outputs)
-    types = "--stronglyTyped" if halves else "--noTF32"  # compute as the file says
-    engine = path.with_suffix(".plan").name
-    return " ".join([f"trtexec --onnx={path.name} --saveEngine={engine} {types}", *profile])
 
 
 def _counted(model: ir.Model) -> Counter[str]:
@@ -224,11 +220,11 @@ def _find_cuda(path: Path, model: ir.Model) -> Findings:
     def found() -> Iterator[Concern]:
         yield from _refused(_opened(path))
         for operator, count in _counted(model).items():
-            if operator not in tables.CUDA_OPERATORS and not _is_function(operator):
+            if operator not in CUDA_OPERATORS and not _is_function(operator):
                 why = "has no CUDA kernel: it runs on the CPU, and its tensors are copied"
                 yield Concern("slow", operator, count, why)
 
-    return f"by the list of kernels of {tables.CUDA_PROVIDER}", found()
+    return f"by the list of kernels of {CUDA_PROVIDER}", found()
 
 
 def _is_function(operator: str) -> bool:
@@ -283,79 +279,21 @@ def openvino_reason(error: BaseException) -> str:
 
 
 def _find_tensorrt(path: Path, model: ir.Model) -> Findings:
-    basis = f"by the operator table of {tables.TENSORRT}; no TensorRT has run it"
+    basis = f"by the operator table of {tensorrt.VERSION}; no TensorRT has run it"
     return basis, _lacking_in_tensorrt(model)
 
 
 def _lacking_in_tensorrt(model: ir.Model) -> Iterator[Concern]:
-    first, last = tables.TENSORRT_OPSETS
+    first, last = tensorrt.OPSETS
     opset = model.opset_imports.get("", first)
     if not first <= opset <= last:
         yield Concern("missing", f"opset {opset}", 0, f"it takes {first} to {last}")
     faults: Counter[tuple[str, str, str]] = Counter()
     for node in model.graph:
-        for effect, why in _node_faults(node):
+        for effect, why in tensorrt.node_faults(node):
             faults[effect, node.op_type, why] += 1
     for (effect, operator, why), count in faults.items():
         yield Concern(effect, operator, count, why)
-
-
-def _node_faults(node: ir.Node) -> Iterator[tuple[str, str]]:
-    """What TensorRT has against a node: effect and reason."""
-    operator = node.op_type
-    types = tables.TENSORRT_OPERATORS.get(operator)
-    if types is None or node.domain not in ("", "ai.onnx"):
-        yield "missing", "it has no such operator"
-        return
-    used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
-    if operator in ("MaxPool", "LayerNormalization") and used != [node.outputs[0]]:
-        yield "missing", "it has the first output only"
-        used = used[:1]
-    made = {value.dtype.name for value in used if value.dtype is not None}
-    refused = sorted(made - set(types) - {_OTHER_OUTPUTS.get(operator)})
-    if refused:
-        yield "missing", f"it computes no {', '.join(refused)}"
-    for index in tables.CONSTANT_INPUTS.get(operator, ()):
-        if index < len(node.inputs) and not _is_constant(node.inputs[index]):
-            yield "missing", f"its input {index} must be known when the engine is built"
-    if operator in ("Conv", "ConvTranspose") and not _is_constant(node.inputs[1]):
-        yield (
-            "slow",
-            "its weight is computed, no initializer; write it with runtime='tensorrt' (--for)",
-        )
-    if operator in ("MaxPool", "AveragePool", "LpPool"):
-        if set(_value(node, "dilations") or (1,)) != {1}:
-            yield "missing", "it has no dilations"
-        if len(_value(node, "kernel_shape") or (1, 1)) not in (2, 3):
-            yield "missing", "it pools two or three axes"
-    if operator == "ScatterND" and _value(node, "reduction") not in (None, "none"):
-        yield "missing", "it scatters without a reduction only"
-    if operator == "TopK":
-        k = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] else None
-        if _value(node, "sorted") == 0 or (
-            k is not None and int(k.numpy().max()) > tables.MOST_TOP
-        ):
-            yield "missing", f"it sorts, and finds at most {tables.MOST_TOP}"
-    if operator == "Resize":
-        for name, known in tables.RESIZE.items():
-            if _value(node, name) is not None and _value(node, name) not in known:
-                yield "missing", f"it has no {name} {_value(node, name)}"
-        if _value(node, "antialias"):
-            yield "missing", "it has no antialiasing"
-
-
-# Of comparisons and searches, whose results have other types than what they read.
-_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsInf", "IsNaN")
-_OTHER_OUTPUTS = {**{name: "BOOL" for name in _COMPARISONS}, "NonZero": "INT64"}
-
-
-def _value(node: ir.Node, name: str) -> Any:
-    attribute = node.attributes.get(name)
-    return None if attribute is None else attribute.value
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is None or ir.convenience.get_const_tensor(value) is not None
 
 
 RUNTIMES: dict[str, Runtime] = {

@@ -4,7 +4,8 @@ Convolutions need channels in blocks of 8 or 16. An operator that cannot read bl
 reorder of every input and, before the next convolution, of its output: two passes over memory,
 each as slow as an element-wise operator. Blocks survive Conv, Add, Mul, Relu, Sigmoid, Tanh,
 BatchNormalization, pools, nearest Resize and Concat if all inputs are blocked and have the same
-shape, but no scalar constants or broadcasts. (onnxruntime: nchwc_transformer.cc)
+shape, but no scalar constants or broadcasts; and Clip if it is all that reads a convolution.
+(onnxruntime: nchwc_transformer.cc)
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class BlockedLayout:
     def _blocked(self, node: fx.Node) -> bool:
         if node.target is aten.convolution.default:
             return _blocked_convolution(node)
+        if node.target is aten.hardtanh.default:
+            x = node.args[0]
+            assert isinstance(x, fx.Node)
+            return x.target is aten.convolution.default and len(x.users) == 1 and self(x)
         if node.target in CHANNELWISE:
             return self(node.args[0])
         if node.target in ELEMENTWISE:

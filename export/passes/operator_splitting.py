@@ -37,7 +37,6 @@ def splits() -> dict[Any, Callable[..., Any]]:
             aten.gelu_backward,
             aten.hardswish_backward,
             aten.hardsigmoid_backward,
-            aten.hardtanh_backward,
             aten.leaky_relu_backward,
             aten.elu_backward,
             aten.mish_backward,
@@ -51,6 +50,7 @@ def splits() -> dict[Any, Callable[..., Any]]:
         aten.silu.default: silu,
         aten.silu_backward.default: silu_backward,
         aten.sigmoid_backward.default: sigmoid_backward,
+        aten.hardtanh_backward.default: hardtanh_backward,
         aten.max_pool2d_with_indices_backward.default: indexed_max_backward(2),
     }
     return {
@@ -73,6 +73,12 @@ def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
 def sigmoid_backward(grad: Tensor, gate: Tensor) -> Tensor:
     """With s = sigmoid(x): g s (1 - s), in the type of g."""
     return grad * (gate * (1 - gate))
+
+
+def hardtanh_backward(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """g within the bounds, else zero, in the type of g."""
+    zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
+    return torch.where((x <= low) | (x >= high), zero, grad)
 
 
 def indexed_max_backward(axes: int) -> Callable[..., Tensor]:

@@ -16,6 +16,7 @@ from torch.fx.passes.infra.pass_base import PassBase
 from combicam.export.passes.affine_conversion import AffineConversion
 from combicam.export.passes.batch_norm_folding import BatchNormFolding
 from combicam.export.passes.channel_padding import ChannelPadding
+from combicam.export.passes.clamp_reading import ClampReading
 from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
 from combicam.export.passes.constant_folding import ConstantFolding
 from combicam.export.passes.epilogue_fusion import EpilogueFusion
@@ -50,6 +51,7 @@ _ONNX_PASSES: tuple[type[PassBase], ...] = (
     CommonSubexpressionElimination,
     ExpandSinking,
     ScaleFolding,
+    ClampReading,
 )
 # By the program that runs the file. ONNX Runtime's CPU provider keeps tensors in a blocked layout:
 # each of the last passes leaves more of them blocked. TensorRT's max pools have no indices, nor its

@@ -1,7 +1,8 @@
-"""Replace the backward of ReLU by a product with the sign, without a comparison."""
+"""Replace the backwards of ReLU and ReLU6 by products with a sign, without comparisons."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,17 +11,20 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from combicam.export.passes.affine_conversion import affine
 from combicam.export.passes.blocked_layout import BlockedLayout, broadcasts, shape_of
+from combicam.export.passes.clamp_reading import bounds
 from combicam.export.passes.gate_spreading import as_blocks, spread_over
 
 aten = torch.ops.aten
-STEEP = 1e30  # activations below 1e-29 count as zero, in part
+STEEP = 2.0**100  # activations below 1e-29 count as zero, in part; a power of two scales exactly
+_WIDEST = 1e3  # of the bounds of a clamp, so that nothing overflows
 
 
 class SignGating(PassBase):
-    """where(y <= 0, 0, g)  ->  g * tanh(STEEP y), for y = relu(x).
+    """where(y <= 0, 0, g)  ->  g * tanh(STEEP y), for y = relu(x); and for y = clamp(x, a, b)
+    where((y <= a) | (y >= b), 0, g)  ->  g * tanh((y - a) (STEEP b - STEEP y)).
 
-    y is never negative, so tanh is 0 or 1. ONNX Runtime computes the scaled tanh in one pass over
-    blocks, and the product in another; comparison and selection need three more reorders.
+    What tanh gets is never negative, so it is 0 or 1. ONNX Runtime computes the scaled tanh in one
+    pass over blocks, and the product in another; comparison and selection need three more reorders.
     Cases:
 
     1. y and g are blocked: rewritten;
@@ -37,26 +41,41 @@ class SignGating(PassBase):
                 continue
             arguments: tuple[Any, ...] = node.args
             below, zero, g = arguments
-            y: Any = below.args[0] if _compares(below) else None
+            bounded = (below.args[0], 0.0, None) if _compares(below) else bounds(below)
+            if bounded is None or (bounded[2] or 0) - bounded[1] > _WIDEST:
+                continue
+            y, *limits = bounded
             if not blocked(y) or not _is_zero(graph_module, zero) or shape_of(g) is None:
                 continue  # case 4
             if shape_of(g) != shape_of(y) and not broadcasts(y, g):
                 continue
-            _gate(graph_module, node, y, g, blocked)
+            _gate(graph_module, node, y, limits, g, blocked)
             modified = True
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, modified)
 
 
 def _gate(
-    module: fx.GraphModule, node: fx.Node, y: fx.Node, g: fx.Node, blocked: BlockedLayout
+    module: fx.GraphModule,
+    node: fx.Node,
+    y: fx.Node,
+    limits: Sequence[float | None],
+    g: fx.Node,
+    blocked: BlockedLayout,
 ) -> None:
     with module.graph.inserting_before(node):
         if broadcasts(y, g):  # case 3
             g = spread_over(module, g, y, blocked)
         elif not blocked(g):  # case 2
             g = as_blocks(module, g)
-        steep = affine(module, y, STEEP, 0.0)
+        low, high = limits
+        if high is None:
+            steep = affine(module, y, STEEP, 0.0)
+        else:
+            above = affine(module, y, 1.0, -low) if low else y
+            below = affine(module, y, -STEEP, high * STEEP)
+            steep = module.graph.call_function(aten.mul.Tensor, (above, below))
+            steep.meta = dict(y.meta)
         sign = module.graph.call_function(aten.tanh.default, (steep,))
         gated = module.graph.call_function(aten.mul.Tensor, (g, sign))
     sign.meta, gated.meta = dict(y.meta), dict(node.meta)

@@ -37,7 +37,8 @@ class Pooled(nn.Module):
         self.middle = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.SiLU())
         self.overlapping = nn.MaxPool2d(3, stride=2, padding=1)
         self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(24, 24, 1), nn.Sigmoid())
-        self.strided = nn.Sequential(nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU())
+        self.strided = nn.Sequential(nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU6())
+        nn.init.normal_(self.strided[0].weight, std=3)  # beyond both bounds
         self.rest = nn.MaxPool2d(5, ceil_mode=True)
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(128, 200), nn.ReLU(), nn.Linear(200, 300))
 
@@ -291,6 +292,20 @@ def test_opsets_of_tensorrt(tmp_path: Path) -> None:
     assert check_file(one_node(tmp_path, "Relu", opset=9), "tensorrt").runs
     path = one_node(tmp_path, "Equal", "x", result=TensorProto.BOOL)
     assert check_file(path, "tensorrt").runs
+
+
+def test_types_that_a_file_does_not_say_are_found(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", FLOAT, ["B", 4])
+    y = helper.make_tensor_value_info("y", FLOAT, ["B", 4])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Exp", ["wide"], ["grown"]),
+        helper.make_node("Cast", ["grown"], ["y"], to=FLOAT),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "three", [x], [y]), ir_version=8)
+    onnx.save(model, str(tmp_path / "three.onnx"))
+    concerns = check_file(tmp_path / "three.onnx", "tensorrt").concerns
+    assert {c.what for c in concerns if "DOUBLE" in c.why} == {"Cast", "Exp"}
 
 
 def test_files_that_cannot_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

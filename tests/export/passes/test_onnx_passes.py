@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from combicam.export.passes.affine_conversion import AffineConversion
 from combicam.export.passes.channel_padding import ChannelPadding
+from combicam.export.passes.clamp_reading import ClampReading
+from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
 from combicam.export.passes.constant_folding import ConstantFolding
 from combicam.export.passes.expand_sinking import ExpandSinking
 from combicam.export.passes.gate_spreading import GateSpreading
@@ -19,7 +21,7 @@ from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
 from combicam.export.passes.mean_pooling import MeanPooling
 from combicam.export.passes.operator_splitting import splits
 from combicam.export.passes.scale_folding import ScaleFolding
-from combicam.export.passes.sign_gating import SignGating
+from combicam.export.passes.sign_gating import STEEP, SignGating
 from combicam.export.trace.decompositions import decompositions
 
 aten = torch.ops.aten
@@ -143,7 +145,66 @@ def test_sign_gating(form: str) -> None:
 def test_sign_gating_is_exact() -> None:
     """Zeros give zeros and the smallest activations count in full."""
     y = torch.tensor([0.0, 1e-25, 1e-6, 1.0, 1e30])
-    assert torch.equal(torch.tanh(y * 1e30), torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]))
+    assert torch.equal(torch.tanh(y * STEEP), torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("form", ["blocked", "plain", "small"])
+@pytest.mark.parametrize("limits", [(0.0, 6.0), (-1.0, 1.0), (0.1, 0.7)])
+def test_sign_gating_of_clamps(form: str, limits: tuple[float, float]) -> None:
+    def gated(x: Tensor, g: Tensor) -> Tensor:
+        g = {"blocked": g, "plain": g.exp(), "small": g.mean((2, 3), keepdim=True)}[form]
+        y = aten.hardtanh.default(4 * x, *limits)
+        return aten.where.self((y <= limits[0]) | (y >= limits[1]), torch.zeros(()), g) + y
+
+    def read(x: Tensor, g: Tensor) -> Tensor:  # 4 x is no convolution: y is not blocked
+        return gated(x, g)
+
+    modified, left = rewritten(SignGating, Blocks(read))
+    assert not modified and left["aten.where.self"] == 1
+
+    def scaled(x: Tensor, g: Tensor) -> Tensor:
+        return gated(x / 4, g)
+
+    graph = make_fx(Blocks(scaled))(X)
+    for node in list(graph.graph.nodes):  # the convolution itself is clamped
+        if node.target in (aten.mul.Tensor, aten.div.Tensor):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    expected = graph(20 * X)
+    result = SignGating()(ConstantFolding()(graph).graph_module)
+    result.graph_module.recompile()
+    assert result.modified and "aten.where.self" not in counted(result.graph_module)
+    assert torch.equal(result.graph_module(20 * X), expected)
+
+
+@pytest.mark.parametrize("limits", [(0.0, 6.0), (-1.0, 1.0), (0.1, 0.7), (-7.3, 900.0)])
+def test_the_sign_within_a_clamp_is_exact(limits: tuple[float, float]) -> None:
+    """At the bounds zero, beside them one; with one rounding or two."""
+    low, high = (torch.tensor(limit) for limit in limits)
+    least = torch.nextafter(low, high) if limits[0] else torch.tensor(1e-25)
+    inside = [least, (low + high) / 2, torch.nextafter(high, low)]
+    y = torch.stack([low, *inside, high])
+    scale, shift = torch.tensor(-STEEP), torch.tensor(limits[1] * STEEP)
+    for below in (y * scale + shift, (y.double() * scale.double() + shift.double()).float()):
+        assert torch.tanh((y - low) * below).tolist() == [0, 1, 1, 1, 0]
+
+
+def test_clamps_are_compared_instead_of_what_they_clamp() -> None:
+    def backward(x: Tensor) -> Tensor:
+        y = aten.hardtanh.default(4 * x, 0.0, 6.0)
+        other = torch.where((4 * x <= 0.0) | (4 * x >= 5.0), 0.0, x)
+        return torch.where((4 * x <= 0.0) | (4 * x >= 6.0), 0.0, x) + y + other
+
+    graph = CommonSubexpressionElimination()(make_fx(backward)(X)).graph_module
+    expected = graph(X)
+    result = ClampReading()(graph)
+    result.graph_module.recompile()
+    assert result.modified and torch.equal(result.graph_module(X), expected)
+    clamp = next(n for n in graph.graph.nodes if n.target is aten.hardtanh.default)
+    read = Counter(str(user.target) for user in clamp.users)
+    assert read["aten.le.Scalar"] == 1 and read["aten.ge.Scalar"] == 1
+    assert not ClampReading()(result.graph_module).modified
 
 
 def test_sign_gating_leaves_plain_layouts() -> None:
