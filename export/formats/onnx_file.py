@@ -162,7 +162,7 @@ def _exported(program: torch.export.ExportedProgram, *args: Any, **options: Any)
         torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self
     )
     as_typed: AbstractContextManager[object] = nullcontext()
-    if _computes_in_16_bit(program) and not _converts(program):
+    if _computes_in_16_bit(program) and _settles_types(program):
         as_typed = patch.object(_fx_passes, "insert_type_promotion_nodes")
     with as_it_is, as_typed, suppress(torch.onnx.OnnxExporterError):  # what is wrong is told below
         return torch.onnx.export(program, *args, **options)
@@ -180,10 +180,11 @@ _ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tenso
 _CHOOSE = re.compile(r"where|gather|scatter|index|take|embedding|pool|_to_copy")
 
 
-def _converts(program: torch.export.ExportedProgram) -> bool:
-    """Whether an operator makes one type of several, or decimals of whole numbers.
+def _settles_types(program: torch.export.ExportedProgram) -> bool:
+    """Make whole numbers beside tensors of decimals decimals, in place.
 
-    That a tensor of decimals has whole numbers beside it is mended here: these become decimals.
+    Returns:
+        Whether no operator is left that reads several types, or makes decimals of whole numbers.
     """
     for node in program.graph.nodes:
         if node.op != "call_function" or _CHOOSE.search(str(node.target)) or "dtype" in node.kwargs:
@@ -193,10 +194,10 @@ def _converts(program: torch.export.ExportedProgram) -> bool:
         types = {value.dtype for value in values if isinstance(value, Tensor)}
         whole = isinstance(made, Tensor) and made.is_floating_point() and made.dtype not in types
         if len(types) > 1 or (types and whole):
-            return True
+            return False
         if node.target in _ARITHMETIC and next(iter(types)).is_floating_point:
             node.args = tuple(float(a) if type(a) is int else a for a in node.args)
-    return False
+    return True
 
 
 # A protobuf is limited to 2 GB, including the graph itself.
