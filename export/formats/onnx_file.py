@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ import onnx
 import torch
 from onnxscript import opset18
 from torch import Tensor, fx
-from torch.onnx._internal.exporter import _fx_passes
 
 from combicam.errors import TraceError, first_line
 from combicam.export.formats.onnx_opset import DEFAULT_OPSET, check_written, lower_opset
@@ -161,12 +161,22 @@ def _exported(program: torch.export.ExportedProgram, *args: Any, **options: Any)
     as_it_is = patch.object(
         torch.export.ExportedProgram, "run_decompositions", lambda self, *_: self
     )
-    as_typed: AbstractContextManager[object] = nullcontext()
-    if _computes_in_16_bit(program) and _settles_types(program):
-        as_typed = patch.object(_fx_passes, "insert_type_promotion_nodes")
-    with as_it_is, as_typed, suppress(torch.onnx.OnnxExporterError):  # what is wrong is told below
+    # What is wrong is told by the second attempt.
+    with as_it_is, _as_typed(program), suppress(torch.onnx.OnnxExporterError):
         return torch.onnx.export(program, *args, **options)
     return torch.onnx.export(program, *args, **options)
+
+
+def _as_typed(program: torch.export.ExportedProgram) -> AbstractContextManager[object]:
+    """Without the exporter's conversions, where the graph needs none and torch has them there."""
+    if not (_computes_in_16_bit(program) and _settles_types(program)):
+        return nullcontext()
+    name = "insert_type_promotion_nodes"
+    try:  # names of torch's own, which may change
+        passes = importlib.import_module("torch.onnx._internal.exporter._fx_passes")
+    except ImportError:
+        return nullcontext()
+    return patch.object(passes, name) if hasattr(passes, name) else nullcontext()
 
 
 def _computes_in_16_bit(program: torch.export.ExportedProgram) -> bool:

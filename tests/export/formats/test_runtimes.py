@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fake_cuda
@@ -21,6 +24,7 @@ from benchmarks.architectures import ARCHITECTURES
 from benchmarks.coverage_case import build
 from combicam import Explainer, check_file, export
 from combicam.errors import ArtifactError
+from combicam.export.formats import onnx_file
 from combicam.export.formats.artifact import read_description
 from combicam.export.formats.runtimes import RUNTIMES
 
@@ -363,6 +367,19 @@ class Scaled(Odd):
         counts = (x.detach() > 1).sum((2, 3), keepdim=True)
         logits: Tensor = self.head((x * counts / 100).mean((2, 3)))
         return logits
+
+
+@pytest.mark.parametrize("lacking", ["the pass", "the module"])
+def test_half_precision_with_another_torch(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without the names that are replaced: nothing is replaced."""
+    program = torch.export.export(nn.Linear(2, 2).half(), (torch.zeros(1, 2).half(),))
+    name = "torch.onnx._internal.exporter._fx_passes"
+    assert not isinstance(onnx_file._as_typed(program), nullcontext)
+    if lacking == "the pass":
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    else:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert isinstance(onnx_file._as_typed(program), nullcontext)
 
 
 @pytest.mark.parametrize("network", [Odd, Stretched, Scaled])
