@@ -73,7 +73,7 @@ def export(
         ValueError, FileNotFoundError: an unknown suffix or target_input, a dtype, opset or runtime
             that the format cannot have, or a missing folder.
         ArtifactError: an explainer without a model, a file that disagrees, or one with operators
-            that the runtime lacks.
+            that the given runtime lacks.
         TraceError: the graph cannot be written in this format or opset; the message names the
             operator and the module that calls it.
     """
@@ -98,6 +98,7 @@ def export(
             "file takes images of one size; choose 'squash' or 'crop'"
         )
     check_dtype(path.suffix, explainer.description.signature.dtype)
+    asked = runtime
     if path.suffix == ".onnx" and runtime is None:
         runtime = default_runtime(session.device.type)
     joint = session.joint(request, for_onnx=path.suffix == ".onnx")
@@ -110,8 +111,8 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, everywhere:
         draft = Path(folder) / path.name
         write_artifact(joint, description, draft, opset, weights, runtime)
-        if runtime is not None and not allow_disagreement:
-            _check_operators(draft, runtime)
+        if asked is not None and not allow_disagreement:
+            _check_operators(draft, asked)
         if images:
             limits = TOLERANCES[joint.signature.dtype], TOLERANCES[weights]
             limit = max(limits) if tolerance is None else tolerance

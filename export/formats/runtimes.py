@@ -137,21 +137,17 @@ def check_runtime(runtime: str | None, suffix: str) -> None:
     """
     if runtime is None:
         return
-    check_choice("export", "runtime", runtime, tuple(RUNTIMES))
+    check_choice("ONNX file", "runtime", runtime, tuple(RUNTIMES))
     if suffix != ".onnx":
         raise ValueError(
-            f"export: expected an .onnx file for runtime {runtime!r}, got {suffix!r}; .ts and .pt2 "
-            "are for torch"
+            f"ONNX file: expected an .onnx file for runtime {runtime!r}, got {suffix!r}; .ts and "
+            ".pt2 are for torch"
         )
 
 
 def default_runtime(device: str) -> str:
     """Which runs ONNX files on a type of device, ``cuda`` or another."""
     return "onnxruntime-cuda" if device == "cuda" else DEFAULT_RUNTIME
-
-
-def _counted(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
 
 
 def _opened(path: Path) -> str:
@@ -219,7 +215,7 @@ def _find_web(path: Path, model: ir.Model) -> Findings:
 def _find_cuda(path: Path, model: ir.Model) -> Findings:
     def found() -> Iterator[Concern]:
         yield from _refused(_opened(path))
-        for operator, count in _counted(model).items():
+        for operator, count in Counter(node.op_type for node in model.graph).items():
             if operator not in CUDA_OPERATORS and not _is_function(operator):
                 why = "has no CUDA kernel: it runs on the CPU, and its tensors are copied"
                 yield Concern("slow", operator, count, why)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +16,10 @@ import onnx
 import pytest
 import torch
 import torchvision
-from onnx import TensorProto, helper
+from onnx import TensorProto
+from onnx_nodes import one_node
 from torch import Tensor, nn
 
-from benchmarks.architectures import ARCHITECTURES
-from benchmarks.coverage_case import build
 from combicam import Explainer, check_file, export
 from combicam.errors import ArtifactError
 from combicam.export.formats import onnx_file
@@ -184,134 +182,6 @@ def test_a_file_that_its_runtime_lacks_operators_of_is_not_kept(tmp_path: Path) 
     export(explainer, path, runtime="onnxruntime-cpu")
 
 
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-
-
-def one_node(
-    folder: Path, operator: str, *inputs: Any, kind: int = FLOAT, opset: int = 18, **rest: Any
-) -> Path:
-    """A file of one node of x [B,4,8,8] and constants."""
-    constants, names = [], ["x"]
-    for number, value in enumerate(inputs):
-        if value is None:
-            names.append("")
-        elif isinstance(value, str):
-            names.append(value)
-        else:
-            constants.append(onnx.numpy_helper.from_array(np.asarray(value), f"c{number}"))
-            names.append(f"c{number}")
-    outputs = rest.pop("outputs", ["y"])
-    result = rest.pop("result", kind)
-    node = helper.make_node(operator, names, outputs, **rest)
-    x = helper.make_tensor_value_info("x", kind, ["B", 4, 8, 8])
-    k = helper.make_tensor_value_info("k", INT64, [1])
-    results = [
-        helper.make_tensor_value_info(name, INT64 if number else result, None)
-        for number, name in enumerate(outputs)
-    ]
-    graph = helper.make_graph([node], "one", [x, k], results, constants)
-    opsets = [helper.make_opsetid("", opset)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    path = folder / "one.onnx"
-    onnx.save(model, str(path))
-    return path
-
-
-# What the table refuses, and the same within its limits.
-TENSORRT: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Path], str]] = {
-    "operator": (
-        lambda f: one_node(f, "Det"),
-        lambda f: one_node(f, "Relu"),
-        "no such operator",
-    ),
-    "type": (
-        lambda f: one_node(f, "Clip", np.int64(0), np.int64(3), kind=INT64),
-        lambda f: one_node(f, "Clip", np.float32(0), np.float32(3)),
-        "computes no INT64",
-    ),
-    "double": (
-        lambda f: one_node(f, "Relu", kind=TensorProto.DOUBLE),
-        lambda f: one_node(f, "Relu", kind=INT64),
-        "computes no DOUBLE",
-    ),
-    "comparison": (
-        lambda f: one_node(f, "Equal", "x", kind=TensorProto.BOOL, opset=9),
-        lambda f: one_node(f, "Equal", "x", result=TensorProto.BOOL),
-        "opset 8",
-    ),
-    "indices": (
-        lambda f: one_node(f, "MaxPool", kernel_shape=[2, 2], outputs=["y", "i"]),
-        lambda f: one_node(f, "MaxPool", kernel_shape=[2, 2]),
-        "first output only",
-    ),
-    "dilations": (
-        lambda f: one_node(f, "MaxPool", kernel_shape=[2, 2], dilations=[2, 2]),
-        lambda f: one_node(f, "MaxPool", kernel_shape=[2, 2], dilations=[1, 1]),
-        "no dilations",
-    ),
-    "constant axes": (
-        lambda f: one_node(f, "ReduceSum", "k"),
-        lambda f: one_node(f, "ReduceSum", [1]),
-        "input 1 must be known",
-    ),
-    "large k": (
-        lambda f: one_node(f, "TopK", np.array([4000]), outputs=["y", "i"]),
-        lambda f: one_node(f, "TopK", np.array([3]), outputs=["y", "i"]),
-        "at most 3839",
-    ),
-    "unsorted": (
-        lambda f: one_node(f, "TopK", np.array([3]), outputs=["y", "i"], sorted=0),
-        lambda f: one_node(f, "TopK", np.array([3]), outputs=["y", "i"], sorted=1),
-        "it sorts",
-    ),
-    "cubic": (
-        lambda f: one_node(f, "Resize", None, np.ones(4, np.float32) * 2, mode="cubic"),
-        lambda f: one_node(f, "Resize", None, np.ones(4, np.float32) * 2, mode="linear"),
-        "no mode cubic",
-    ),
-    "antialias": (
-        lambda f: one_node(f, "Resize", None, np.ones(4, np.float32), mode="linear", antialias=1),
-        lambda f: one_node(f, "Resize", None, np.ones(4, np.float32), mode="linear"),
-        "no antialiasing",
-    ),
-    "reduction": (
-        lambda f: one_node(f, "ScatterND", [[0]], np.ones((1, 4, 8, 8), "f"), reduction="add"),
-        lambda f: one_node(f, "ScatterND", [[0]], np.ones((1, 4, 8, 8), "f")),
-        "without a reduction",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", [name for name in TENSORRT if name != "comparison"])
-def test_limits_of_tensorrt(name: str, tmp_path: Path) -> None:
-    beyond, within, why = TENSORRT[name]
-    check = check_file(beyond(tmp_path), "tensorrt")
-    assert not check.runs and why in str(check), check
-    check = check_file(within(tmp_path), "tensorrt")
-    assert check.runs and not check.concerns, check
-
-
-def test_opsets_of_tensorrt(tmp_path: Path) -> None:
-    assert "opset 8" in str(check_file(one_node(tmp_path, "Relu", opset=8), "tensorrt"))
-    assert check_file(one_node(tmp_path, "Relu", opset=9), "tensorrt").runs
-    path = one_node(tmp_path, "Equal", "x", result=TensorProto.BOOL)
-    assert check_file(path, "tensorrt").runs
-
-
-def test_types_that_a_file_does_not_say_are_found(tmp_path: Path) -> None:
-    x = helper.make_tensor_value_info("x", FLOAT, ["B", 4])
-    y = helper.make_tensor_value_info("y", FLOAT, ["B", 4])
-    nodes = [
-        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
-        helper.make_node("Exp", ["wide"], ["grown"]),
-        helper.make_node("Cast", ["grown"], ["y"], to=FLOAT),
-    ]
-    model = helper.make_model(helper.make_graph(nodes, "three", [x], [y]), ir_version=8)
-    onnx.save(model, str(tmp_path / "three.onnx"))
-    concerns = check_file(tmp_path / "three.onnx", "tensorrt").concerns
-    assert {c.what for c in concerns if "DOUBLE" in c.why} == {"Cast", "Exp"}
-
-
 def test_files_that_cannot_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="expected a file"):
         check_file(tmp_path / "none.onnx", "web")
@@ -396,27 +266,6 @@ def test_half_precision_of_networks_that_mix_types(
     found = Explainer.load(path, device="cpu")(images, expected.targets)
     assert (found.scores - expected.scores).abs().max() < 1e-2
     assert (found.heatmaps - expected.heatmaps).abs().median() < 1e-2
-
-
-NETWORKS = (
-    *("torchvision:resnet18", "timm:resnet26d", "timm:gernet_s", "torchvision:alexnet"),
-    *("torchvision:googlenet", "torchvision:mobilenet_v3_large", "torchvision:efficientnet_b0"),
-    *("timm:efficientnet_lite0", "torchvision:shufflenet_v2_x1_0", "torchvision:squeezenet1_1"),
-    *("timm:ghostnet_100", "timm:legacy_seresnet18", "timm:skresnet18", "timm:dla34"),
-    *("torchvision:regnet_x_400mf", "timm:repvgg_a0", "timm:convnextv2_atto", "timm:lcnet_050"),
-    *("timm:poolformer_s12", "timm:mobilevit_xxs", "timm:vit_tiny_patch16_224"),
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_tensorrt_has_the_operators_of_networks(name: str, tmp_path: Path) -> None:
-    """And the file gives the network's numbers, in ONNX Runtime."""
-    architecture = ARCHITECTURES[name]
-    explainer = Explainer(build(architecture), architecture.size, device="cpu")
-    path = tmp_path / "model.onnx"
-    export(explainer, path, runtime="tensorrt", verify=4, tolerance=1e-2)  # random weights
-    assert not check_file(path, "tensorrt").concerns
 
 
 # What the provider needs to plan, on any machine that can build the libraries.
