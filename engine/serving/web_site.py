@@ -19,7 +19,7 @@ from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.sessions import ArtifactSession
 from combicam.engine.report.page import fill, one_script, page_text, script_json
 from combicam.engine.serving.triton_repository import model_name
-from combicam.engine.serving.web_runtime import copy_runtime, runtime_folder
+from combicam.engine.serving.web_runtime import FILES, GPU_FILES, copy_runtime, runtime_folder
 from combicam.errors import ArtifactError
 from combicam.export.classes.classes import ClassTable
 from combicam.export.formats.artifact import Description, read_description
@@ -28,7 +28,7 @@ MODEL = "model.onnx"
 MAX_SAMPLES = 12
 # What browsers decode.
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif")
-_MODULES = ("explain.js", "preprocess.js", "worker.js")
+_MODULES = ("explain.js", "network.js", "preprocess.js", "worker.js")
 # Of the report: elements, maps, what is chosen, its controls.
 _REPORT_SCRIPTS = ("format.js", "heat.js", "state.js", "look.js")
 
@@ -57,6 +57,7 @@ def export_web_site(
     *,
     samples: Sequence[str | Path] = (),
     runtime: str | Path | None = None,
+    webgpu: bool = False,
     title: str | None = None,
     opset: int | None = None,
     weights: str = "float32",
@@ -66,9 +67,9 @@ def export_web_site(
 ) -> WebSite:
     """Write a static site: choose a photo, see its best classes and the heatmap of each.
 
-    The network runs in a worker of the page, by ONNX Runtime's WebAssembly. Photos are decoded,
-    resized and normalised as in Python, and stay on the visitor's machine. Any web server serves
-    the folder. It appears complete or not at all.
+    The network runs in a worker of the page, by ONNX Runtime's WebAssembly or WebGPU. Photos are
+    decoded, resized and normalised as in Python, and stay on the visitor's machine. Any web server
+    serves the folder. It appears complete or not at all.
 
     Args:
         explainer: of a model that takes photos, or loaded from an .onnx file that takes classes as
@@ -78,6 +79,8 @@ def export_web_site(
         runtime: folder with the files of the npm package onnxruntime-web; default: of an installed
             one (``node_modules`` here or in a parent), else npm downloads it. Without npm, the site
             has none: ``missing`` says what to copy.
+        webgpu: copy the runtime that has WebGPU, too, which is twice as large. The page explains
+            its first photo by both, and goes on with WebGPU if it agrees and is faster.
         title: of the page; default: the last part of the model's name.
         opset, weights, verify, tolerance, allow_disagreement: as for
             :func:`~combicam.engine.explain.artifact_export.export`.
@@ -94,7 +97,8 @@ def export_web_site(
     check_site(folder)
     _check_explainer(explainer)
     photos = _sample_files(samples)
-    found = runtime_folder(None if runtime is None else Path(runtime), Path.cwd())
+    names = GPU_FILES if webgpu else FILES
+    found = runtime_folder(None if runtime is None else Path(runtime), Path.cwd(), names)
     workshop = folder if os.path.ismount(folder) else folder.parent
     with tempfile.TemporaryDirectory(prefix=".combicam-", dir=workshop) as temporary:
         draft = Path(temporary) / "site"  # with ordinary permissions, unlike its parent
@@ -116,8 +120,9 @@ def export_web_site(
             )
         _check_weights(draft / MODEL)
         description = read_description(draft / MODEL)
-        copied = copy_runtime(found, draft / "ort")
-        _write_page(draft, description, photos, title or model_name(description.model))
+        copied = copy_runtime(found, draft / "ort", names)
+        title = title or model_name(description.model)
+        _write_page(draft, description, photos, title, webgpu)
         _publish(draft, folder)
     return WebSite(folder, copied.source, copied.missing, verification)
 
@@ -189,7 +194,9 @@ def _sample_files(samples: Sequence[str | Path]) -> list[Path]:
     return found[:MAX_SAMPLES]
 
 
-def _write_page(draft: Path, description: Description, photos: list[Path], title: str) -> None:
+def _write_page(
+    draft: Path, description: Description, photos: list[Path], title: str, webgpu: bool
+) -> None:
     """Write everything but the network and its runtime."""
     (draft / "samples").mkdir()
     samples = []
@@ -206,7 +213,7 @@ def _write_page(draft: Path, description: Description, photos: list[Path], title
     # Node.js then takes the scripts for modules.
     (draft / "package.json").write_text('{"type": "module", "private": true}\n', encoding="utf-8")
     (draft / "model.json").write_text(description.to_json() + "\n", encoding="utf-8")
-    data = _page_data(description, samples, title)
+    data = _page_data(description, samples, title) | {"webgpu": webgpu}
     page = fill(
         _site_text("index.html"),
         {"title": html.escape(f"{title} · combicam"), "data": script_json(data)},

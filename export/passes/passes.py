@@ -54,8 +54,8 @@ _ONNX_PASSES: tuple[type[PassBase], ...] = (
     ClampReading,
 )
 # By the program that runs the file. ONNX Runtime's CPU provider keeps tensors in a blocked layout:
-# each of the last passes leaves more of them blocked. TensorRT's max pools have no indices, nor its
-# layer norms statistics; OpenVINO scatters on one core.
+# each of the last passes leaves more of them blocked. Max pools of TensorRT and of WebGPU have no
+# indices, nor TensorRT's layer norms statistics; OpenVINO scatters on one core.
 ONNX_PASSES: dict[str, tuple[type[PassBase], ...]] = {
     "onnxruntime-cpu": (
         *_ONNX_PASSES,
@@ -69,7 +69,7 @@ ONNX_PASSES: dict[str, tuple[type[PassBase], ...]] = {
     "onnxruntime-cuda": _ONNX_PASSES,
     "openvino": (MaxPoolMasking, *_ONNX_PASSES),
     "tensorrt": (MaxPoolMasking, LayerNormSplitting, *_ONNX_PASSES),
-    "web": (*_ONNX_PASSES, MaxUnpoolFusion),
+    "web": (MaxPoolMasking, *_ONNX_PASSES),
 }
 
 

@@ -95,8 +95,9 @@ function draw() {
 function receive({ data }) {
   if ('loading' in data) $('state').textContent = `loading the network, ${Math.round(100 * data.loading)} %`;
   else if ('ready' in data) {
-    $('state').textContent = data.ready === 1 ? 'ready, 1 thread' : `ready, ${data.ready} threads`;
+    $('state').textContent = `ready, ${data.ready}`;
     $('state').dataset.state = 'ready';
+    $('why').textContent = data.why;
   } else if ('failed' in data) {
     $('state').textContent = 'not ready';
     $('state').dataset.state = 'failed';
@@ -118,7 +119,9 @@ function receive({ data }) {
 
 // Of a blob, so that the page's content security policy holds for the worker, too.
 function startWorker() {
-  const source = `import ${JSON.stringify(new URL('worker.js', document.baseURI).href)};`;
+  const url = new URL('worker.js', document.baseURI);
+  if (DATA.webgpu) url.searchParams.set('webgpu', new URLSearchParams(location.search).get('webgpu') || 'auto');
+  const source = `import ${JSON.stringify(url.href)};`;
   worker = new Worker(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })), { type: 'module' });
   worker.onmessage = receive;
   worker.onerror = (event) => receive({ data: { failed: event.message || 'worker.js cannot be loaded' } });

@@ -1,44 +1,14 @@
 // Decode and explain photos, away from the page, which stays responsive.
 //
 // In: {id, photo: Blob}, then {id, target: class} for other classes of the same photo.
-// Out: {loading: 0…1}, {ready: threads}, {failed: text}; {id, ...answer} or {id, error: text}.
+// Out: {loading: 0…1}, {ready: text, why: text}, {failed: text}; {id, ...answer} or {id, error: text}.
+// Its address says what WebGPU is for: worker.js?webgpu=auto; see network.js.
 
-import { best, explain } from './explain.js';
+import { best } from './explain.js';
+import { load } from './network.js';
 import { normalize, resize, seenBox } from './preprocess.js';
 
-const here = (name) => new URL(name, import.meta.url).href;
 const BEST = 5;
-
-async function fetched(name) {
-  const response = await fetch(here(name)).catch((error) => { throw new Error(`${name} cannot be loaded (${error.message})`); });
-  if (!response.ok) throw new Error(`${name} cannot be loaded (${response.status} ${response.statusText})`);
-  return response;
-}
-
-async function bytesOf(name) {
-  const response = await fetched(name), all = Number(response.headers.get('Content-Length')) || Infinity;
-  const chunks = [];
-  let size = 0;
-  for (let reader = response.body.getReader(), part = await reader.read(); !part.done; part = await reader.read()) {
-    chunks.push(part.value);
-    size += part.value.length;
-    postMessage({ loading: Math.min(1, size / all) });
-  }
-  return new Uint8Array(await new Blob(chunks).arrayBuffer());
-}
-
-async function load() {
-  const ort = await import('./ort/ort.wasm.min.mjs').catch(() => {
-    throw new Error('ONNX Runtime is missing: copy ort.wasm.min.mjs, ort-wasm-simd-threaded.mjs and '
-      + 'ort-wasm-simd-threaded.wasm from the folder dist of the npm package onnxruntime-web into ort/');
-  });
-  ort.env.wasm.wasmPaths = here('ort/');
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
-  const model = await (await fetched('model.json')).json();
-  const session = await ort.InferenceSession.create(await bytesOf('model.onnx'), { executionProviders: ['wasm'] });
-  postMessage({ ready: ort.env.wasm.numThreads });
-  return { ort, model, session };
-}
 
 // Upright, without the colour conversion of profiles, on white: as Python decodes photos.
 async function decode(blob) {
@@ -59,26 +29,27 @@ async function decode(blob) {
 }
 
 let current = null; // {id, images}
-const loaded = load();
+const loaded = load(new URL(import.meta.url).searchParams.get('webgpu'), (message) => postMessage(message));
 loaded.catch((error) => postMessage({ failed: error.message }));
 
 async function answer({ id, photo: blob, target = null }) {
-  const { ort, model, session } = await loaded, answered = { id };
+  const network = await loaded, { preprocess } = network.model, answered = { id };
   const clock = { start: performance.now() };
   if (blob) {
     const photo = await decode(blob);
     clock.decoded = performance.now();
-    const pixels = resize(photo, model.preprocess);
+    const pixels = resize(photo, preprocess);
     photo.close();
-    current = { id, images: normalize(pixels, model.preprocess) };
+    current = { id, images: normalize(pixels, preprocess) };
     clock.resized = performance.now();
-    Object.assign(answered, { size: [photo.width, photo.height], box: seenBox(photo, model.preprocess),
+    Object.assign(answered, { size: [photo.width, photo.height], box: seenBox(photo, preprocess),
       decode_s: (clock.decoded - clock.start) / 1000, resize_s: (clock.resized - clock.decoded) / 1000 });
   } else if (current?.id !== id) return; // of a photo that was replaced
-  const begun = performance.now(), found = await explain(ort, session, model, current.images, target);
+  const begun = performance.now(), found = await network.explain(current.images, target);
   Object.assign(answered, { best: best(found.probabilities, BEST), explained: found.explained,
     explain_s: (performance.now() - begun) / 1000 });
   postMessage(answered, found.explained.map(({ heatmap }) => heatmap.buffer));
+  await network.tryWebGpu(current.images);
 }
 
 let queue = Promise.resolve(); // the network explains one photo at a time

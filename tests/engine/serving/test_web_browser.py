@@ -8,6 +8,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from torch import nn
 from combicam import ClassTable, Explainer, Preprocess, export_web_site
 from combicam.engine.drawing.colormaps import colormap
 from combicam.engine.images.decode import decode_image
-from combicam.engine.serving.web_runtime import copy_runtime, runtime_folder
+from combicam.engine.serving.web_runtime import FILES, GPU_FILES, copy_runtime, runtime_folder
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -33,7 +34,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
 ]
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+OPTIONS = ["--no-sandbox", "--no-first-run", "--disable-background-networking"]
+# An adapter in software: slow, the same everywhere.
+SWIFTSHADER = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+SWIFTSHADER += ["--enable-features=Vulkan,WebGPU", "--use-vulkan=swiftshader"]
 TRAP = "<img src=x onerror=window.hacked=1>"
 NAMES = (TRAP, "Suva", "Nuuk", "Quito", "Lagos", "Perth", "Oslo")
 ISOLATED = {
@@ -41,8 +45,8 @@ ISOLATED = {
     "Cross-Origin-Embedder-Policy": "require-corp",
 }
 # Asks the worker itself: answers of photos (base64), and of a class of each.
-ASK = """async ([photos, target]) => {
-  const source = `import ${JSON.stringify(new URL('worker.js', location).href)};`;
+ASK = """async ([photos, target, query]) => {
+  const source = `import ${JSON.stringify(new URL('worker.js' + query, location).href)};`;
   const url = URL.createObjectURL(new Blob([source], { type: 'text/javascript' }));
   const worker = new Worker(url, { type: 'module' });
   const next = () => new Promise((resolve) => { worker.onmessage = ({ data }) => {
@@ -68,11 +72,11 @@ ASK = """async ([photos, target]) => {
 class Network(nn.Sequential):
     """Two blocks of convolutions and seven classes, which say something else of every noise."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         torch.manual_seed(0)
         super().__init__(
-            nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.SiLU()),
+            nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(width, 8, 3, 2, 1), nn.SiLU()),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(8, len(NAMES)),
@@ -83,8 +87,18 @@ class Network(nn.Sequential):
 
 @pytest.fixture(scope="module")
 def explainer() -> Explainer:
+    return explainer_of(Network(6))
+
+
+@pytest.fixture(scope="module")
+def gpu_explainer() -> Explainer:
+    """Of widths that ONNX Runtime 1.30's WebGPU computes rightly; it does not with six channels."""
+    return explainer_of(Network(4))
+
+
+def explainer_of(network: Network) -> Explainer:
     return Explainer(
-        Network(),
+        network,
         preprocess=Preprocess((48, 64), crop_pct=0.9, interpolation="bicubic"),
         layers=["0", "1"],
         targets=2,
@@ -107,17 +121,27 @@ def soft_noise(width: int, height: int, channels: int = 3) -> np.ndarray[Any, An
 
 @pytest.fixture(scope="module")
 def site(explainer: Explainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("web")
-    runtime = runtime_folder(None, Path(__file__).parent)
+    return written(explainer, tmp_path_factory.mktemp("web"), webgpu=False)
+
+
+@pytest.fixture(scope="module")
+def gpu_site(gpu_explainer: Explainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(gpu_explainer, tmp_path_factory.mktemp("web-gpu"), webgpu=True)
+
+
+def written(explainer: Explainer, root: Path, webgpu: bool) -> Path:
+    names = GPU_FILES if webgpu else FILES
+    runtime = runtime_folder(None, Path(__file__).parent, names)
     if runtime is None:
         runtime = root / "ort"
-        if missing := copy_runtime(None, runtime).missing:
+        if missing := copy_runtime(None, runtime, names).missing:
             pytest.skip(f"needs onnxruntime-web: {missing}")
-    (root / "samples").mkdir()
+    samples = root / "samples"
+    samples.mkdir()
     for i in range(2):
-        (root / "samples" / f"noise_{i}.png").write_bytes(encoded(soft_noise(90 + 40 * i, 80)))
+        (samples / f"noise_{i}.png").write_bytes(encoded(soft_noise(90 + 40 * i, 80)))
     return export_web_site(
-        explainer, root / "site", samples=[root / "samples"], runtime=runtime, title=TRAP
+        explainer, root / "site", samples=[samples], runtime=runtime, webgpu=webgpu, title=TRAP
     ).path
 
 
@@ -158,12 +182,26 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def playwright() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with sync_api.sync_playwright() as found:
         yield found
-        found.close()
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Any) -> Iterator[Any]:
+    options = [*OPTIONS, "--disable-gpu"]
+    found = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def gpu_browser(playwright: Any) -> Iterator[Any]:
+    options = [*OPTIONS, *SWIFTSHADER]
+    found = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -175,18 +213,20 @@ def opened(browser: Any, site: Path, serve: Callable[..., Server]) -> Iterator[C
     own = ["blob:", "data:"]
 
     def open_page(
-        headers: dict[str, str] | None = None, state: str = "ready", **options: Any
+        headers: dict[str, str] | None = None, state: str = "ready", query: str = "", **options: Any
     ) -> Any:
         server = serve(options.pop("folder", site), headers)
         own.append(server.url)
-        context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}} | options)
+        context = options.pop("browser", browser).new_context(
+            **{"viewport": {"width": 1300, "height": 900}} | options
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("console", lambda m: "Canvas2D:" in m.text or troubles.append(m.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         context.on("request", lambda request: asked.append(request.url))
-        page.goto(server.url)
+        page.goto(server.url + query)
         page.wait_for_selector(f"#state[data-state={state}]")
         page.troubles, page.allowed = troubles, own
         return page
@@ -210,9 +250,9 @@ def take(page: Any, name: str, data: bytes) -> None:
     page.set_input_files("#file", [{"name": name, "mimeType": kind, "buffer": data}])
 
 
-def ask(page: Any, photos: list[bytes], target: int) -> list[Any]:
+def ask(page: Any, photos: list[bytes], target: int, query: str = "") -> list[Any]:
     texts = [base64.b64encode(photo).decode() for photo in photos]
-    answers: list[Any] = json.loads(page.evaluate(ASK, [texts, target]))
+    answers: list[Any] = json.loads(page.evaluate(ASK, [texts, target, query]))
     return answers
 
 
@@ -495,6 +535,100 @@ def test_sites_that_lack_files(
     assert words in page.inner_text("#trouble")
     take(page, "noise.png", encoded(soft_noise(100, 80)))
     page.wait_for_selector('#trouble:has-text("noise.png")')
+
+
+def test_webgpu_says_the_same(
+    opened: Callable[..., Any], gpu_site: Path, gpu_browser: Any, gpu_explainer: Explainer
+) -> None:
+    page = opened(folder=gpu_site, browser=gpu_browser, query="?webgpu=always")
+    assert page.inner_text("#state") == "ready, WebGPU"
+    photos = [encoded(soft_noise(64, 48)), encoded(soft_noise(301, 207))]
+    for query in ("?webgpu=always", "?webgpu=never"):
+        for data, answers in zip(photos, ask(page, photos, 3, query), strict=True):
+            assert max(errors(gpu_explainer, data, answers, 3).values()) <= 1e-3
+    page.locator(".sample").first.click()
+    explained(page)
+    assert page.inner_text("#why") == ""
+
+
+# Changes what onnxruntime-web's sessions do, by the number of the run, from 1.
+PATCH = """async () => {
+  const ort = await import(new URL('ort/ort.webgpu.min.mjs', location.origin + '/').href);
+  const { prototype } = ort.InferenceSession, { run } = prototype;
+  let count = 0;
+  prototype.run = async function (...inputs) {
+    const number = ++count, found = await run.apply(this, inputs);
+    CHANGE
+    return found;
+  };
+}"""
+SLOW_WASM = "if (number === 3) await new Promise((resolve) => setTimeout(resolve, 4000));"
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "why"),
+    [
+        ("", "1 thread", r"A photo takes [\d.]+ s by WebGPU, [\d.]+ s by WebAssembly\."),
+        (SLOW_WASM, "WebGPU", r"A photo takes [\d.]+ s by WebGPU, 4\.\d s by WebAssembly\."),
+        (
+            SLOW_WASM + "if (number === 4) found.heatmaps.data[7] += 0.0625;",
+            "1 thread",
+            r"WebGPU differs by 0\.06\d, so WebAssembly goes on\.",
+        ),
+        (
+            SLOW_WASM + "if (number === 4) found.scores.data[0] = NaN;",
+            "1 thread",
+            r"WebGPU differs by Infinity, so WebAssembly goes on\.",
+        ),
+        ("if (number === 2) throw new Error('no memory');", "1 thread", "WebGPU failed: no memory"),
+        (
+            SLOW_WASM + "if (number === 5) throw new Error('device lost');",
+            "1 thread",
+            "WebGPU failed: device lost",
+        ),
+    ],
+    ids=["slower", "faster", "differs", "no number", "fails", "fails later"],
+)
+def test_webgpu_where_it_agrees_and_is_faster(
+    change: str,
+    state: str,
+    why: str,
+    opened: Callable[..., Any],
+    gpu_site: Path,
+    gpu_browser: Any,
+    gpu_explainer: Explainer,
+) -> None:
+    """Runs 1: the answer; 2 and 4: WebGPU; 3: WebAssembly; then what was chosen."""
+    page = opened(folder=gpu_site, browser=gpu_browser)
+    (worker,) = page.workers
+    worker.evaluate(PATCH.replace("CHANGE", change))
+    data = encoded(soft_noise(160, 100))
+    take(page, "noise.png", data)
+    explained(page)
+    page.locator("[data-target]").nth(4).click()  # waits for the choice
+    explained(page, page.locator("[data-target] .name").nth(4).inner_text())
+    assert page.inner_text("#state") == f"ready, {state}"
+    assert re.fullmatch(why, page.inner_text("#why")), page.inner_text("#why")
+    page.click("[data-name=glow][data-value='0']")
+    index = int(page.locator("[data-target]").nth(4).get_attribute("data-target"))
+    image = decode_image(data, gpu_explainer.preprocess).pixels[None]
+    heatmap = gpu_explainer(image, torch.full((1, 2), index)).heatmaps[0, 0]
+    assert np.abs(pixels(page)[:, :3] - expected_pixels(heatmap)).max() <= 2
+
+
+def test_browsers_without_webgpu(opened: Callable[..., Any], gpu_site: Path) -> None:
+    page = opened(folder=gpu_site)
+    assert page.inner_text("#state") == "ready, 1 thread"
+    page.locator(".sample").first.click()
+    explained(page)
+    words = "WebGPU cannot be used: this browser offers no adapter"
+    assert page.inner_text("#why") == words
+    page = opened(folder=gpu_site, query="?webgpu=never")
+    page.locator(".sample").first.click()
+    explained(page)
+    assert page.inner_text("#why") == ""
+    page = opened(folder=gpu_site, query="?webgpu=always", state="failed")
+    assert page.inner_text("#trouble") == words
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

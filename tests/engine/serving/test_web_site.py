@@ -19,13 +19,13 @@ from torch import nn
 
 from combicam import ArtifactError, ClassTable, Explainer, Preprocess, cli, export, export_web_site
 from combicam.engine.serving import web_runtime, web_site
-from combicam.engine.serving.web_runtime import FILES, copy_runtime, runtime_folder
+from combicam.engine.serving.web_runtime import FILES, GPU_FILES, copy_runtime, runtime_folder
 from combicam.export.formats.artifact import read_description
 
 TRAP = "</script><script>hacked()</script><!--"
 EXPECTED = {
-    *("index.html", "app.js", "worker.js", "explain.js", "preprocess.js", "style.css"),
-    *("model.onnx", "model.json", "package.json", "samples", "ort"),
+    *("index.html", "app.js", "worker.js", "explain.js", "network.js", "preprocess.js"),
+    *("style.css", "model.onnx", "model.json", "package.json", "samples", "ort"),
 }
 
 
@@ -111,6 +111,24 @@ def test_the_page_allows_nothing_from_elsewhere(
         if path.suffix in (".html", ".js", ".css"):
             links = set(re.findall(r"https?://[^\s'\"<`]+", path.read_text(encoding="utf-8")))
             assert links <= {"http://www.w3.org/2000/svg", "http://localhost:8000"}, path
+
+
+def test_the_runtime_with_webgpu(exported: Path, tmp_path: Path) -> None:
+    dist = tmp_path / "dist"
+    dist.mkdir()
+    common = ["export", "-m", str(exported), "--onnxruntime-web", str(dist), "--web-gpu"]
+    for name in FILES:
+        (dist / name).write_bytes(b"no WebGPU")
+    with pytest.raises(SystemExit, match=r"a folder with ort\.webgpu\.min\.mjs, .* got .*dist"):
+        cli.main([*common, "--web", str(tmp_path / "site")])
+    for name in GPU_FILES:
+        (dist / name).write_bytes(name.encode())
+    cli.main([*common, "--web", str(tmp_path / "site")])
+    assert {path.name for path in (tmp_path / "site" / "ort").iterdir()} == set(GPU_FILES)
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["webgpu"] is True  # type: ignore[index]
+    script = (tmp_path / "site" / "network.js").read_text(encoding="utf-8")
+    assert all(f"'{name}'" in script for name in (*FILES, *GPU_FILES))
 
 
 def test_of_an_exported_file(exported: Path, runtime: Path, tmp_path: Path) -> None:
