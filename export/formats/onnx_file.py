@@ -47,6 +47,25 @@ def _onnx_resize(
     return opset18.Resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode=mode)
 
 
+def _onnx_convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    options = {"strides": stride, "pads": padding, "dilations": dilation}
+    if transposed:
+        return opset18.ConvTranspose(
+            x, weight, bias, group=groups, output_padding=output_padding, **options
+        )
+    return opset18.Conv(x, weight, bias, group=groups, **options)
+
+
 def _onnx_spread(x: Any, height: int, width: int) -> Any:
     scales: Any = opset18.Constant(value_floats=[1.0, 1.0, float(height), float(width)])
     return opset18.Resize(
@@ -79,6 +98,7 @@ def _onnx_max_unpool(grad: Any, indices: Any, x: Any, kernel: Sequence[int]) -> 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     ours.resize.default: _onnx_resize,
+    ours.convolution.default: _onnx_convolution,
     ours.spread.default: _onnx_spread,
     ours.global_mean.default: _onnx_global_mean,
     ours.affine.default: _onnx_affine,

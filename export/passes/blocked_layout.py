@@ -45,7 +45,7 @@ class BlockedLayout:
         return self._known[node]
 
     def _blocked(self, node: fx.Node) -> bool:
-        if node.target is aten.convolution.default:
+        if node.target in (aten.convolution.default, ours.convolution.default):
             return _blocked_convolution(node)
         if node.target is aten.hardtanh.default:
             x = node.args[0]

@@ -36,15 +36,64 @@ def _(
     return x.new_empty([*x.shape[:2], height, width])
 
 
+@torch.library.custom_op("combicam::convolution", mutates_args=())
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor:
+    """See ``aten::convolution``; ``padding`` is [top, left, bottom, right]."""
+    top, left, bottom, right = padding
+    if transposed:
+        whole = aten.convolution.default(
+            x, weight, bias, stride, [0, 0], dilation, True, output_padding, groups
+        )
+        return whole[:, :, top : whole.shape[2] - bottom, left : whole.shape[3] - right].clone()
+    x = aten.constant_pad_nd.default(x, [left, right, top, bottom])
+    return aten.convolution.default(
+        x, weight, bias, stride, [0, 0], dilation, False, output_padding, groups
+    )
+
+
+@convolution.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor:
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    size = []
+    for i in range(2):
+        lost = padding[i] + padding[i + 2]
+        reach = dilation[i] * (weight.shape[i + 2] - 1)
+        if transposed:
+            size.append((x.shape[i + 2] - 1) * stride[i] + reach + 1 + output_padding[i] - lost)
+        else:
+            size.append((x.shape[i + 2] + lost - reach - 1) // stride[i] + 1)
+    return x.new_empty([x.shape[0], channels, *size])
+
+
 @torch.library.custom_op("combicam::spread", mutates_args=())
 def spread(x: Tensor, height: int, width: int) -> Tensor:
-    """[B,C,1,1] -> [B,C,height,width], one value per channel."""
-    return x.expand(-1, -1, height, width).clone()
+    """[B,C,h,w] -> [B,C,height h,width w]: every pixel becomes height x width of its value."""
+    return x.repeat_interleave(height, 2).repeat_interleave(width, 3)
 
 
 @spread.register_fake
 def _(x: Tensor, height: int, width: int) -> Tensor:
-    return x.new_empty([*x.shape[:2], height, width])
+    return x.new_empty([*x.shape[:2], x.shape[2] * height, x.shape[3] * width])
 
 
 @torch.library.custom_op("combicam::global_mean", mutates_args=())

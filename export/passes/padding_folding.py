@@ -8,8 +8,9 @@ import torch
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from combicam.export.passes.crop_folding import PIXEL_AXES, crop_of
+
 aten = torch.ops.aten
-_PIXEL_AXES = (2, 3)
 
 
 class PaddingFolding(PassBase):
@@ -47,7 +48,7 @@ def _as_pad(module: fx.GraphModule, cat: fx.Node) -> bool:
     assert isinstance(parts, list | tuple)
     values = {_block_value(part) for part in parts} - {None}
     inner = [i for i, part in enumerate(parts) if _block_value(part) is None]
-    if axis not in _PIXEL_AXES or len(values) != 1 or len(inner) != 1 or len(parts) > 3:
+    if axis not in PIXEL_AXES or len(values) != 1 or len(inner) != 1 or len(parts) > 3:
         return False
     (at,) = inner
     x = parts[at]
@@ -106,25 +107,14 @@ def _grow(conv: fx.Node) -> bool:
 
 def _crop(module: fx.GraphModule, conv: fx.Node) -> bool:
     """Case 3."""
-    last, starts = conv, [0, 0]
-    while len(last.users) == 1:
-        user = next(iter(last.users))
-        axis = user.args[1] if len(user.args) > 1 else 0
-        step = user.args[4] if len(user.args) > 4 else 1
-        if user.target is not aten.slice.Tensor or axis not in _PIXEL_AXES or step != 1:
-            break
-        start = user.args[2] if len(user.args) > 2 else 0
-        if not isinstance(start, int) or start < 0:
-            break
-        starts[_PIXEL_AXES.index(axis)] += start
-        last = user
+    last, starts = crop_of(conv)
     if last is conv:
         return False
     value, wanted = conv.meta["val"], last.meta["val"]
     arguments: Any = conv.args
     stride, padding, dilation, extra = (list(arguments[i]) for i in (3, 4, 5, 7))
     transposed = bool(conv.args[6])
-    for i, axis in enumerate(_PIXEL_AXES):
+    for i, axis in enumerate(PIXEL_AXES):
         # Both ends lose the start; what is missing at the end then, a transposed one can append.
         size = int(value.shape[axis]) - extra[i] - 2 * starts[i]
         padding[i] += starts[i] if transposed else -starts[i]

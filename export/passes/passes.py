@@ -19,6 +19,7 @@ from combicam.export.passes.channel_padding import ChannelPadding
 from combicam.export.passes.clamp_reading import ClampReading
 from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
 from combicam.export.passes.constant_folding import ConstantFolding
+from combicam.export.passes.crop_folding import CropFolding
 from combicam.export.passes.epilogue_fusion import EpilogueFusion
 from combicam.export.passes.expand_sinking import ExpandSinking
 from combicam.export.passes.gate_spreading import GateSpreading
@@ -32,6 +33,7 @@ from combicam.export.passes.operator_splitting import OperatorSplitting
 from combicam.export.passes.padding_folding import PaddingFolding
 from combicam.export.passes.scale_folding import ScaleFolding
 from combicam.export.passes.sign_gating import SignGating
+from combicam.export.passes.zero_insertion import ZeroInsertion
 
 log = logging.getLogger(__name__)  # `combicam export --verbose` shows it
 
@@ -52,6 +54,7 @@ _ONNX_PASSES: tuple[type[PassBase], ...] = (
     ExpandSinking,
     ScaleFolding,
     ClampReading,
+    CropFolding,
 )
 # By the program that runs the file. ONNX Runtime's CPU provider keeps tensors in a blocked layout:
 # each of the last passes leaves more of them blocked. Max pools of TensorRT and of WebGPU have no
@@ -60,6 +63,7 @@ ONNX_PASSES: dict[str, tuple[type[PassBase], ...]] = {
     "onnxruntime-cpu": (
         *_ONNX_PASSES,
         MaxUnpoolFusion,
+        ZeroInsertion,
         ChannelPadding,
         AffineConversion,
         GateSpreading,

@@ -15,6 +15,7 @@ from combicam.export.passes.channel_padding import ChannelPadding
 from combicam.export.passes.clamp_reading import ClampReading
 from combicam.export.passes.common_subexpression_elimination import CommonSubexpressionElimination
 from combicam.export.passes.constant_folding import ConstantFolding
+from combicam.export.passes.crop_folding import CropFolding
 from combicam.export.passes.expand_sinking import ExpandSinking
 from combicam.export.passes.gate_spreading import GateSpreading
 from combicam.export.passes.max_unpool_fusion import MaxUnpoolFusion
@@ -22,6 +23,7 @@ from combicam.export.passes.mean_pooling import MeanPooling
 from combicam.export.passes.operator_splitting import splits
 from combicam.export.passes.scale_folding import ScaleFolding
 from combicam.export.passes.sign_gating import STEEP, SignGating
+from combicam.export.passes.zero_insertion import ZeroInsertion
 from combicam.export.trace.decompositions import decompositions
 
 aten = torch.ops.aten
@@ -237,6 +239,82 @@ def test_channel_padding() -> None:
     assert modified and left["aten.constant_pad_nd.default"] == 1
     modified, _ = rewritten(ChannelPadding, Blocks(lambda x: narrow(x), channels=24, count=1))
     assert not modified
+
+
+class Transposed(nn.ConvTranspose2d):
+    """A transposed convolution whose output loses its sides."""
+
+    def __init__(self, *arguments: int, crop: tuple[int, int, int, int], **options: object) -> None:
+        torch.manual_seed(0)
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self.crop = crop
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        top, left, bottom, right = self.crop
+        y = super().forward(x)
+        return y[:, :, top : y.shape[2] - bottom, left : y.shape[3] - right]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "crop"),
+    [
+        *((3, 2, (0, 0, 1, 1)), (3, 2, (1, 0, 0, 0)), (4, 4, (1, 3, 0, 0))),
+        *((5, 2, (1, 1, 2, 2)), (5, 2, (0, 3, 2, 0)), (5, 3, (1, 2, 2, 1))),
+    ],
+)
+def test_depthwise_gradients_of_strides(
+    kernel: int, stride: int, crop: tuple[int, int, int, int]
+) -> None:
+    conv = Transposed(16, 16, kernel, stride, groups=16, bias=kernel == 3, crop=crop)
+    for make in (CropFolding, ZeroInsertion):
+        modified, left = rewritten(make, conv)
+        assert modified
+    uncropped = Transposed(16, 16, 3, 2, 1, 1, groups=16, crop=(0, 0, 0, 0))
+    modified, left = rewritten(ZeroInsertion, uncropped)
+    assert modified and left["aten.convolution.default"] == left["combicam.spread.default"] == 1
+
+    def both(x: Tensor) -> Tensor:
+        return conv(x.relu())  # type: ignore[no-any-return]
+
+    module = make_fx(both)(X)
+    expected = module(X)
+    for make in (CropFolding, ZeroInsertion):
+        module = make()(module).graph_module
+    module.recompile()
+    torch.testing.assert_close(module(X), expected, atol=1e-5, rtol=1e-4)
+    left = counted(module)
+    assert left["combicam.spread.default"] == 1 and left["aten.slice.Tensor"] == 0
+    held = next(n for n in module.graph.nodes if n.target is aten.mul.Tensor).meta["val"]
+    assert held.shape == (2, 16, 8 * stride, 8 * stride)
+
+
+def test_zero_insertion_leaves_other_gradients() -> None:
+    for conv in (
+        Transposed(16, 16, 3, 2, crop=(0, 0, 0, 0)),  # of whole matrices
+        Transposed(16, 32, 3, 2, groups=16, crop=(0, 0, 0, 0)),  # two filters a channel
+        Transposed(16, 16, 3, 1, groups=16, crop=(0, 0, 0, 0)),  # no stride
+        Transposed(16, 16, 3, 2, groups=16, dilation=2, crop=(0, 0, 0, 0)),
+        Transposed(16, 16, 3, 2, 3, groups=16, crop=(0, 0, 0, 0)),  # padding beyond the filter
+        Transposed(16, 16, 4, 4, 1, groups=16, crop=(0, 0, 0, 0)),  # behind the last zero
+    ):
+        assert not rewritten(ZeroInsertion, conv)[0]
+
+
+def test_crop_folding_of_ordinary_convolutions() -> None:
+    conv = nn.Conv2d(16, 16, 4, padding=2).requires_grad_(False)
+    modified, left = rewritten(CropFolding, lambda x: conv(x)[:, :, 1:, :-2])
+    assert modified and left["combicam.convolution.default"] == 1
+    for other in (
+        lambda x: conv(x)[:, :, 3:],  # more than its padding
+        lambda x: conv(x)[:, 1:],  # channels
+        lambda x: conv(x)[:, :, ::2],
+        lambda x: torch.cat((conv(x)[:, :, 1:], conv(x)[:, :, :-1]), 2),
+        lambda x: nn.functional.conv2d(x, conv.weight, stride=2, padding=2)[:, :, 1:],
+    ):
+        module = make_fx(other)(X)
+        CommonSubexpressionElimination()(module)
+        assert not CropFolding()(module).modified
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1)])
