@@ -129,7 +129,7 @@ class DistributedExecutor:
         self._limit = limit or FailureLimit()
         self._ahead = shards_ahead(backend.config)
         self._is_working = False
-        self.times = StageTimes(backend.config.workers, backend.slots)
+        self.times = _stage_times(backend)
 
     def process(self, work: Iterable[ShardWork]) -> Generator[ShardReport, None, None]:
         """See :class:`~combicam.engine.run.work.ShardExecutor`."""
@@ -164,7 +164,7 @@ class DistributedExecutor:
     def _begin(self, slot: _Slot) -> None:
         slot.is_ready, slot.failed_starts = True, 0
         if not self._is_working:  # the first worker: nothing could be read before
-            self.times = StageTimes(self._backend.config.workers, self._backend.slots)
+            self.times = _stage_times(self._backend)
             self._is_working = True
 
     def _committed(self, slot: _Slot, report: ShardReport) -> ShardReport:
@@ -198,7 +198,12 @@ class DistributedExecutor:
         self._backend.start(slot.number)
 
 
+def _stage_times(backend: WorkerBackend) -> StageTimes:
+    config = backend.config
+    return StageTimes(config.workers, backend.slots, streams=config.compute.streams or 1)
+
+
 def shards_ahead(config: RunConfig) -> int:
     """How many shards a worker may hold: the one it reads, and those still in its pipeline."""
-    in_pipeline = 6 * config.batch + 4 * config.workers
+    in_pipeline = (5 + (config.compute.streams or 1)) * config.batch + 4 * config.workers
     return 2 + in_pipeline // config.storage.shard_size

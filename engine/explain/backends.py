@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from combicam.engine.explain.streams import streams
 from combicam.errors import ArtifactError, first_line
 from combicam.export.formats.aoti_file import aoti_device, aoti_origin, has_code
 from combicam.export.formats.artifact import FORMATS, artifact_format, check_dtype
@@ -92,7 +93,8 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()  # worker processes share the cores
+    # Calls at the same time have a thread each, and the others in common.
+    options.intra_op_num_threads = streams() * (torch.get_num_threads() - 1) + 1
     # Memory patterns allocate everything again at the second call: twice the memory, seconds of
     # page faults, and no speed-up (EfficientNet-B4, batch 8: 6.2 against 3.4 GB).
     options.enable_mem_pattern = False
@@ -186,8 +188,12 @@ def openvino_backend(path: Path, device: torch.device) -> Execute:
         )
     try:
         # Without the hint it computes in bfloat16 on CPUs that have it.
-        threads = torch.get_num_threads()
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        threads = torch.get_num_threads() * streams()
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams(),
+        }
         core = openvino.Core()
         compiled = core.compile_model(core.read_model(_for_openvino(path)), "CPU", options)
     except RuntimeError as error:

@@ -24,9 +24,11 @@ class ComputeConfig:
         cuda_graphs: in runs on a GPU, replay a batch's launches as one CUDA graph; not with
             ``onnxruntime``, ``openvino``, ``scorecam`` or ``ablationcam``. With the backend
             ``auto``, runs of the best classes do so by themselves.
+        streams: in runs on a CPU, batches that are explained at the same time, each on a share of
+            the threads; None for the fastest number where the batch size is ``auto``, else for 1.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot be captured.
+        ValueError: an unknown backend, one that cannot be captured, or no stream.
     """
 
     device: str | None = None
@@ -34,6 +36,7 @@ class ComputeConfig:
     backend: str = "auto"
     chunk: int | None = None
     cuda_graphs: bool = False
+    streams: int | None = None
 
     def __post_init__(self) -> None:
         if self.cuda_graphs and self.backend in ONNX_BACKENDS:
@@ -41,6 +44,8 @@ class ComputeConfig:
                 f"ComputeConfig: expected cuda_graphs or backend {self.backend!r}, got both: only "
                 "torch's launches can be captured; leave one out"
             )
+        if self.streams is not None and self.streams < 1:
+            raise ValueError(f"ComputeConfig: expected streams >= 1, got {self.streams}")
         if self.backend not in BACKENDS:
             raise ValueError(
                 f"ComputeConfig: expected backend in {list(BACKENDS)}, got {self.backend!r}"

@@ -1,4 +1,4 @@
-"""Measure which backend and batch size explain images fastest on this machine."""
+"""Measure which backend, batch size and streams explain images fastest on this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,7 @@ from combicam.engine.explain.backends import CPU
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.sessions import ArtifactSession
+from combicam.engine.explain.streams import shared_cores, streams
 from combicam.errors import first_line
 from combicam.export.formats.artifact import artifact_format
 from combicam.export.spec import FORWARD_METHODS
@@ -54,14 +56,16 @@ T = TypeVar("T", bound=Tunable)
 
 @dataclass(frozen=True)
 class Tuning:
-    """A backend and batch size.
+    """A backend, batch size and streams.
 
     Attributes:
         backend: of the explainer.
         batch_size: images explained at once.
-        threads: of torch and the runtimes, on a CPU.
-        images_per_s: ``BACKEND batch SIZE`` -> images explained a second; what was measured.
+        threads: of torch and the runtimes, on a CPU, which the streams share.
+        images_per_s: ``BACKEND batch SIZE``, ``STREAMS x BACKEND batch SIZE`` -> images explained
+            a second; what was measured.
         seconds: that measuring took.
+        streams: batches explained at the same time.
     """
 
     backend: str
@@ -69,6 +73,7 @@ class Tuning:
     threads: int
     images_per_s: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    streams: int = 1
 
     @property
     def usual(self) -> float:
@@ -78,12 +83,19 @@ class Tuning:
     def __str__(self) -> str:
         chosen, *others = sorted(
             self.images_per_s.items(),
-            key=lambda item: item[0] != f"{self.backend} batch {self.batch_size}",
+            key=lambda item: item[0] != _label(self.backend, self.batch_size, self.streams),
         )
         compared = ", ".join(f"{name} {speed:.3g}" for name, speed in others)
-        return f"{self.backend} in batches of {self.batch_size}: {chosen[1]:.3g} images/s" + (
-            f" ({compared})" if compared else ""
+        at_once = f", {self.streams} at the same time" if self.streams > 1 else ""
+        return (
+            f"{self.backend} in batches of {self.batch_size}{at_once}: {chosen[1]:.3g} images/s"
+            + (f" ({compared})" if compared else "")
         )
+
+
+def _label(backend: str, batch_size: int, count: int) -> str:
+    """What was measured, for :attr:`Tuning.images_per_s`."""
+    return f"{count} x " * (count > 1) + f"{backend} batch {batch_size}"
 
 
 def candidates(explainer: Explainer) -> tuple[str, ...]:
@@ -115,7 +127,9 @@ class Tuner(Generic[T]):
         images: how many are left to explain.
         tolerance: of :func:`difference`.
         device: that explains. On a GPU the batch size is chosen first: it decides more, and
-            ``compile`` then compiles once.
+            ``compile`` then compiles once. On a CPU the streams are, in the present backend, as
+            they decide most.
+        at_once: streams; None to measure them.
     """
 
     def __init__(
@@ -127,7 +141,9 @@ class Tuner(Generic[T]):
         images: int,
         tolerance: float = TOLERANCES["float32"],
         device: torch.device = CPU,
+        at_once: int | None = None,
     ) -> None:
+        self._at_once = at_once
         self._explain = explain
         self._images = images
         self._nodes = nodes
@@ -163,31 +179,46 @@ class Tuner(Generic[T]):
             return None
         self._limit_s = max(_LEAST_S, _SHARE * predicted)
         self._best = (speed, explainer, backend, first)
-        on_gpu = self._device.type == "cuda"
-        if not on_gpu:
-            self._try_all(explainer, backends, first, expected)
         per_image = max(0, _used(self._device) - before) / first
-        self._grow([n for n in sizes if n > first], per_image)
-        if self._best[3] == first:
-            self._grow([n for n in reversed(sizes) if n < first], per_image)
-        if on_gpu:
-            size = self._best[3]
-            self._try_all(explainer, backends, size, self._explain(explainer, size))
-        self._halve_threads()
+        on_gpu = self._device.type == "cuda"
+        count = 1 if on_gpu else self._share_cores(per_image)
+        with shared_cores(count):
+            if not on_gpu:
+                self._try_all(explainer, backends, first, expected)
+            self._grow([n for n in sizes if n > first], per_image)
+            if self._best[3] == first:
+                self._grow([n for n in reversed(sizes) if n < first], per_image)
+            if on_gpu:
+                size = self._best[3]
+                self._try_all(explainer, backends, size, self._explain(explainer, size))
+        if not on_gpu and self._half_is_enough(count):
+            threads, count = threads // 2, max(1, count // 2)
         _, explainer, backend, size = self._best
-        tuning = Tuning(
-            backend,
-            size,
-            torch.get_num_threads(),
-            {name: round(speed, 2) for name, speed in self._speeds.items()},
-            round(self._elapsed, 1),
+        measured = {name: round(speed, 2) for name, speed in self._speeds.items()}
+        return explainer, Tuning(
+            backend, size, threads, measured, round(self._elapsed, 1), streams=count
         )
-        torch.set_num_threads(threads)
-        return explainer, tuning
 
     @property
     def _elapsed(self) -> float:
         return perf_counter() - self._start
+
+    def _share_cores(self, per_image: float) -> int:
+        """How many streams are fastest, from one for each thread on, in the present backend."""
+        if self._at_once is not None:
+            return self._at_once
+        speed, explainer, backend, size = self._best
+        count, chosen = torch.get_num_threads(), 1
+        while count > 1 and self._elapsed + 3 * size * count / speed < self._limit_s:
+            if _fits(count * size * per_image):
+                with shared_cores(count):
+                    other = explainer.with_backend(backend)
+                    found = self._measured(other, backend, size)
+                if found < self._best[0] * _GAIN:
+                    break
+                self._best, chosen = (found, other, backend, size), count
+            count //= 2
+        return chosen
 
     def _try_all(
         self, explainer: T, names: Sequence[str], size: int, expected: Explanation
@@ -213,9 +244,12 @@ class Tuner(Generic[T]):
         """Go on to other batch sizes while they gain, and fit into memory."""
         for size in sizes:
             speed, explainer, backend, present = self._best
-            time_needed = 3 * size / speed + (backend == "compile") * _COMPILE_NODE_S * self._nodes
+            time_needed = (
+                3 * size * streams() / speed
+                + (backend == "compile") * _COMPILE_NODE_S * self._nodes
+            )
             too_long = self._elapsed + time_needed > self._limit_s
-            if too_long or not _fits(size * per_image, self._device):
+            if too_long or not _fits(streams() * size * per_image, self._device):
                 return
             try:
                 self._explain(explainer, size)
@@ -226,38 +260,46 @@ class Tuner(Generic[T]):
                 return
             self._best = (found, explainer, backend, size)
 
-    def _halve_threads(self) -> None:
-        """Leave half of the cores to decoding, if the runtime is as fast without them."""
+    def _half_is_enough(self, count: int) -> bool:
+        """Whether half of the threads and streams are as fast; decoding gets the others."""
         speed, explainer, backend, size = self._best
         threads = torch.get_num_threads()
-        if (
-            self._device.type == "cuda"
-            or threads < 4
-            or self._elapsed + 4 * size / speed > self._limit_s
-            or backend == "compile"
-        ):
-            return
+        needed = 4 * count * size / speed
+        if threads < 4 or backend == "compile" or self._elapsed + needed > self._limit_s:
+            return False
         torch.set_num_threads(threads // 2)
-        other = explainer.with_backend(backend)
-        self._explain(other, size)
-        found = self._measured(other, f"{backend} on {threads // 2} threads", size)
-        if found * _LOSS >= speed:
-            self._best = (found, other, backend, size)
-        else:
+        try:
+            with shared_cores(max(1, count // 2)):
+                other = explainer.with_backend(backend)
+                self._explain(other, size)
+                found = self._measured(other, f"{backend} on {threads // 2} threads", size)
+        finally:
             torch.set_num_threads(threads)
+        if found * _LOSS < speed:
+            return False
+        self._best = (found, other, backend, size)
+        return True
 
     def _measured(self, explainer: T, name: str, size: int) -> float:
-        """Images a second, at best."""
-        best, total, calls = float("inf"), 0.0, 0
-        while total < _SAMPLE_S or calls < 2:
-            start = perf_counter()
+        """Images a second, at best, of all streams."""
+        best, total, calls, count = float("inf"), 0.0, 0, streams()
+
+        def call(_: object = None) -> None:
             self._explain(explainer, size).heatmaps.cpu()
-            taken = perf_counter() - start
-            best, total, calls = min(best, taken), total + taken, calls + 1
-            if best * self._best[0] > _HOPELESS * size:
-                break
-        self._speeds[f"{name} batch {size}"] = size / best
-        return size / best
+
+        with ThreadPoolExecutor(count) as pool:
+            while total < _SAMPLE_S or calls < 2:
+                start = perf_counter()
+                if count == 1:
+                    call()
+                else:
+                    list(pool.map(call, range(count)))
+                taken = perf_counter() - start
+                best, total, calls = min(best, taken), total + taken, calls + 1
+                if best * self._best[0] > _HOPELESS * size * count:
+                    break
+        self._speeds[_label(name, size, count)] = size * count / best
+        return size * count / best
 
 
 def in_backend(

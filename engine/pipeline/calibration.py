@@ -1,4 +1,4 @@
-"""Replace a run's ``auto`` by the backend and batch size that are fastest on its first images."""
+"""Replace a run's ``auto`` by the backend, batch size and streams that are fastest here."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ import torch
 from tqdm import tqdm
 
 from combicam.engine.explain.artifact_verify import TOLERANCES
+from combicam.engine.explain.config import ONNX_BACKENDS
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.sessions import ModelSession
+from combicam.engine.explain.streams import shared_cores
 from combicam.engine.explain.targets import Targets
 from combicam.engine.explain.tuning import (
     SIZES,
@@ -47,6 +49,8 @@ log = logging.getLogger(__name__)
 Explaining = Explainer | FiveCropExplainer
 Explain = Callable[[Any, int], Explanation]
 
+# Of runs that are not measured.
+_MOST_STREAMS, _IN_STREAM = 8, 8
 # Runs of fewer images are not measured.
 _FEW = 64
 # What was measured before is used if the usual backend would take longer.
@@ -62,16 +66,19 @@ def calibrated(
     manifest: Manifest,
     work: Sequence[ShardWork],
 ) -> tuple[RunConfig, RunPlan]:
-    """The configuration with a backend and batch size, and the plan with that explainer.
+    """The configuration with a backend, batch size and streams, and the plan with that explainer.
 
     What is named is kept. ``auto`` is what the run was started with; or what was measured on this
-    machine before, for the same explainer; or what is measured now. In short runs, and for workers
-    on GPUs or in a cluster, it stays eager torch (or a file's usual runtime) and batches of 32.
+    machine before, for the same explainer; or what is measured now, on the first images. In short
+    runs it is eager torch in a batch of 8 for each thread, or a file's usual runtime in batches of
+    32, as for workers on GPUs or in a cluster. Streams go with the batch size: one, if that is
+    named.
 
     Args:
         config, plan: of the run.
         layout: where the choice is kept.
-        manifest, work: the first images are measured.
+        manifest: of the run.
+        work: what is left.
     """
     explainer = plan.explainer
     config = _with_graphs(config, explainer)
@@ -80,11 +87,12 @@ def calibrated(
         return config, plan
     left = sum(len(item.places(manifest.shard_images(item.index))) for item in work)
     was_started = layout.tuning.exists()
-    if not _is_here(config) or (left <= _FEW and not was_started):
+    if not _is_here(config):
         return config, plan
-    explain = _sample(config, plan, manifest, work)
-    if explain is None:  # no image can be decoded
-        return config, plan
+    few = left <= _FEW and not was_started
+    explain = None if few else _sample(config, plan, manifest, work)
+    if explain is None:  # or no image can be decoded
+        return _unmeasured(config, explainer), plan
     threads, processes = torch.get_num_threads(), max(1, len(config.distribution.devices))
     torch.set_num_threads(max(1, threads // processes))
     try:
@@ -97,16 +105,33 @@ def calibrated(
     finally:
         torch.set_num_threads(threads)
     if tuning is None:
-        return config, plan
+        return _unmeasured(config, explainer), plan
     if why != _AS_BEGUN:
         write_json(layout.tuning, asdict(tuning))
     if config.progress:
         tqdm.write(f"combicam: {tuning} ({why}; --backend and -b fix them)", file=sys.stderr)
     if processes == 1:
         torch.set_num_threads(tuning.threads)
-    compute = replace(config.compute, backend=tuning.backend)
+    compute = replace(config.compute, backend=tuning.backend, streams=tuning.streams)
     config = replace(config, compute=compute, batch_size=tuning.batch_size)
     return config, replace(plan, explainer=tuned)
+
+
+def _unmeasured(config: RunConfig, explainer: Explaining) -> RunConfig:
+    """With a stream for each thread, each of a few images, which is faster in torch."""
+    inner = _of_crops(explainer)
+    if (
+        not (config.batch_size == "auto" and config.compute.streams is None)
+        or explainer.device.type != "cpu"
+        or not isinstance(inner.session, ModelSession)
+        or inner.session.backend in ONNX_BACKENDS
+        or inner.spec.method in FORWARD_METHODS
+    ):
+        return config
+    processes = max(1, len(config.distribution.devices))
+    streams = min(max(1, torch.get_num_threads() // processes), _MOST_STREAMS)
+    compute = replace(config.compute, streams=streams)
+    return replace(config, compute=compute, batch_size=_IN_STREAM)
 
 
 def _with_graphs(config: RunConfig, explainer: object) -> RunConfig:
@@ -194,7 +219,7 @@ def _begun(
     if tuning is None:
         return None
     if config.batch_size != "auto":
-        tuning = replace(tuning, batch_size=config.batch_size)
+        tuning = replace(tuning, batch_size=config.batch_size, streams=config.compute.streams or 1)
     if config.compute.backend != "auto":
         return explainer, replace(tuning, backend=config.compute.backend), _AS_BEGUN
     tuned = _in_backend(explainer, tuning, explain)
@@ -217,7 +242,8 @@ def _in_backend(explainer: Explaining, tuning: Tuning, explain: Explain) -> Expl
     threads = torch.get_num_threads()
     torch.set_num_threads(min(threads, tuning.threads))  # runtimes keep those of their start
     try:
-        return in_backend(explainer, tuning.backend, explain, _tolerance(explainer))
+        with shared_cores(tuning.streams):
+            return in_backend(explainer, tuning.backend, explain, _tolerance(explainer))
     finally:
         torch.set_num_threads(threads)
 
@@ -230,7 +256,8 @@ def _measured(
     session = inner.session
     nodes = session.nodes if isinstance(session, ModelSession) else 0
     device, tolerance = explainer.device, _tolerance(explainer)
-    tuner = Tuner(explainer, session.backend, nodes, explain, images, tolerance, device)
+    streams = config.compute.streams if config.batch_size == "auto" else config.compute.streams or 1
+    tuner = Tuner(explainer, session.backend, nodes, explain, images, tolerance, device, streams)
     found = tuner.tune(
         candidates(inner) if config.compute.backend == "auto" else (),
         SIZES[device.type] if config.batch_size == "auto" else (config.batch_size,),
@@ -261,7 +288,10 @@ def _cache_file(config: RunConfig, explainer: Explaining) -> Path:
     device = explainer.device
     key = {
         "explainer": explainer.fingerprint(),
-        "wanted": [config.compute.backend, config.batch_size, len(config.explain)],
+        "wanted": [
+            *(config.compute.backend, config.batch_size, config.compute.streams),
+            len(config.explain),
+        ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "machine": [platform.node(), platform.machine(), _processor(), os.cpu_count()],
         "threads": torch.get_num_threads(),

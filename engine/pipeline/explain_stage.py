@@ -1,9 +1,11 @@
-"""Explain batches in one thread, keeping the device busy: the ``explain`` stage."""
+"""Explain batches, keeping the device or the cores busy: the ``explain`` stage."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -14,6 +16,7 @@ from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.memory import BatchLimit
 from combicam.engine.explain.protocol import BatchExplainer
+from combicam.engine.explain.streams import shared_cores
 from combicam.engine.explain.targets import Targets
 from combicam.engine.geo.location_estimate import TOP_PLACES, LocationEstimator
 from combicam.engine.geo.location_target import LocationTarget
@@ -67,7 +70,8 @@ class _Launched:
 class ExplainStage:
     """Explains batches; if memory is short, the batch size is halved permanently.
 
-    On CUDA, the next batch is launched before waiting for the results of the last one.
+    On CUDA, the next batch is launched before waiting for the results of the last one. On a CPU,
+    several may be explained at the same time, each in a thread.
 
     Args:
         explainer: called with uint8 [B,H,W,C] on its device.
@@ -76,9 +80,10 @@ class ExplainStage:
             a target.
         target: what to explain; None for the best classes.
         top_places: number of locations stored per image, if the classes have locations.
+        streams: batches explained at the same time.
 
     Raises:
-        ValueError: CUDA graphs on a device other than CUDA.
+        ValueError: CUDA graphs on a device other than CUDA, or several streams there.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class ExplainStage:
         cuda_graphs: bool = False,
         target: LocationTarget | None = None,
         top_places: int = TOP_PLACES,
+        streams: int = 1,
     ) -> None:
         self._explainer = explainer
         self._maps = maps
@@ -100,6 +106,12 @@ class ExplainStage:
             raise ValueError(
                 f"run: expected a CUDA device for cuda_graphs, got {explainer.device}; leave it out"
             )
+        if streams > 1 and explainer.device.type != "cpu":
+            raise ValueError(
+                f"run: expected a CPU for streams {streams}, got {explainer.device}, whose batches "
+                "follow each other; leave it out"
+            )
+        self._streams = streams
         self._transfer = Transfer(explainer.device)
         self._cuda_graph = CudaGraph(self._piece, self._weights) if cuda_graphs else None
         self._limit = BatchLimit()
@@ -110,6 +122,9 @@ class ExplainStage:
         Raises:
             RunError: the explainer failed.
         """
+        if self._streams > 1:
+            yield from self._at_once(inbox)
+            return
         launched: _Launched | None = None
         for batch in inbox:
             previous, launched = launched, self._launch(batch)
@@ -121,6 +136,22 @@ class ExplainStage:
                 launched = None
         if launched is not None:
             yield launched.wait()
+
+    def _at_once(self, inbox: Channel[Batch]) -> Iterator[ExplainedBatch]:
+        """The same, of several batches at a time."""
+        running: deque[Future[_Launched]] = deque()
+        pool = ThreadPoolExecutor(self._streams, "combicam-explain")
+        with shared_cores(self._streams):
+            try:
+                for batch in inbox:
+                    running.append(pool.submit(self._launch, batch))
+                    # One waits, so that none of the threads does.
+                    while running and (len(running) > self._streams or inbox.is_empty):
+                        yield running.popleft().result().wait()
+                while running:
+                    yield running.popleft().result().wait()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _launch(self, batch: Batch) -> _Launched:
         start, halvings = perf_counter(), self._limit.halvings

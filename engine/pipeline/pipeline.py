@@ -78,6 +78,7 @@ class Pipeline:
             config.compute.cuda_graphs,
             plan.target,
             config.storage.top_places,
+            config.compute.streams or 1,
         )
         if config.decode.decoder == "gpu":
             check_gpu_decoding(plan.explainer.device)
@@ -90,12 +91,16 @@ class Pipeline:
                 config.decode,
             )
         self._writers = writer_threads(plan.explainer.device.type, os.cpu_count() or 1)
-        self.times = StageTimes(config.workers, writers=self._writers)
+        self.times = self._new_times()
+
+    def _new_times(self) -> StageTimes:
+        config = self._config
+        return StageTimes(config.workers, 1, self._writers, config.compute.streams or 1)
 
     def process(self, work: Iterable[ShardWork]) -> Generator[ShardReport, None, None]:
         """See :class:`~combicam.engine.run.work.ShardExecutor`; takes items of work as it begins
         them."""
-        self.times = StageTimes(self._config.workers, writers=self._writers)
+        self.times = self._new_times()
         to_explain: Channel[Batch] = Channel(_DEPTH)
         to_encode: Channel[ExplainedBatch] = Channel(_DEPTH)
         reports: SimpleQueue[ShardReport | None] = SimpleQueue()

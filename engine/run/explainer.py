@@ -7,6 +7,7 @@ from dataclasses import replace
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.explain.sessions import Request
+from combicam.engine.explain.streams import shared_cores
 from combicam.engine.geo.five_crop import FiveCropExplainer
 from combicam.engine.geo.location_target import read_location_target
 from combicam.engine.run.config import RunConfig
@@ -28,9 +29,10 @@ def make_run_explainer(config: RunConfig) -> Explainer | FiveCropExplainer:
     cam = config.cam
     if config.explain and not config.model.is_artifact:
         cam = replace(cam, targets=len(config.explain))
-    explainer = make_explainer(
-        config.model, cam, compute, keep_layers=config.storage.store == "layers"
-    )
+    with shared_cores(compute.streams or 1):
+        explainer = make_explainer(
+            config.model, cam, compute, keep_layers=config.storage.store == "layers"
+        )
     five = FiveCropExplainer(explainer) if config.crops == "five" else None
     if (target := read_location_target(config.explain, explainer)) is not None:
         # Traces now, and fails now if an artifact takes other targets.

@@ -26,14 +26,17 @@ class StageTimes:
         workers: threads that read and decode, in each process.
         processes: how many.
         writers: threads that encode and commit, in each process.
+        streams: batches explained at the same time, in each process.
     """
 
-    def __init__(self, workers: int = 1, processes: int = 1, writers: int = 1) -> None:
+    def __init__(
+        self, workers: int = 1, processes: int = 1, writers: int = 1, streams: int = 1
+    ) -> None:
         self._busy = dict.fromkeys(STAGES, 0.0)
         self._threads = {
             ("read", "decode"): workers * processes,
             ("batch",): processes,
-            ("explain",): processes,
+            ("explain",): streams * processes,
             ("encode", "commit"): writers * processes,
         }
         self._start = perf_counter()

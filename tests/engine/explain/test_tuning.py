@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import pytest
 import torch
 
+from combicam.engine.explain import streams as streams_module
 from combicam.engine.explain import tuning
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
@@ -172,7 +174,7 @@ def test_a_size_that_was_named_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning._fits(0)
     assert not tuning._fits(1e15)
-    monkeypatch.setattr(tuning, "_fits", lambda needed, device: False)
+    monkeypatch.setattr(tuning, "_fits", lambda *_: False)
     found = tuned(Machine({"eager": (1, 0.01)}), monkeypatch)
     assert found is not None
     assert found[1].batch_size == 4
@@ -213,6 +215,60 @@ def test_threads_that_gain_nothing_decode(monkeypatch: pytest.MonkeyPatch) -> No
         assert scaled[1].threads == 4
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("loss", "streams", "asked"), [(1.0, 1, None), (1.5, 8, None), (1.5, 2, 2), (1.0, 4, 4)]
+)
+def test_streams(
+    monkeypatch: pytest.MonkeyPatch, loss: float, streams: int, asked: int | None
+) -> None:
+    """A call on n threads takes ``loss`` times an nth of one on a single thread."""
+    machine = Machine({"eager": (0, 0), "openvino": (0, 0)})
+    plain, lock = machine.explain, Lock()
+
+    def explain(explainer: Any, n: int) -> Explanation:
+        threads = torch.get_num_threads()
+        work = n * (1.0 if explainer.backend == "eager" else 0.5)
+        with lock:  # the calls of a round pass one after the other
+            machine.now += work / threads / streams_module.streams() * (loss if threads > 1 else 1)
+            return plain(explainer, n)
+
+    machine.explain = explain  # type: ignore[method-assign]
+    monkeypatch.setattr(tuning, "perf_counter", machine.clock)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        fake = Fake(machine, "eager")
+        tuner = Tuner(fake, "eager", 100, explain, 10_000, at_once=asked)
+        found = tuner.tune(["openvino"], (4,))
+        assert found is not None and torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(before)
+    choice = found[1]
+    assert (choice.streams, choice.threads, choice.backend) == (streams, 8, "openvino")
+    label = f"{streams} x openvino batch 4" if streams > 1 else "openvino batch 4"
+    together = 16 / (loss if streams < 8 else 1)
+    assert choice.images_per_s[label] == pytest.approx(together, rel=0.01)
+    assert (f", {streams} at the same time: {together:.3g} images/s" in str(choice)) == (
+        streams > 1
+    )
+    assert choice.usual == pytest.approx(8 / loss, rel=0.01)
+
+
+def test_streams_that_memory_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([0, 4 << 20])  # of the process: a MiB an image
+    monkeypatch.setattr(tuning, "_used", lambda _: next(sizes))
+    held: list[float] = []
+    monkeypatch.setattr(tuning, "_fits", lambda needed, *_: held.append(needed) or needed < 9 << 20)
+    machine = Machine({"eager": (0, 0.1)})
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        tuned(machine, monkeypatch, sizes=(4,))
+    finally:
+        torch.set_num_threads(before)
+    assert held == [16 << 20, 8 << 20]
 
 
 def network() -> torch.nn.Module:

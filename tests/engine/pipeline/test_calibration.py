@@ -13,9 +13,11 @@ import torch
 from fakes import configured, save_photos
 from torch import nn
 
+from combicam.engine import runner
 from combicam.engine.explain import tuning
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.pipeline import calibration
+from combicam.engine.run.config import DistributionConfig, RunConfig
 from combicam.engine.run.open_run import open_run
 from combicam.engine.runner import run, run_images
 from combicam.export.models.models import LoadedModel, ModelConfig
@@ -64,7 +66,7 @@ def test_a_run_measures_once(tmp_path: Path, measured: list[str], capsys: Any) -
     assert summary.images == 20
     choice = json.loads((config.output / "tuning.json").read_text())
     assert choice["backend"] == "onnxruntime"
-    assert measured[:3] == ["eager", "torchscript", "onnxruntime"]
+    assert list(dict.fromkeys(measured)) == ["eager", "torchscript", "onnxruntime"]
     assert "combicam: onnxruntime in batches of" in capsys.readouterr().err
     usual = configured(tmp_path, output="usual", backend="eager", batch_size=4)
     run_images(usual, explainer)
@@ -162,6 +164,63 @@ def test_a_few_images_are_not_measured(tmp_path: Path, measured: list[str]) -> N
     run_images(configured(tmp_path, **AUTO), Explainer(build()))
     assert measured == []
     assert not (tmp_path / "run" / "tuning.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "streams", "batch"),
+    [
+        ({"batch_size": "auto"}, 4, 8),
+        ({"batch_size": "auto", "streams": 3}, 3, 32),
+        ({"batch_size": 2}, 1, 2),
+        ({"batch_size": 2, "streams": 3, "backend": "eager"}, 3, 2),
+        ({"batch_size": "auto", "backend": "onnxruntime"}, 1, 32),
+        ({"batch_size": "auto", "method": "ablationcam"}, 1, 32),
+    ],
+)
+def test_streams_of_short_runs(
+    options: dict[str, Any],
+    streams: int,
+    batch: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is explained at once: 8 images on each thread, unless the batch size is named."""
+    save_photos(tmp_path / "in", 4)
+    taken: list[RunConfig] = []
+    process = runner._process
+    monkeypatch.setattr(runner, "_process", lambda c, *rest: taken.append(c) or process(c, *rest))
+    method = options.pop("method", "gradcam")
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        explainer = Explainer(build(), method=method, backend=options.get("backend", "eager"))
+        run_images(configured(tmp_path, **options), explainer)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    (config,) = taken
+    assert (config.compute.streams or 1, config.batch) == (streams, batch)
+    if streams == 4:  # two processes have half of the threads each
+        shared = replace(config, batch_size="auto", compute=replace(config.compute, streams=None))
+        shared = replace(shared, distribution=DistributionConfig(devices=("cpu", "cpu")))
+        torch.set_num_threads(4)
+        assert calibration._unmeasured(shared, explainer).compute.streams == 2
+        torch.set_num_threads(before)
+
+
+def test_streams_change_no_row(tmp_path: Path) -> None:
+    save_photos(tmp_path / "in", 30)
+    (tmp_path / "in" / "p003.jpg").write_bytes(b"broken")
+    runs = []
+    for streams in (1, 3):
+        config = configured(tmp_path, output=f"{streams}", batch_size=4, streams=streams)
+        summary = run_images(config, Explainer(build()))
+        assert summary.failures == {"decode_error": 1}
+        assert summary.stages["explain"].busy > 0
+        runs.append(config.output)
+    one, other = (open_run(path).table() for path in runs)
+    assert one.equals(other) and len(one) == 30
+    assert np.array_equal(maps(runs[0]), maps(runs[1]))
 
 
 def test_nothing_can_be_decoded(tmp_path: Path, measured: list[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from threading import Barrier, Lock
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import MapFormat, map_format
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.row_format import Record
+from combicam.errors import RunError
 
 
 def through(stage: ExplainStage, batches: list[Tensor], pin: bool) -> list[QuantisedExplanation]:
@@ -49,6 +52,56 @@ def test_batches_on_a_gpu_keep_their_results(
         torch.cuda.synchronize()
         assert torch.equal(results.targets, expected.targets)
         assert (results.heatmaps.int() - expected.heatmaps.int()).abs().max() <= 1
+
+
+def test_batches_at_the_same_time_keep_their_order(fake: Any) -> None:
+    """Three are explained together, or none: each waits for two others."""
+    explainer = fake()
+    together, lock, finished = Barrier(3), Lock(), []
+    plain = explainer.__class__.__call__
+
+    class Waiting(explainer.__class__):  # type: ignore[misc, name-defined]
+        def __call__(self, images: Tensor, *rest: Any, **options: Any) -> Any:
+            number = int(images[0, 0, 0, 0])
+            together.wait(20)
+            sleep(0.05 * (3 - number % 3))  # the last begun is the first to end
+            with lock:
+                finished.append(number)
+            return plain(self, images, *rest, **options)
+
+    explainer.__class__ = Waiting
+    maps = MapFormat(1, (24, 32))
+    images = torch.randint(0, 255, (9, 2, 24, 32, 3), dtype=torch.uint8)
+    images[:, 0, 0, 0, 0] = torch.arange(9)
+    found = through(ExplainStage(explainer, maps, streams=3), list(images), pin=False)
+    assert sorted(finished) == list(range(9)) and finished != list(range(9))
+    expected = through(ExplainStage(fake(), maps), list(images), pin=False)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.heatmaps, other.heatmaps) and torch.equal(one.targets, other.targets)
+
+
+def test_an_error_of_one_batch_ends_the_others(fake: Any) -> None:
+    explainer = fake()
+    called: list[int] = []
+
+    class Failing(explainer.__class__):  # type: ignore[misc, name-defined]
+        def __call__(self, images: Tensor, *rest: Any, **options: Any) -> Any:
+            called.append(1)
+            raise ValueError("no such layer")
+
+    explainer.__class__ = Failing
+    stage = ExplainStage(explainer, MapFormat(1, (24, 32)), streams=2)
+    batches = [torch.zeros(1, 24, 32, 3, dtype=torch.uint8)] * 50
+    with pytest.raises(RunError, match="no such layer"):
+        through(stage, batches, pin=False)
+    assert len(called) < 10
+
+
+def test_streams_need_a_cpu(fake: Any) -> None:
+    explainer = fake()
+    explainer.device = torch.device("cuda:0")
+    with pytest.raises(ValueError, match="expected a CPU for streams 2, got cuda:0"):
+        ExplainStage(explainer, MapFormat(1, (24, 32)), streams=2)
 
 
 def test_cuda_graphs_need_a_gpu(fake: Any) -> None:

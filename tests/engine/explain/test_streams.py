@@ -1,0 +1,86 @@
+"""Calls at the same time share the threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from combicam import ComputeConfig, Explainer, export
+from combicam.engine.explain import backends
+from combicam.engine.explain.streams import shared_cores, streams
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_are_divided_and_given_back(four_threads: None) -> None:
+    for count, threads in ((1, 4), (2, 2), (3, 1), (4, 1), (9, 1)):
+        with shared_cores(count):
+            with ThreadPoolExecutor(1) as pool:
+                of_a_new_thread = pool.submit(torch.get_num_threads).result()
+            assert (streams(), torch.get_num_threads(), of_a_new_thread) == (count, *2 * (threads,))
+        assert (streams(), torch.get_num_threads()) == (1, 4)
+    with pytest.raises(RuntimeError, match="inside"), shared_cores(2):
+        raise RuntimeError("inside")
+    assert (streams(), torch.get_num_threads()) == (1, 4)
+
+
+def explainer(**options: Any) -> Explainer:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return Explainer(nn.Sequential(*layers), (24, 32), layers="last", device="cpu", **options)
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, 4), (2, 3), (4, 1)])
+def test_onnxruntime_gets_the_threads_that_callers_leave(
+    count: int,
+    threads: int,
+    four_threads: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export(explainer(), tmp_path / "tiny.onnx", verify=0)
+    made: list[Any] = []
+    runtime = backends.onnxruntime()
+
+    def session(path: str, options: Any, **rest: Any) -> Any:
+        made.append(options)
+        return runtime.InferenceSession(path, options, **rest)
+
+    stand_in = SimpleNamespace(SessionOptions=runtime.SessionOptions, InferenceSession=session)
+    monkeypatch.setattr(backends, "onnxruntime", lambda: stand_in)
+    with shared_cores(count):
+        backends.onnxruntime_backend(tmp_path / "tiny.onnx", torch.device("cpu"))
+    assert [options.intra_op_num_threads for options in made] == [threads]
+
+
+@pytest.mark.parametrize("backend", ["eager", "torchscript", "onnxruntime", "openvino"])
+def test_explanations_do_not_depend_on_who_else_calls(backend: str, four_threads: None) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    images = torch.rand(6, 5, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    with shared_cores(4), ThreadPoolExecutor(4) as pool:
+        tested = explainer(backend=backend)
+        together = list(pool.map(tested, [batch for batch in images for _ in range(3)]))
+    alone = explainer()
+    for i, found in enumerate(together):
+        expected = alone(images[i // 3])
+        assert torch.equal(found.targets, expected.targets)
+        torch.testing.assert_close(found.heatmaps, expected.heatmaps, atol=1e-4, rtol=0)
+
+
+def test_no_stream_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected streams >= 1, got 0"):
+        ComputeConfig(streams=0)
