@@ -26,6 +26,7 @@ from combicam.demo.planet import CELLS, postcard
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.batch import Batch, batches
+from combicam.engine.pipeline.calibration import unmeasured
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.commit import write_shards
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
@@ -124,7 +125,7 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
             return pooled(one)
         return sum(1 for _ in processes.in_order(entries))
 
-    ready = [one(i) for i in range(min(len(entries), 4 * config.batch_size))]
+    ready = [one(i) for i in range(min(len(entries), 4 * config.batch))]
 
     def loaded() -> Iterator[Loaded]:
         for i in range(len(entries)):
@@ -134,7 +135,7 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
         return batches(
             ShardWork(0),
             range(len(entries)),
-            config.batch_size,
+            config.batch,
             loaded(),
             explainer.device.type == "cuda",
         )
@@ -144,7 +145,9 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
         for batch in batched():
             inbox.put(batch)
         inbox.close()
-        return ExplainStage(explainer, maps, config.compute.cuda_graphs).explained(inbox)
+        compute = config.compute
+        stage = ExplainStage(explainer, maps, compute.cuda_graphs, streams=compute.streams or 1)
+        return stage.explained(inbox)
 
     results = next(explained()).results
 
@@ -194,7 +197,8 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
         "device": str(bench.explainer.device),
         "images": images,
         "backend": bench.config.compute.backend,
-        "batch": bench.config.batch_size,
+        "batch": bench.config.batch,
+        "streams": bench.config.compute.streams or 1,
         "workers": bench.config.workers,
         "load_in": bench.config.load_in,
         "store": bench.config.storage.store,
@@ -313,7 +317,8 @@ class PipelineConfig:
             shapes, which shows what bounds a run other than its network. Only the stages are timed.
         photos: how many, JPEG postcards.
         side: of a photo, pixels.
-        batch: images explained at once.
+        batch: images explained at once; None for what a short run takes.
+        streams: batches explained at the same time, on a CPU; None for what a short run takes.
         workers: threads or processes that read and decode.
         load_in: where they do.
         device: ``cpu`` or ``cuda``.
@@ -329,7 +334,8 @@ class PipelineConfig:
     explainer: Literal["model", "none"] = "model"
     photos: int = 600
     side: int = 480
-    batch: int = 32
+    batch: int | None = None
+    streams: int | None = None
     workers: int = 2
     load_in: Literal["threads", "processes"] = "threads"
     device: str = "cpu"
@@ -353,17 +359,22 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
             str(folder / "in"),
             folder / "run",
             chosen,
-            batch_size=config.batch,
+            batch_size=config.batch or "auto",
             workers=config.workers,
             load_in=config.load_in,
             shard_size=max(1, config.photos // 2),
             progress=False,
         )
         compute = replace(
-            run.compute, device=config.device, amp_dtype=config.amp_dtype, backend=config.backend
+            run.compute,
+            device=config.device,
+            amp_dtype=config.amp_dtype,
+            backend=config.backend,
+            streams=config.streams,
         )
         run = replace(run, compute=compute)
-        explainer: BatchExplainer = make_run_explainer(run)
+        made = make_run_explainer(run)
+        run, explainer = unmeasured(run, made), made
         if config.explainer == "none":
             bench = Bench(run, ConstantExplainer(explainer), folder / "out")
             return stage_rows(bench, config.rounds, say)

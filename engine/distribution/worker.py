@@ -18,6 +18,7 @@ import torch
 from combicam.allocator import tune_allocator
 from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.pipeline.calibration import unmeasured
 from combicam.engine.pipeline.pipeline import Pipeline
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.explainer import make_run_explainer
@@ -88,6 +89,7 @@ class ShardWorker:
         _check_same(explainer.fingerprint(), task.fingerprint)
         run = RunLayout(task.run)
         manifest = self._open.enter_context(Manifest(run.manifest))
+        config = unmeasured(config, explainer)  # by the threads of this process
         self._pipeline = Pipeline(config, plan_run(config, explainer), run, manifest)
         self._thread = Thread(target=self._serve, daemon=True)
         self._thread.start()

@@ -22,6 +22,7 @@ from combicam.engine.explain.artifact_verify import TOLERANCES
 from combicam.engine.explain.config import ONNX_BACKENDS
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
+from combicam.engine.explain.protocol import BatchExplainer
 from combicam.engine.explain.sessions import ModelSession
 from combicam.engine.explain.streams import shared_cores
 from combicam.engine.explain.targets import Targets
@@ -70,9 +71,8 @@ def calibrated(
 
     What is named is kept. ``auto`` is what the run was started with; or what was measured on this
     machine before, for the same explainer; or what is measured now, on the first images. In short
-    runs it is eager torch in a batch of 8 for each thread, or a file's usual runtime in batches of
-    32, as for workers on GPUs or in a cluster. Streams go with the batch size: one, if that is
-    named.
+    runs, and in a cluster, it is eager torch in a batch of 8 for each thread; for a file, and on
+    GPUs, the usual runtime in batches of 32. Streams go with the batch size: one, if that is named.
 
     Args:
         config, plan: of the run.
@@ -92,7 +92,7 @@ def calibrated(
     few = left <= _FEW and not was_started
     explain = None if few else _sample(config, plan, manifest, work)
     if explain is None:  # or no image can be decoded
-        return _unmeasured(config, explainer), plan
+        return unmeasured(config, explainer), plan
     threads, processes = torch.get_num_threads(), max(1, len(config.distribution.devices))
     torch.set_num_threads(max(1, threads // processes))
     try:
@@ -105,7 +105,7 @@ def calibrated(
     finally:
         torch.set_num_threads(threads)
     if tuning is None:
-        return _unmeasured(config, explainer), plan
+        return unmeasured(config, explainer), plan
     if why != _AS_BEGUN:
         write_json(layout.tuning, asdict(tuning))
     if config.progress:
@@ -117,8 +117,11 @@ def calibrated(
     return config, replace(plan, explainer=tuned)
 
 
-def _unmeasured(config: RunConfig, explainer: Explaining) -> RunConfig:
-    """With a stream for each thread, each of a few images, which is faster in torch."""
+def unmeasured(config: RunConfig, explainer: BatchExplainer) -> RunConfig:
+    """With a stream for each thread, of a few images each, where torch explains on a CPU and the
+    batch size and the streams are left to the run; else as it is."""
+    if not isinstance(explainer, Explaining):
+        return config
     inner = _of_crops(explainer)
     if (
         not (config.batch_size == "auto" and config.compute.streams is None)

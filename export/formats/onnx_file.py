@@ -58,7 +58,7 @@ def _onnx_convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Any:
-    options = {"strides": stride, "pads": padding, "dilations": dilation}
+    options: dict[str, Any] = {"strides": stride, "pads": padding, "dilations": dilation}
     if transposed:
         return opset18.ConvTranspose(
             x, weight, bias, group=groups, output_padding=output_padding, **options

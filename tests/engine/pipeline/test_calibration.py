@@ -204,7 +204,7 @@ def test_streams_of_short_runs(
         shared = replace(config, batch_size="auto", compute=replace(config.compute, streams=None))
         shared = replace(shared, distribution=DistributionConfig(devices=("cpu", "cpu")))
         torch.set_num_threads(4)
-        assert calibration._unmeasured(shared, explainer).compute.streams == 2
+        assert calibration.unmeasured(shared, explainer).compute.streams == 2
         torch.set_num_threads(before)
 
 
