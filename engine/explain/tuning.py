@@ -205,27 +205,29 @@ class Tuner(Generic[T]):
 
     def _share_cores(self, per_image: float) -> int:
         """How many streams are fastest, from one for each thread on, in the present backend."""
-        if self._at_once is not None:
-            return self._at_once
         speed, explainer, backend, size = self._best
-        count, chosen = torch.get_num_threads(), 1
-        while count > 1 and self._elapsed + 3 * size * count / speed < self._limit_s:
-            if _fits(count * size * per_image):
-                with shared_cores(count):
-                    other = explainer.with_backend(backend)
-                    found = self._measured(other, backend, size)
-                if found < self._best[0] * _GAIN:
-                    break
-                self._best, chosen = (found, other, backend, size), count
-            count //= 2
-        return chosen
+        threads, chosen = torch.get_num_threads(), 1
+        halves = (threads >> i for i in range(threads.bit_length() - 1))
+        for count in halves if self._at_once is None else (self._at_once,):
+            is_named = count == self._at_once
+            if count == 1 or self._elapsed + 3 * size * count / speed > self._limit_s:
+                break
+            if not is_named and not _fits(count * size * per_image):
+                continue
+            with shared_cores(count):
+                other = explainer.with_backend(backend)
+                found = self._measured(other, backend, size)
+            if not is_named and found < self._best[0] * _GAIN:
+                break
+            self._best, chosen = (found, other, backend, size), count
+        return chosen if self._at_once is None else self._at_once
 
     def _try_all(
         self, explainer: T, names: Sequence[str], size: int, expected: Explanation
     ) -> None:
         for name in names:
-            better = _RUNS_AS_WELL.get(name)
-            if not any(measured.startswith(f"{better} ") for measured in self._speeds):
+            better = f" {_RUNS_AS_WELL.get(name)} batch"
+            if not any(better in f" {measured}" for measured in self._speeds):
                 self._try(explainer, name, size, expected)
 
     def _try(self, explainer: T, name: str, size: int, expected: Explanation) -> None:

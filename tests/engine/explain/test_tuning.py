@@ -13,7 +13,7 @@ from combicam.engine.explain import streams as streams_module
 from combicam.engine.explain import tuning
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
-from combicam.engine.explain.tuning import SIZES, Tuner, candidates
+from combicam.engine.explain.tuning import SIZES, Tuner, _label, candidates
 from combicam.export.preprocess import Preprocess
 
 NEVER = {"compile": 1e9}
@@ -224,7 +224,7 @@ def test_streams(
     monkeypatch: pytest.MonkeyPatch, loss: float, streams: int, asked: int | None
 ) -> None:
     """A call on n threads takes ``loss`` times an nth of one on a single thread."""
-    machine = Machine({"eager": (0, 0), "openvino": (0, 0)})
+    machine = Machine({"eager": (0, 0), "openvino": (0, 0), "onnxruntime": (0, 0)})
     plain, lock = machine.explain, Lock()
 
     def explain(explainer: Any, n: int) -> Explanation:
@@ -241,7 +241,8 @@ def test_streams(
     try:
         fake = Fake(machine, "eager")
         tuner = Tuner(fake, "eager", 100, explain, 10_000, at_once=asked)
-        found = tuner.tune(["openvino"], (4,))
+        found = tuner.tune(["openvino", "onnxruntime"], (4,))
+        assert "onnxruntime" not in {name for name, _ in machine.calls}
         assert found is not None and torch.get_num_threads() == 8
     finally:
         torch.set_num_threads(before)
@@ -254,6 +255,7 @@ def test_streams(
         streams > 1
     )
     assert choice.usual == pytest.approx(8 / loss, rel=0.01)
+    assert set(choice.images_per_s) >= {_label("eager", 4, streams), "eager batch 4"}
 
 
 def test_streams_that_memory_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
