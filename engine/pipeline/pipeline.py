@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from combicam.engine.explain.streams import compute_alone, end_team
 from combicam.engine.images.gpu_jpeg import check_gpu_decoding
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
@@ -106,7 +107,7 @@ class Pipeline:
         reports: SimpleQueue[ShardReport | None] = SimpleQueue()
         errors: list[BaseException] = []  # the first is the cause; the others follow from it
         loaders = 1 if self._processes else self._config.workers
-        pool = ThreadPoolExecutor(loaders, "combicam-load", self._use_gpu)
+        pool = ThreadPoolExecutor(loaders, "combicam-load", self._start_loading)
 
         def write() -> None:
             shards = write_shards(to_encode, self._run, self._rows, self._limit, self._writers)
@@ -119,6 +120,8 @@ class Pipeline:
 
         def guarded(stage: Callable[[], None]) -> None:
             try:
+                if stage is not explain:
+                    compute_alone()
                 stage()
             except BaseException as error:
                 errors.append(error)
@@ -127,12 +130,12 @@ class Pipeline:
                 if stage is write:
                     reports.put(None)
 
-        stages = (
-            lambda: _feed(self._batches(work, pool), to_explain),
-            lambda: _feed(self._explain.explained(to_explain), to_encode),
-            write,
-        )
+        def explain() -> None:
+            _feed(self._explain.explained(to_explain), to_encode)
+
+        stages = (lambda: _feed(self._batches(work, pool), to_explain), explain, write)
         threads = [Thread(target=guarded, args=(stage,), daemon=True) for stage in stages]
+        end_team()  # of the thread that made the explainer
         for thread in threads:
             thread.start()
         try:
@@ -151,8 +154,9 @@ class Pipeline:
         if errors:
             raise errors[0]
 
-    def _use_gpu(self) -> None:
-        """Make a decoding thread use the GPU that explains."""
+    def _start_loading(self) -> None:
+        """Make a decoding thread leave the cores to the others, and use the GPU that explains."""
+        compute_alone()
         if self._config.decode.decoder == "gpu":
             torch.cuda.set_device(self._explainer.device)
 

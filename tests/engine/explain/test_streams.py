@@ -14,7 +14,7 @@ from torch import nn
 
 from combicam import ComputeConfig, Explainer, export
 from combicam.engine.explain import backends
-from combicam.engine.explain.streams import shared_cores, streams
+from combicam.engine.explain.streams import compute_alone, end_team, shared_cores, streams
 
 
 @pytest.fixture
@@ -79,6 +79,42 @@ def test_explanations_do_not_depend_on_who_else_calls(backend: str, four_threads
         expected = alone(images[i // 3])
         assert torch.equal(found.targets, expected.targets)
         torch.testing.assert_close(found.heatmaps, expected.heatmaps, atol=1e-4, rtol=0)
+
+
+def threads_of_the_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_a_team_ends(four_threads: None) -> None:
+    """The threads that computed for this one are gone; it computes with others, as before."""
+    big = torch.rand(64, 1 << 14)
+    expected = big.mul(2)
+    with_team = threads_of_the_process()
+    if not end_team():
+        pytest.skip("needs GNU's OpenMP")
+    assert threads_of_the_process() <= with_team - 3
+    assert torch.equal(big.mul(2), expected) and torch.get_num_threads() == 4
+    assert threads_of_the_process() >= with_team
+
+
+def test_a_thread_that_computes_alone(four_threads: None) -> None:
+    big = torch.rand(64, 1 << 14)
+    big.mul(2)
+    before = threads_of_the_process()
+
+    def compute() -> tuple[bool, int, int]:
+        done = compute_alone()
+        big.mul(2)
+        return done, torch.get_num_threads(), threads_of_the_process()
+
+    with ThreadPoolExecutor(1) as pool:
+        done, threads, after = pool.submit(compute).result()
+    if not done:
+        pytest.skip("needs GNU's OpenMP")
+    assert threads == 1 and after == before + 1
+    with ThreadPoolExecutor(1) as pool:  # another is as it was
+        assert pool.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == 4
 
 
 def test_no_stream_is_refused() -> None:
