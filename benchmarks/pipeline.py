@@ -373,8 +373,8 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
             streams=config.streams,
         )
         run = replace(run, compute=compute)
-        made = make_run_explainer(run)
-        run, explainer = unmeasured(run, made), made
+        explainer: BatchExplainer = make_run_explainer(run)
+        run = unmeasured(run, explainer)
         if config.explainer == "none":
             bench = Bench(run, ConstantExplainer(explainer), folder / "out")
             return stage_rows(bench, config.rounds, say)

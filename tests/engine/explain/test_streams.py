@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import current_thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fakes import configured, save_photos
 from torch import nn
 
 from combicam import ComputeConfig, Explainer, export
 from combicam.engine.explain import backends
 from combicam.engine.explain.streams import compute_alone, end_team, shared_cores, streams
+from combicam.engine.pipeline import load as load_module
+from combicam.engine.pipeline import pipeline as pipeline_module
+from combicam.engine.runner import run_images
 
 
 @pytest.fixture
@@ -114,6 +119,33 @@ def test_a_thread_that_computes_alone(four_threads: None) -> None:
     assert threads == 1 and after == before + 1
     with ThreadPoolExecutor(1) as pool:  # another is as it was
         assert pool.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == 4
+
+
+def test_in_a_run_only_explaining_has_a_team(
+    four_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_photos(tmp_path / "in", 6)
+    tested, threads = explainer(), {"load": set[int](), "explain": set[int]()}
+    plain_load, plain_call = load_module.load, Explainer.__call__
+
+    def load(*arguments: Any) -> Any:
+        threads["load"].add(torch.get_num_threads())
+        return plain_load(*arguments)
+
+    def call(self: Explainer, *arguments: Any, **options: Any) -> Any:
+        threads["explain"].add(torch.get_num_threads())
+        return plain_call(self, *arguments, **options)
+
+    monkeypatch.setattr(load_module, "load", load)
+    monkeypatch.setattr(Explainer, "__call__", call)
+    if not end_team():
+        pytest.skip("needs GNU's OpenMP")
+    ended: list[str] = []
+    monkeypatch.setattr(pipeline_module, "end_team", lambda: ended.append(current_thread().name))
+    assert run_images(configured(tmp_path, batch_size=2), tested).images == 6
+    assert threads == {"load": {1}, "explain": {4}}
+    assert ended == [current_thread().name]
     assert torch.get_num_threads() == 4
 
 
