@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.explain.factory import make_explainer
 from combicam.engine.explain.photo_batch import array_pixels
 from combicam.engine.images.decode import DecodeConfig
-from combicam.engine.images.gpu_jpeg import check_gpu_decoding
+from combicam.engine.images.gpu_jpeg import GpuDecoder
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.pipeline.batch import Batch, batches
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.explain_stage import ExplainStage
+from combicam.engine.pipeline.gpu_decode import decoded_on_gpu
 from combicam.engine.pipeline.load import Loaded, load
 from combicam.engine.run.work import ShardWork
 from combicam.engine.shards.map_format import map_format
@@ -86,8 +89,9 @@ class Explain:
         self._decode = decode or DecodeConfig()
         if max_pixels is not None:
             self._decode = replace(self._decode, max_pixels=max_pixels)
+        self._decoder: GpuDecoder | None = None
         if self._decode.decoder == "gpu":
-            check_gpu_decoding(self._explainer.device)
+            self._decoder = GpuDecoder(self._explainer.preprocess, self._explainer.device)
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> Any:
         """Explain a batch.
@@ -115,7 +119,7 @@ class Explain:
 
     def _encoded(self, data: bytes) -> Loaded:
         entry = _Held("", "", data=data)
-        return load(entry, self._explainer.preprocess, self._decode)
+        return load(entry, self._explainer.preprocess, self._decode, self._decoder is not None)
 
     def _pixels(self, image: NDArray[Any]) -> Loaded:
         image = np.asarray(image)
@@ -125,9 +129,14 @@ class Explain:
 
     def _rows(self, loaded: list[Loaded]) -> Any:
         """The rows of all images, in order; images of the same size are explained together."""
-        pin = self._explainer.device.type == "cuda"
-        inbox: Channel[Batch] = Channel(len(loaded))
-        for batch in batches(ShardWork(0), range(len(loaded)), len(loaded), iter(loaded), pin):
+        count, pin = len(loaded), self._explainer.device.type == "cuda"
+        items, decoder = iter(loaded), self._decoder
+        stack: Callable[[list[Tensor]], Tensor] = torch.stack
+        if decoder is not None:
+            items = decoded_on_gpu(items, decoder, self._explainer.preprocess, self._decode)
+            stack = decoder.stack
+        inbox: Channel[Batch] = Channel(count)
+        for batch in batches(ShardWork(0), range(count), count, items, pin, stack):
             inbox.put(batch)
         inbox.close()
         explained = list(self._stage.explained(inbox))

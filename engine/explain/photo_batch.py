@@ -11,13 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from combicam.engine.images.channels import image_channels, photo_pixels
-from combicam.engine.images.decode import (
-    DecodeConfig,
-    decode_image,
-    exif_orientation,
-    upright_size,
-)
-from combicam.engine.images.resize import resize
+from combicam.engine.images.decode import DecodeConfig, decode_image, exif_orientation
+from combicam.engine.images.resize import resize, upright_size
 from combicam.errors import DecodeError
 from combicam.export.preprocess import PHOTO_CHANNELS, Preprocess
 

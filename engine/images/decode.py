@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +16,28 @@ from combicam.engine.images.formats import (
     open_image,
     without_texts,
 )
-from combicam.engine.images.gpu_jpeg import decode_jpeg_on_gpu
-from combicam.engine.images.jpeg import JPEGS, decode_frame, decode_jpeg
-from combicam.engine.images.jpeg_header import plain_frame
-from combicam.engine.images.resize import ORIENTATIONS, fast_scale, resize, swaps_axes
+from combicam.engine.images.jpeg import JPEGS, decode_frame, decode_jpeg, opened_frame
+from combicam.engine.images.jpeg_header import JpegFrame, plain_frame
+from combicam.engine.images.resize import (
+    ORIENTATIONS,
+    fast_scale,
+    needs_pillow,
+    resize,
+    upright_size,
+)
 from combicam.engine.images.truncation import load_rest
-from combicam.errors import DecodeError, MissingExtra
+from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
 
 __all__ = ["DecodeConfig", "Decoded", "TooLargeError", "UnsupportedError", "decode_image"]
 
 MAX_PIXELS = 200_000_000
 DECODERS = ("auto", "pillow", "gpu")
-_PILLOW, _SIMPLEJPEG, _NVIMAGECODEC, _LIBRAW = "pillow", "simplejpeg", "nvimagecodec", "libraw"
+_PILLOW, _SIMPLEJPEG, _LIBRAW = "pillow", "simplejpeg", "libraw"
 _ORIENTATION = 0x0112
+_RGB = 3  # channels
+# Of a JPEG that is not cut off, and where it is looked for: some have bytes behind it.
+_END, _TAIL = b"\xff\xd9", 65536
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,9 @@ class DecodeConfig:
 
     Args:
         decoder: ``auto``: intact JPEGs by simplejpeg if it is installed, everything else by Pillow;
-            ``pillow``: everything by Pillow, with the same pixels; ``gpu``: JPEGs by nvImageCodec
-            on the run's GPU, what it declines as with ``auto``; some damaged files that Pillow
-            refuses are decoded.
+            ``pillow``: everything by Pillow, with the same pixels; ``gpu``: in runs, common JPEGs
+            (baseline, of 8 bits) by nvImageCodec on the run's GPU, everything else as with
+            ``auto``; some damaged files that Pillow refuses are decoded.
         fast_scale: decode large JPEGs at 1/2, 1/4 or 1/8 of their size (if it divides their sides)
             but at least twice the model's: up to twice as fast for 12 megapixels, but some pixels
             differ by several levels. Not on a GPU.
@@ -77,7 +86,7 @@ class Decoded:
     Attributes:
         pixels: uint8 [H,W,C], RGB, or luma for a model of one channel.
         width, height: of the upright image before resizing.
-        decoder: ``simplejpeg``, ``nvimagecodec``, ``pillow`` or, of a DNG, ``libraw``.
+        decoder: ``simplejpeg``, ``pillow`` or, of a DNG, ``libraw``.
         truncated: whether the file ends too early; the missing pixels are black or grey.
     """
 
@@ -86,6 +95,27 @@ class Decoded:
     height: int
     decoder: str
     truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A JPEG that is left to a GPU.
+
+    Attributes:
+        data: the whole file, as bytes or uint8.
+        width, height: pixels, as stored.
+        orientation: EXIF, 1 to 8.
+    """
+
+    data: Any
+    width: int
+    height: int
+    orientation: int = 1
+
+    @property
+    def photo(self) -> tuple[int, int]:
+        """(width, height) of the upright image."""
+        return upright_size((self.width, self.height), self.orientation)
 
 
 def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DEFAULT) -> Decoded:
@@ -109,16 +139,32 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
         UnsupportedError: a format whose plug-in is not installed, or samples of unknown range.
         DecodeError: not an image, or a damaged one.
     """
+    decoded = _guarded(data, preprocess, config, for_gpu=False)
+    assert isinstance(decoded, Decoded)
+    return decoded
+
+
+def decode_or_leave(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decoded | Encoded:
+    """The same, but a JPEG of a kind that GPUs decode is left as it is, its header read.
+
+    Args, Raises: of :func:`decode_image`.
+    """
+    return _guarded(data, preprocess, config, for_gpu=preprocess.channels == _RGB)
+
+
+def _guarded(
+    data: bytes, preprocess: Preprocess, config: DecodeConfig, for_gpu: bool
+) -> Decoded | Encoded:
     preprocess.check_photos("decode")
     try:
         try:
-            return _decoded(data, preprocess, config)
+            return _decoded(data, preprocess, config, for_gpu)
         except ValueError:
             # Texts may be longer than Pillow reads, while the pixels are whole.
             if (bare := without_texts(data)) == data:
                 raise
-            return _decoded(bare, preprocess, config)
-    except (DecodeError, MissingExtra):
+            return _decoded(bare, preprocess, config, for_gpu)
+    except DecodeError:
         raise
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"decode: {error}") from error
@@ -127,18 +173,35 @@ def decode_image(data: bytes, preprocess: Preprocess, config: DecodeConfig = _DE
         raise DecodeError(f"decode: {type(error).__name__}: {error}") from error
 
 
-def _decoded(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decoded:
-    if config.decoder == "auto" and (plain := _plain(data, preprocess, config)) is not None:
-        return plain
+def _decoded(
+    data: bytes, preprocess: Preprocess, config: DecodeConfig, for_gpu: bool
+) -> Decoded | Encoded:
+    for_gpu = for_gpu and _END in data[-_TAIL:]
+    frame = None if config.decoder == "pillow" else plain_frame(data)
+    if frame is not None and frame.width * frame.height <= config.max_pixels:
+        if for_gpu and (left := _left(data, frame, 1, preprocess)) is not None:
+            return left
+        if (plain := _plain(data, frame, preprocess, config)) is not None:
+            return plain
     with open_image(data, config.max_pixels) as image:
+        if for_gpu and (frame := opened_frame(image)) is not None:
+            left = _left(data, frame, exif_orientation(image), preprocess)
+            if left is not None:
+                return left
         return _loaded(data, image, preprocess, config)
 
 
-def _plain(data: bytes, preprocess: Preprocess, config: DecodeConfig) -> Decoded | None:
+def _left(
+    data: bytes, frame: JpegFrame, orientation: int, preprocess: Preprocess
+) -> Encoded | None:
+    left = Encoded(data, frame.width, frame.height, orientation)
+    return left if frame.is_common and not needs_pillow(left.photo, preprocess) else None
+
+
+def _plain(
+    data: bytes, frame: JpegFrame, preprocess: Preprocess, config: DecodeConfig
+) -> Decoded | None:
     """Decode an intact JPEG with a plain header; None to begin again with Pillow."""
-    frame = plain_frame(data)
-    if frame is None or frame.width * frame.height > config.max_pixels:
-        return None
     photo = (frame.width, frame.height)
     scale = fast_scale(photo, preprocess) if config.fast_scale else 1
     pixels = decode_frame(data, frame, scale, preprocess.channels)
@@ -155,11 +218,9 @@ def _loaded(
     if config.fast_scale and image.format in JPEGS:
         scale = fast_scale(upright_size(image.size, exif_orientation(image)), preprocess)
     opened, stored = image, image.size
-    pixels, decoder, truncated = None, _NVIMAGECODEC, False
-    if config.decoder == "gpu":
-        pixels = decode_jpeg_on_gpu(data, image)
-    if pixels is None and config.decoder != "pillow":
-        pixels, decoder = decode_jpeg(data, image, scale, preprocess.channels), _SIMPLEJPEG
+    pixels, decoder, truncated = None, _SIMPLEJPEG, False
+    if config.decoder != "pillow":
+        pixels = decode_jpeg(data, image, scale, preprocess.channels)
     if pixels is None:
         decoder = _PILLOW if image.format else _LIBRAW
         if scale > 1:
@@ -188,8 +249,3 @@ def exif_orientation(image: Image.Image) -> int:
     # Unreadable EXIF only means that the orientation is unknown.
     except Exception:
         return 1
-
-
-def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(width, height) of the upright image, of those it is stored with."""
-    return size[::-1] if swaps_axes(orientation) else size

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from combicam.engine.images.jpeg_header import JpegFrame
+from combicam.engine.images.jpeg_header import RGB_TRANSFORM, JpegFrame, has_common_sampling
 
 try:
     import simplejpeg
@@ -41,6 +41,16 @@ class _ThreadBuffer(threading.local):
 _BUFFER = _ThreadBuffer()
 
 
+def opened_frame(image: Image.Image) -> JpegFrame | None:
+    """The frame of a JPEG of 8 bits, grey or in colour, that Pillow has opened; None of others."""
+    if image.format not in JPEGS or image.mode not in _MODES:
+        return None
+    layers = getattr(image, "layer", ())  # of Pillow's JPEG plug-in
+    is_ycbcr = image.info.get("adobe_transform") != RGB_TRANSFORM
+    is_common = "progressive" not in image.info and is_ycbcr and has_common_sampling(layers)
+    return JpegFrame(*image.size, image.mode == "L", is_common)
+
+
 def decode_jpeg(
     data: bytes, image: Image.Image, scale: int = 1, channels: int = 3
 ) -> NDArray[np.uint8] | None:
@@ -51,9 +61,8 @@ def decode_jpeg(
         image: the same file, opened by Pillow and its header checked, but not loaded.
         scale, channels: see :func:`decode_frame`.
     """
-    if image.format not in JPEGS or image.mode not in _MODES:
-        return None
-    return decode_frame(data, JpegFrame(*image.size, image.mode == "L"), scale, channels)
+    frame = opened_frame(image)
+    return None if frame is None else decode_frame(data, frame, scale, channels)
 
 
 def decode_frame(

@@ -46,9 +46,19 @@ _TURNS = {
 ORIENTATIONS = tuple(_TURNS)
 
 
+def turn(orientation: int) -> tuple[bool, bool, bool]:
+    """How to turn upright: whether to swap the axes, then to flip up and down, left and right."""
+    return _TURNS[orientation]
+
+
 def swaps_axes(orientation: int) -> bool:
     """Whether turning upright swaps width and height."""
     return _TURNS[orientation][0]
+
+
+def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) of the upright image, of those it is stored with."""
+    return size[::-1] if swaps_axes(orientation) else size
 
 
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -78,20 +88,29 @@ def resize(
     Returns:
         uint8 [H,W,C], contiguous.
     """
-    (height, width), scaled = _sizes(photo, preprocess)
-    if preprocess.interpolation not in _TORCH or math.prod(scaled) > _MOST_WASTE * width * height:
+    (height, width), scaled = sizes(photo, preprocess)
+    if needs_pillow(photo, preprocess):
         plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels  # as Pillow has grey images
         upright = Image.fromarray(np.ascontiguousarray(turned(plane, orientation)))
         box = visible_box(upright.size, preprocess)
         kept = upright.resize((width, height), FILTERS[preprocess.interpolation], box=box)
         return np.array(kept).reshape(height, width, -1)
     whole = turned(_scaled(pixels, scaled, orientation, preprocess.interpolation), orientation)
-    left, top = _start(scaled[0], width), _start(scaled[1], height)
+    left, top = start(scaled[0], width), start(scaled[1], height)
     return np.ascontiguousarray(whole[top : top + height, left : left + width])
 
 
 @lru_cache(_SIZES)
-def _sizes(
+def needs_pillow(photo: tuple[int, int], preprocess: Preprocess) -> bool:
+    """Whether to leave an upright photo of (width, height) to Pillow: of a filter that torch has
+    not, or so long and thin that it is cropped before it is scaled."""
+    (height, width), scaled = sizes(photo, preprocess)
+    wasteful = math.prod(scaled) > _MOST_WASTE * width * height
+    return preprocess.interpolation not in _TORCH or wasteful
+
+
+@lru_cache(_SIZES)
+def sizes(
     photo: tuple[int, int], preprocess: Preprocess
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """(H, W) of the result, and (width, height) before it is cropped."""
@@ -149,7 +168,8 @@ def fast_scale(photo: tuple[int, int], preprocess: Preprocess) -> int:
     return 1
 
 
-def _start(scaled: int, kept: int) -> int:
+def start(scaled: int, kept: int) -> int:
+    """The first of the pixels of an axis that are kept."""
     return round((scaled - kept) / 2)
 
 
@@ -173,7 +193,7 @@ def visible_box(
     starts, ends = [], []
     kept = preprocess.input_size[::-1]
     for original, scaled, side in zip(photo, scaled_size(photo, preprocess), kept, strict=True):
-        start = _start(scaled, side)
-        starts.append(start * original / scaled)
-        ends.append(min((start + side) * original / scaled, float(original)))
+        first = start(scaled, side)
+        starts.append(first * original / scaled)
+        ends.append(min((first + side) * original / scaled, float(original)))
     return starts[0], starts[1], ends[0], ends[1]

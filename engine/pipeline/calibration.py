@@ -51,7 +51,7 @@ Explaining = Explainer | FiveCropExplainer
 Explain = Callable[[Any, int], Explanation]
 
 # Of runs that are not measured.
-_MOST_STREAMS, _IN_STREAM = 8, 8
+_MOST_STREAMS, _IN_STREAM, _ON_GPU = 8, 8, 128
 # Runs of fewer images are not measured.
 _FEW = 64
 # What was measured before is used if the usual backend would take longer.
@@ -118,14 +118,15 @@ def calibrated(
 
 
 def unmeasured(config: RunConfig, explainer: BatchExplainer) -> RunConfig:
-    """With a stream for each thread, of a few images each, where torch explains on a CPU and the
-    batch size and the streams are left to the run; else as it is."""
-    if not isinstance(explainer, Explaining):
+    """With what mostly is fastest, where the batch size is left to the run: on a GPU large batches;
+    on a CPU, of torch, a stream for each thread, of a few images each. Else as it is."""
+    if not isinstance(explainer, Explaining) or config.batch_size != "auto":
         return config
     inner = _of_crops(explainer)
+    if explainer.device.type == "cuda":
+        return replace(config, batch_size=_ON_GPU)
     if (
-        not (config.batch_size == "auto" and config.compute.streams is None)
-        or explainer.device.type != "cpu"
+        config.compute.streams is not None
         or not isinstance(inner.session, ModelSession)
         or inner.session.backend in ONNX_BACKENDS
         or inner.spec.method in FORWARD_METHODS

@@ -33,8 +33,8 @@ from combicam.export.preprocess import Preprocess
 
 _AHEAD = 3  # chunks that a process has, finished ones included
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# What a process answers: for each input what load returns, or raised; and the shape of pixels that
-# lie in the shared memory.
+# What a process answers: for each input what load returns, or raised; and the shape of the pixels,
+# or of the encoded file, that lie in the shared memory.
 Answer = tuple[Loaded | Exception, tuple[int, ...] | None]
 
 
@@ -59,15 +59,15 @@ def can_load_in_processes() -> bool:
 class LoadProcesses:
     """Processes that read and decode chunks of inputs in turn; they end with this object.
 
-    Pixels come through shared memory, which is not that of ``/dev/shm``: containers limit that. A
-    process that dies is replaced, and what it had is tried again one by one: the image that kills
-    it once more gets a ``decode_error``.
+    Pixels, or files for a GPU to decode, come through shared memory, which is not that of
+    ``/dev/shm``: containers limit that. A process that dies is replaced, and what it had is tried
+    again one by one: the image that kills it once more gets a ``decode_error``.
 
     Args:
         workers: number of processes.
         window: inputs that are read ahead of the consumer.
         preprocess: of the model.
-        config: of decoding, on the CPU.
+        config: of decoding; what a GPU decodes is left to it.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LoadProcesses:
         self._begin()
 
     def in_order(self, entries: Iterable[Entry]) -> Iterator[Loaded]:
-        """Load in order; pixels stay what they are until the next item is asked for.
+        """Load in order; pixels and files stay what they are until the next item is asked for.
 
         Raises:
             RunError: the processes cannot start, or the store of the inputs does not answer.
@@ -145,8 +145,11 @@ class LoadProcesses:
                 raise item
             if shape is not None:
                 offset = task.offset + i * self._slot
-                pixels = np.ndarray(shape, np.uint8, self._memory, offset)
-                item = replace(item, pixels=pixels)
+                values = np.ndarray(shape, np.uint8, self._memory, offset)
+                if item.encoded is None:
+                    item = replace(item, pixels=values)
+                else:
+                    item = replace(item, encoded=replace(item.encoded, data=values))
             yield item
 
     def _one_by_one(self, number: int) -> list[Answer]:
@@ -329,11 +332,14 @@ def _loaded(
     slot: int,
 ) -> Answer:
     try:
-        loaded = load(entry, preprocess, config)
+        loaded = load(entry, preprocess, config, config.decoder == "gpu")
     except Exception as error:
         return error, None
-    pixels = loaded.pixels
-    if pixels is None or pixels.nbytes > slot:
+    encoded, values = loaded.encoded, loaded.pixels
+    if encoded is not None:
+        values = np.frombuffer(encoded.data, np.uint8)
+    if values is None or values.nbytes > slot:
         return loaded, None
-    np.ndarray(pixels.shape, np.uint8, memory, offset)[:] = pixels
-    return replace(loaded, pixels=None), pixels.shape
+    np.ndarray(values.shape, np.uint8, memory, offset)[:] = values
+    emptied = encoded and replace(encoded, data=b"")
+    return replace(loaded, pixels=None, encoded=emptied), values.shape

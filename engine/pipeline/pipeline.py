@@ -14,15 +14,17 @@ from threading import Thread
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from combicam.engine.explain.streams import compute_alone, end_team
-from combicam.engine.images.gpu_jpeg import check_gpu_decoding
+from combicam.engine.images.gpu_jpeg import GpuDecoder
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.batch import Batch, batches, even_batch_size
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.commit import write_shards, writer_threads
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
+from combicam.engine.pipeline.gpu_decode import decoded_on_gpu
 from combicam.engine.pipeline.load import Loaded, load_in_order
 from combicam.engine.pipeline.load_processes import LoadProcesses, can_load_in_processes
 from combicam.engine.run.config import RunConfig
@@ -81,8 +83,9 @@ class Pipeline:
             config.storage.top_places,
             config.compute.streams or 1,
         )
+        self._decoder: GpuDecoder | None = None
         if config.decode.decoder == "gpu":
-            check_gpu_decoding(plan.explainer.device)
+            self._decoder = GpuDecoder(plan.explainer.preprocess, plan.explainer.device)
         self._processes: LoadProcesses | None = None
         if _in_processes(config, plan.explainer.device, manifest.images):
             self._processes = LoadProcesses(
@@ -107,7 +110,7 @@ class Pipeline:
         reports: SimpleQueue[ShardReport | None] = SimpleQueue()
         errors: list[BaseException] = []  # the first is the cause; the others follow from it
         loaders = 1 if self._processes else self._config.workers
-        pool = ThreadPoolExecutor(loaders, "combicam-load", self._start_loading)
+        pool = ThreadPoolExecutor(loaders, "combicam-load", compute_alone)
 
         def write() -> None:
             shards = write_shards(to_encode, self._run, self._rows, self._limit, self._writers)
@@ -154,14 +157,9 @@ class Pipeline:
         if errors:
             raise errors[0]
 
-    def _start_loading(self) -> None:
-        """Make a decoding thread leave the cores to the others, and use the GPU that explains."""
-        compute_alone()
-        if self._config.decode.decoder == "gpu":
-            torch.cuda.set_device(self._explainer.device)
-
     def _batches(self, work: Iterable[ShardWork], pool: Executor) -> Iterator[Batch]:
-        config, explainer = self._config, self._explainer
+        config, explainer, decoder = self._config, self._explainer, self._decoder
+        preprocess = explainer.preprocess
         upcoming: deque[tuple[ShardWork, Sequence[int], int]] = deque()
 
         def entries() -> Iterator[Entry]:
@@ -177,11 +175,16 @@ class Pipeline:
             loaded = self._processes.in_order(entries())
         else:
             window = max(2 * config.batch, 4 * config.workers)
-            loaded = load_in_order(entries(), pool, window, explainer.preprocess, config.decode)
+            for_gpu = decoder is not None
+            loaded = load_in_order(entries(), pool, window, preprocess, config.decode, for_gpu)
+        stack: Callable[[list[Tensor]], Tensor] = torch.stack
+        if decoder is not None:
+            loaded = decoded_on_gpu(loaded, decoder, preprocess, config.decode)
+            stack = decoder.stack
         pin = explainer.device.type == "cuda"
         for first in loaded:
             item, rows, size = upcoming.popleft()
-            yield from batches(item, rows, size, chain([first], loaded), pin)
+            yield from batches(item, rows, size, chain([first], loaded), pin, stack)
 
 
 def _in_processes(config: RunConfig, device: torch.device, images: int) -> bool:
@@ -200,7 +203,6 @@ def _in_processes(config: RunConfig, device: torch.device, images: int) -> bool:
     return (
         device.type == "cuda"
         and config.workers >= _LOCKED_THREADS
-        and config.decode.decoder != "gpu"
         and images >= _FEW_PHOTOS
         and can_load_in_processes()
     )

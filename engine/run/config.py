@@ -211,11 +211,6 @@ class RunConfig:
             raise ValueError(f"RunConfig: expected workers >= 1, got {self.workers}")
         if self.load_in not in LOAD_IN:
             raise ValueError(f"RunConfig: expected load_in in {LOAD_IN}, got {self.load_in!r}")
-        if self.load_in == "processes" and self.decode.decoder == "gpu":
-            raise ValueError(
-                "RunConfig: expected load_in='threads' with decoder='gpu', got 'processes', which "
-                "decode on the CPU; leave one out"
-            )
         self._check_explain()
         self._check_crops()
         self._check_retry()

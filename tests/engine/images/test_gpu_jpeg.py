@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from combicam.engine.images import gpu_jpeg
-from combicam.engine.images.decode import DecodeConfig, decode_image
-from combicam.engine.images.gpu_jpeg import decode_jpeg_on_gpu
+from combicam.engine.images.decode import (
+    DecodeConfig,
+    Decoded,
+    Encoded,
+    decode_image,
+    decode_or_leave,
+)
+from combicam.engine.images.gpu_jpeg import GpuDecoder
+from combicam.engine.pipeline import pipeline
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run_images
 from combicam.errors import MissingExtra
 from combicam.export.preprocess import Preprocess
 
 GPU = DecodeConfig("gpu")
+SQUARE = Preprocess((24, 32))
 
 
 def jpeg(size: tuple[int, int], mode: str = "RGB", **options: Any) -> bytes:
@@ -29,55 +40,110 @@ def jpeg(size: tuple[int, int], mode: str = "RGB", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def on_cpu() -> Any:
+def turned(orientation: int, size: tuple[int, int] = (60, 80)) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return jpeg(size, exif=exif)
+
+
+def on_cpu(preprocess: Preprocess, device: torch.device | None = None) -> GpuDecoder:
     codec = pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec")
     backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
-    return codec.Decoder(device_id=-99999, backends=backends, options=gpu_jpeg.OPTIONS)
+    decoder = codec.Decoder(device_id=-99999, backends=backends, options=gpu_jpeg.OPTIONS)
+    return GpuDecoder(preprocess, torch.device("cpu"), decoder)
 
 
-def decoded(data: bytes) -> np.ndarray | None:
-    with Image.open(io.BytesIO(data)) as image:
-        return decode_jpeg_on_gpu(data, image, on_cpu())
+def check(files: list[bytes], preprocess: Preprocess) -> None:
+    """The pixels are those of the CPU's decoders."""
+    left = [decode_or_leave(data, preprocess, GPU) for data in files]
+    photos = [photo for photo in left if isinstance(photo, Encoded)]
+    assert len(photos) == len(files)
+    for data, photo, found in zip(files, photos, on_cpu(preprocess)(photos), strict=True):
+        expected = decode_image(data, preprocess)
+        assert found is not None and photo.photo == (expected.width, expected.height)
+        assert np.array_equal(found, expected.pixels)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 63), (160, 121)])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_chroma_is_interpolated_as_pillow_does(
-    size: tuple[int, int], subsampling: str, mode: str
+def test_chroma_is_interpolated_as_pillow_does(subsampling: str, mode: str) -> None:
+    sizes = [(1, 1), (7, 63), (160, 121)]
+    check([jpeg(size, mode, subsampling=subsampling) for size in sizes], SQUARE)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["crop", "squash", "short-side"])
+def test_photos_are_turned_and_resized_as_on_a_cpu(resize: Any, interpolation: str) -> None:
+    """The crop is not in the middle where a pixel is left over: sides are odd and even."""
+    wanted = Preprocess((24, 32), resize=resize, interpolation=interpolation, crop_pct=0.9)
+    sizes = ((60, 80), (97, 41), (20, 15))
+    check([turned(i, size) for i in range(1, 9) for size in sizes], wanted)
+
+
+def test_what_is_left_to_the_gpu() -> None:
+    def is_left(data: bytes, preprocess: Preprocess = SQUARE) -> bool:
+        found = decode_or_leave(data, preprocess, GPU)
+        assert isinstance(found, (Encoded, Decoded))
+        return isinstance(found, Encoded)
+
+    photo, exif = jpeg((40, 30)), turned(6)
+    assert is_left(photo) and is_left(exif) and is_left(jpeg((40, 30), "L"))
+    others = {"progressive": True}, {"keep_rgb": True}
+    assert not any(is_left(jpeg((40, 30), **options)) for options in others)
+    assert not any(is_left(jpeg((40, 30), exif=Image.Exif().tobytes(), **o)) for o in others)
+    assert not is_left(jpeg((40, 30), "CMYK"))
+    assert not is_left(photo, Preprocess((24, 32), mean=(0.5,), std=(0.5,)))  # grey
+    assert not is_left(photo, Preprocess((24, 32), interpolation="lanczos"))
+    with pytest.raises(Exception, match="truncated"):
+        decode_or_leave(photo[:-200], SQUARE, GPU)
+
+
+def test_a_run(
+    tmp_path: Path,
+    photos: Callable[..., list[Path]],
+    fake: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = jpeg(size, mode, subsampling=subsampling)
-    found = decoded(data)
-    assert found is not None
-    assert np.array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
-def test_what_it_should_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> Any:
-        raise AssertionError("asked")
-
-    monkeypatch.setattr(gpu_jpeg, "nvimgcodec", asked)
-    assert decoded(jpeg((40, 30), "CMYK")) is None
-    assert decoded(jpeg((40, 30))[:-2]) is None
-    with pytest.raises(AssertionError, match="asked"):
-        decoded(jpeg((40, 30)))
-
-
-def test_rows_say_who_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the GPU takes, what it leaves, and what it fails at, in two ways."""
+    paths = photos(tmp_path / "in", 150)
+    Image.open(paths[1]).save(paths[1], "PNG")
+    paths[2].write_bytes(paths[2].read_bytes()[:-300])
+    header = jpeg((40, 30))
+    paths[3].write_bytes(header[:100] + bytes(500) + header[-2:])
+    paths[4].write_bytes(jpeg((64, 64), progressive=True))
+    declined = jpeg((64, 48))
+    paths[5].write_bytes(declined)
+    monkeypatch.setattr(pipeline, "GpuDecoder", on_cpu)
+    stream = GpuDecoder._code_stream
     monkeypatch.setattr(
-        "combicam.engine.images.decode.decode_jpeg_on_gpu",
-        lambda data, image: decode_jpeg_on_gpu(data, image, on_cpu()),
+        GpuDecoder,
+        "_code_stream",
+        lambda self, data: None if data == declined else stream(self, data),
     )
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    data, wanted = jpeg((60, 80), exif=exif), Preprocess((24, 24))
-    found = decode_image(data, wanted, GPU)
-    expected = decode_image(data, wanted)
-    assert (found.decoder, expected.decoder) == ("nvimagecodec", "simplejpeg")
-    assert np.array_equal(found.pixels, expected.pixels)
-    assert (found.width, found.height) == (expected.width, expected.height) == (80, 60)
-    cut = jpeg((60, 80), "CMYK")
-    assert decode_image(cut, wanted, GPU).decoder == "pillow"
+    tables = {}
+    for decode, load_in in (("auto", "threads"), ("gpu", "threads"), ("gpu", "processes")):
+        config = RunConfig(
+            str(tmp_path / "in"),
+            tmp_path / f"{decode}-{load_in}",
+            "fake",
+            decode=DecodeConfig(decode),
+            load_in=load_in,
+            shard_size=100,
+            batch_size=32,
+            progress=False,
+        )
+        summary = run_images(config, fake())
+        shards = sorted((config.output / "shards").glob("*.parquet"))
+        table = pq.read_table(shards)
+        tables[decode, load_in] = table.drop_columns(["decoder"])
+        decoders = table.column("decoder").to_pylist()
+        assert summary.images == 150 and summary.failures == {"decode_error": 2}
+        others = ["pillow", None, None, "simplejpeg", "simplejpeg"]
+        assert decoders[1:6] == others
+        usual = "nvimagecodec" if decode == "gpu" else "simplejpeg"
+        assert {decoders[0], *decoders[6:]} == {usual}
+    first, *rest = tables.values()
+    assert all(table.equals(first) for table in rest)
 
 
 def test_it_needs_a_gpu_and_the_extra(

@@ -11,7 +11,8 @@ from PIL import Image, ImageCms
 
 from combicam.engine.images import decode as decoding
 from combicam.engine.images.decode import DecodeConfig, decode_image
-from combicam.engine.images.jpeg_header import JpegFrame, plain_frame
+from combicam.engine.images.jpeg import opened_frame
+from combicam.engine.images.jpeg_header import JpegFrame, has_common_sampling, plain_frame
 from combicam.errors import DecodeError
 from combicam.export.preprocess import Preprocess
 
@@ -24,9 +25,12 @@ PLAIN: dict[str, dict[str, Any]] = {
     "progressive": {"progressive": True},
     "restarts": {"restart_marker_blocks": 2},
     "colour profile": {"icc_profile": ICC},
+    "RGB": {"keep_rgb": True},
     "comment": {"comment": b"from a camera"},
     "resolution": {"dpi": (300, 300)},
 }
+
+UNCOMMON = (("RGB", "progressive"), ("L", "progressive"), ("RGB", "RGB"))
 
 
 def jpeg(mode: str = "RGB", form: str = "JPEG", **options: Any) -> bytes:
@@ -53,7 +57,21 @@ def joined(parts: list[bytes], rest: bytes) -> bytes:
 @pytest.mark.parametrize("kind", PLAIN)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_plain_headers(mode: str, kind: str) -> None:
-    assert plain_frame(jpeg(mode, **PLAIN[kind])) == JpegFrame(40, 24, mode == "L")
+    data = jpeg(mode, **PLAIN[kind])
+    expected = JpegFrame(40, 24, mode == "L", (mode, kind) not in UNCOMMON)
+    assert plain_frame(data) == expected
+    with Image.open(io.BytesIO(data)) as image:
+        assert opened_frame(image) == expected
+
+
+def test_sampling_that_gpus_decode() -> None:
+    chroma = [(2, 1, 1), (3, 1, 1)]
+    common = [(1, 1), (2, 1), (2, 2)]
+    for luma in [*common, (4, 1), (1, 2), (4, 4)]:
+        assert has_common_sampling([(1, *luma), *chroma]) is (luma in common)
+    assert has_common_sampling([(1, 2, 2)]) and not has_common_sampling([])
+    assert not has_common_sampling([(1, 2, 2), (2, 2, 1), (3, 1, 1)])
+    assert not has_common_sampling([(ord(c), 1, 1) for c in "RGB"])
 
 
 def with_frame_twice() -> bytes:

@@ -211,8 +211,26 @@ def _runs(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_the_gpu_decodes_in_threads() -> None:
-    with pytest.raises(ValueError, match="threads"):
-        RunConfig("in", Path("run"), "demo", load_in="processes", decoder="gpu")  # type: ignore[call-arg, arg-type]
+def test_files_for_a_gpu(photos: Callable[..., list[Path]], tmp_path: Path) -> None:
+    """They come as they are, also those that need more room than pixels; others are decoded."""
+    paths = photos(tmp_path, 6)
+    with Image.open(paths[2]) as image:
+        image.resize((400, 300)).save(paths[2], quality=100)
+        image.save(paths[3], "PNG")
+    config = DecodeConfig("gpu")
+    processes = LoadProcesses(2, 12, SQUARE, config)
+    try:
+        for one, item in zip(entries(paths), processes.in_order(entries(paths)), strict=True):
+            expected = load(one, SQUARE, config, for_gpu=True)
+            assert item.record == expected.record
+            assert (item.encoded is None) is (expected.encoded is None) is (one.id == "3")
+            if item.encoded is not None:
+                assert bytes(item.encoded.data) == Path(one.uri).read_bytes()
+                assert item.pixels is None and item.encoded.photo == expected.encoded.photo
+    finally:
+        processes.close()
+
+
+def test_where_to_load() -> None:
     with pytest.raises(ValueError, match="load_in"):
         RunConfig("in", Path("run"), "demo", load_in="moon")  # type: ignore[arg-type]

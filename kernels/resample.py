@@ -1,0 +1,186 @@
+"""Resize the images of a batch, each of its own size, in two launches: ``launch_resample``.
+
+The arithmetic is that of torch's kernels for uint8 on a CPU (``interpolate(antialias=True)``),
+which is Pillow's: weights of 16 bits, and rounding to 8 bits after either axis. So pixels are the
+same on both devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
+
+BLOCK_ROWS, BLOCK_PIXELS = 8, 32
+_AXES = 4096  # remembered; photos come in few sizes
+_MOST_BITS, _WEIGHT_BITS = 22, 15
+
+
+class Axis(NamedTuple):
+    """How pixels of one axis are made of others.
+
+    Attributes:
+        start: int32 [n], the first pixel that is read for each.
+        weights: int32 [n, taps], of consecutive ones, times 2^bits; 0 beyond the image.
+        bits: see there.
+        reach: the first pixel that is read for any, and the one behind the last.
+    """
+
+    start: NDArray[np.int32]
+    weights: NDArray[np.int32]
+    bits: int
+    reach: tuple[int, int]
+
+
+class Strip(NamedTuple):
+    """One axis of one image.
+
+    Attributes:
+        source, source_row, source_pixel: the address of the first value, and how many bytes rows
+            and the pixels of the axis are apart.
+        target, target_row, target_pixel: the same of the result.
+        rows: number of rows, which run across the axis.
+        axis: how each row is made.
+    """
+
+    source: int
+    source_row: int
+    source_pixel: int
+    target: int
+    target_row: int
+    target_pixel: int
+    rows: int
+    axis: Axis
+
+
+@lru_cache(_AXES)
+def resampled_axis(size: int, scaled: int, first: int, count: int, mode: str) -> Axis:
+    """Scale ``size`` pixels to ``scaled``, and keep ``count`` of them from ``first`` on.
+
+    Args:
+        size, scaled: pixels of the whole axis, before and after.
+        first, count: of those after.
+        mode: ``bilinear`` or ``bicubic`` (a = -0.5), widened by the factor if it shrinks.
+    """
+    factor = size / scaled
+    shrink = max(factor, 1.0)
+    support = _SUPPORT[mode] * shrink
+    centre = factor * (np.arange(scaled) + 0.5)
+    start = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + support + 0.5).astype(np.int64), size)
+    read = start[:, None] + np.arange((end - start).max())
+    weights = _FILTER[mode](np.abs(read - centre[:, None] + 0.5) / shrink)
+    weights[read >= end[:, None]] = 0
+    weights /= weights.sum(1, keepdims=True)
+    bits = 0
+    while bits < _MOST_BITS and int(0.5 + weights.max() * 2 ** (bits + 1)) < 2**_WEIGHT_BITS:
+        bits += 1
+    whole = np.trunc(weights * 2**bits + np.where(weights < 0, -0.5, 0.5)).astype(np.int32)
+    kept = slice(first, first + count)
+    reach = int(start[kept].min()), int(end[kept].max())
+    return Axis(start[kept].astype(np.int32), whole[kept], bits, reach)
+
+
+def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(1 - x, 0)
+
+
+def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+_FILTER = {"bilinear": _triangle, "bicubic": _cubic}
+_SUPPORT = {"bilinear": 1, "bicubic": 2}
+
+
+@jit(do_not_specialize=("tiles",))
+def resample_kernel(
+    strip_ptr,  # int64 [n, 11]
+    start_ptr,  # int32, of all axes
+    weight_ptr,  # int32, of all axes
+    tiles,  # of the largest strip
+    CHANNELS: tl.constexpr,  # neighbours in memory
+    CHANNELS_PADDED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+):
+    """One axis of all images: rows x pixels of an image for each program."""
+    i_n = (tl.program_id(0) // tiles).to(tl.int64)
+    i_tile = tl.program_id(0) % tiles
+    field = strip_ptr + i_n * 11
+    rows, pixels, taps = tl.load(field + 6), tl.load(field + 7), tl.load(field + 8)
+    across = tl.cdiv(pixels, BLOCK_PIXELS)
+    if i_tile < tl.cdiv(rows, BLOCK_ROWS) * across:
+        source = tl.load(field).to(tl.pointer_type(tl.uint8))
+        target = tl.load(field + 3).to(tl.pointer_type(tl.uint8))
+        axis, bits = tl.load(field + 9), tl.load(field + 10).to(tl.int32)
+        # The weights of an axis begin where its starts would, were they as many.
+        o_row = (i_tile // across * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None, None]
+        o_pixel = (i_tile % across * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS))[None, :, None]
+        o_channel = tl.arange(0, CHANNELS_PADDED)[None, None, :]
+        m_pixel = o_pixel < pixels
+        m_x = (o_row < rows) & m_pixel & (o_channel < CHANNELS)
+        start = tl.load(start_ptr + (axis >> 32) + o_pixel, mask=m_pixel, other=0)
+        weight = weight_ptr + (axis & 0xFFFFFFFF) + o_pixel * taps
+        p_x = source + o_row * tl.load(field + 1) + start * tl.load(field + 2) + o_channel
+        total = tl.zeros((BLOCK_ROWS, BLOCK_PIXELS, CHANNELS_PADDED), tl.int32)
+        for i in range(taps):
+            w = tl.load(weight + i, mask=m_pixel, other=0)
+            x = tl.load(p_x + i * tl.load(field + 2), mask=m_x & (w != 0), other=0)
+            total += w * x.to(tl.int32)
+        total = (total + (1 << (bits - 1))) >> bits
+        value = tl.minimum(tl.maximum(total, 0), 255).to(tl.uint8)
+        p_y = target + o_row * tl.load(field + 4) + o_pixel * tl.load(field + 5) + o_channel
+        tl.store(p_y, value, mask=m_x)
+
+
+def launch_resample(strips: Sequence[Strip], channels: int, device: torch.device) -> list[Tensor]:
+    """Launch the kernel, on the current device.
+
+    Args:
+        strips: of memory on the device; none writes what another reads.
+        channels: values of a pixel, neighbours in memory.
+        device: of all of it.
+
+    Returns:
+        What the kernel reads besides: keep it until the launch is done.
+    """
+    places: dict[int, int] = {}
+    starts, weights, at_start, at_weight = [], [], 0, 0
+    table = np.empty((len(strips), 11), np.int64)
+    for row, (*numbers, axis) in zip(table, strips, strict=True):
+        if id(axis) not in places:
+            places[id(axis)] = at_start << 32 | at_weight
+            starts.append(axis.start)
+            weights.append(axis.weights.ravel())
+            at_start += axis.start.size
+            at_weight += axis.weights.size
+        row[:] = *numbers, *axis.weights.shape, places[id(axis)], axis.bits
+    tiles = max(
+        cdiv(strip.rows, BLOCK_ROWS) * cdiv(len(strip.axis.start), BLOCK_PIXELS) for strip in strips
+    )
+    read = [
+        torch.from_numpy(values).to(device)
+        for values in (table, np.concatenate(starts), np.concatenate(weights))
+    ]
+    launch(
+        resample_kernel,
+        len(strips) * tiles,
+        *read,
+        tiles,
+        CHANNELS=channels,
+        CHANNELS_PADDED=next_power_of_2(channels),
+        BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_PIXELS=BLOCK_PIXELS,
+        num_warps=4,
+    )
+    return read
