@@ -60,3 +60,13 @@ def make_lazy(package: str, modules: Mapping[str, tuple[str, ...]]) -> list[str]
     module.__dict__[_TABLE] = table
     module.__class__ = LazyPackage
     return sorted(table)
+
+
+class _LazyModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def lazy_module(name: str) -> Any:
+    """A module that is imported when something of it is first used."""
+    return _LazyModule(name)

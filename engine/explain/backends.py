@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -219,6 +218,8 @@ def _for_openvino(path: Path) -> str | bytes:
     Raises:
         ArtifactError: weights beside the graph, which cannot be changed in passing.
     """
+    import onnx_ir as ir  # slow to import
+
     model = ir.load(path)
     if not separate_transposed(model):
         return str(path)

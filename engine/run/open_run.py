@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from combicam.engine.run.directory import DAMAGED
 from combicam.engine.run.layout import RunLayout
@@ -61,9 +60,11 @@ class OpenRun:
         with _intact(files[0]):
             self.spec = CamSpec.from_json(schema.metadata[b"combicam.spec"])
             self.maps = MapFormat.from_dict(json.loads(schema.metadata[b"combicam.heatmap"]))
+        import pyarrow.dataset  # imports pandas, if it is there: slow
+
         names = [arrow_file(file)[0] for file in files]
         system = arrow_file(files[0])[1]
-        self.dataset: Any = ds.dataset(names, schema=schema, filesystem=system)
+        self.dataset: Any = pyarrow.dataset.dataset(names, schema=schema, filesystem=system)
 
     @cached_property
     def classes(self) -> ClassTable | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
-from onnx_ir.convenience import replace_nodes_and_values
-from onnxscript.version_converter import convert_version
 from torch import fx
 
 from combicam.errors import TraceError
 from combicam.export.trace.origins import origin_of
+from combicam.lazy import lazy_module
 from combicam.requirements import onnxruntime
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+else:  # slow to import: only what looks into a file does
+    ir = lazy_module("onnx_ir")
 
 OLDEST_OPSET, DEFAULT_OPSET = 13, 18
 # A one-hot matrix replaces a scattered sum in files that are older than it, up to this size.
@@ -41,6 +44,8 @@ def _is_supported(opset: int) -> bool:
     graph = onnx.helper.make_graph([node], "relu", ends[:1], ends[1:])
     imports = [onnx.helper.make_opsetid("", DEFAULT_OPSET)]
     model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10))
+    from onnxscript.version_converter import convert_version  # slow to import
+
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -172,7 +177,9 @@ class _Steps:
         for old, new in used:
             new.shape, new.type = old.shape, old.type
         olds, news = [old for old, _ in used], [new for _, new in used]
-        replace_nodes_and_values(graph, self.node, [self.node], self.nodes, olds, news)
+        ir.convenience.replace_nodes_and_values(
+            graph, self.node, [self.node], self.nodes, olds, news
+        )
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:

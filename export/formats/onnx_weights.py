@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.convenience import replace_nodes_and_values
+
+from combicam.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+else:  # slow to import: only what looks into a file does
+    ir = lazy_module("onnx_ir")
 
 # Smaller weights are not worth the nodes.
 _LEAST_BYTES = 16 << 10
@@ -23,7 +28,7 @@ WEIGHTS = ("float32", "float16")
 # Values that are compared before whole weights are.
 _PROBES = 64
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_FLOATS = ("FLOAT", "FLOAT16")
 Array = NDArray[Any]
 Steps = tuple[str, ...]  # of "swap" (the first two axes) and "turn" (the last two)
 
@@ -50,7 +55,7 @@ def share_weights(model: ir.Model, computes: bool = True) -> int:
     groups: dict[tuple[Any, ...], list[ir.Value]] = defaultdict(list)
     for value in graph.initializers.values():
         stored = value.const_value
-        if stored is None or stored.nbytes < _LEAST_BYTES or stored.dtype not in _FLOATS:
+        if stored is None or stored.nbytes < _LEAST_BYTES or stored.dtype.name not in _FLOATS:
             continue
         groups[stored.dtype, tuple(sorted(stored.shape.numpy()))].append(value)
     saved = 0
@@ -196,7 +201,9 @@ def _read_transposed(graph: ir.Graph, value: ir.Value, source: ir.Value) -> None
             continue
         product = ir.node("Gemm", list(node.inputs), {"transB": 1})
         product.meta.update(node.meta)
-        replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], [product], node.outputs, product.outputs
+        )
     _read_instead(graph, value, source)
 
 

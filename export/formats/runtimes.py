@@ -9,16 +9,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnx_ir as ir
 
 from combicam.errors import ArtifactError, MissingExtra, first_line
 from combicam.export.formats import tensorrt
 from combicam.export.formats.cuda_operators import CUDA_OPERATORS, CUDA_PROVIDER
 from combicam.export.spec import check_choice
+from combicam.lazy import lazy_module
 from combicam.requirements import onnxruntime, require
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+else:  # slow to import: only what looks into a file does
+    ir = lazy_module("onnx_ir")
 
 DEFAULT_RUNTIME = "onnxruntime-cpu"
 # Visitors of a site wait for larger files.

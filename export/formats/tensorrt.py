@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
+from combicam.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+else:  # slow to import: only what looks into a file does
+    ir = lazy_module("onnx_ir")
+
 
 VERSION = "TensorRT 10.15"
 OPSETS = (9, 24)

@@ -17,7 +17,6 @@ from combicam.export.trace.output import find_logits
 from combicam.export.trace.probe import LayerInfo, capturing
 from combicam.export.trace.signature import Signature
 from combicam.export.trace.snapshot import model_state
-from combicam.export.trace.symbolic import to_graph
 from combicam.export.trace.trace import plan
 
 
@@ -57,6 +56,8 @@ def trace_forward(
     Raises:
         LayerError, TraceError: see :func:`~combicam.export.trace.trace.trace`.
     """
+    from combicam.export.trace.symbolic import to_graph  # slow to import, see trace
+
     layers, signature = plan(model, spec, input_size, "none", channels)
     graphs = []
     for kept in (layers, ()):

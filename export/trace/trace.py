@@ -33,7 +33,6 @@ from combicam.export.trace.shapley import shapley_gradients
 from combicam.export.trace.signature import Signature, check_target_input
 from combicam.export.trace.smooth import for_views, merged, of_images, views_of
 from combicam.export.trace.snapshot import model_state
-from combicam.export.trace.symbolic import to_graph
 from combicam.kernels.cam_head import cam_head
 from combicam.kernels.principal import GRADIENT_FREE
 
@@ -136,6 +135,9 @@ def trace(
         TraceError: the model cannot be traced, K exceeds its classes, or the method uses no
             gradients.
     """
+    # It imports sympy, which files, that are traced already, do not wait for.
+    from combicam.export.trace.symbolic import to_graph
+
     check_target_input(target_input)  # before the model is run
     if spec.method in FORWARD_METHODS:
         raise TraceError(
