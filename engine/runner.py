@@ -23,7 +23,7 @@ from combicam.engine.inputs.selection import Tally
 from combicam.engine.outputs.accuracy import accuracy
 from combicam.engine.outputs.run_overlays import draw_overlays
 from combicam.engine.pipeline.calibration import calibrated
-from combicam.engine.pipeline.pipeline import Pipeline
+from combicam.engine.pipeline.pipeline import Pipeline, start_loading
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.directory import RunDirectory, committed_shards
 from combicam.engine.run.explainer import make_run_explainer
@@ -71,7 +71,10 @@ def run(
     """
     check_not_imported_by_worker()
     with _storage_errors(config):
-        return _run(config, explainer or make(config), make)
+        if explainer is None:
+            start_loading(config)
+            explainer = make(config)
+        return _run(config, explainer, make)
 
 
 def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from combicam.commands.printing import print_table, summary_rows
+from combicam.engine.pipeline.pipeline import start_loading
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.explainer import make_run_explainer
 from combicam.engine.runner import run
@@ -25,6 +26,7 @@ class Stopped(BaseException):
 
 def main(config: RunConfig) -> None:
     """Run, and print the summary."""
+    start_loading(config)
     explainer = make_run_explainer(config)
     if explainer.note:
         print(explainer.note, file=sys.stderr)

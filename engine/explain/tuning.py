@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # Images at once that are tried, by the kind of device, and the number that is tried first.
 SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (32, 64, 128, 256)}
-_FIRST = {"cpu": 4, "cuda": 32}
+_FIRST = {"cpu": 4, "cuda": 128}
 # Work that the present backend finishes sooner is not worth the half minute that measuring takes.
 SHORT_S = 180.0
 # Measuring may take this long, or this share of the predicted work, whichever is more.
@@ -164,7 +164,7 @@ class Tuner(Generic[T]):
             sizes: batch sizes to try; a single one is fixed.
         """
         threads = torch.get_num_threads()
-        first = sizes[0] if len(sizes) == 1 else self._best[3]
+        first = max([n for n in sizes if n <= self._best[3]], default=sizes[0])
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         before = _used(self._device)

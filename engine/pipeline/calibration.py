@@ -36,6 +36,7 @@ from combicam.engine.explain.tuning import (
 from combicam.engine.geo.five_crop import FiveCropExplainer
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
+from combicam.engine.pipeline.batch import even_batch_size
 from combicam.engine.pipeline.load import load
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.layout import RunLayout
@@ -52,8 +53,8 @@ Explain = Callable[[Any, int], Explanation]
 
 # Of runs that are not measured.
 _MOST_STREAMS, _IN_STREAM, _ON_GPU = 8, 8, 128
-# Runs of fewer images are not measured.
-_FEW = 64
+# Runs of so few images are not measured.
+_FEW, _FEW_ON_GPU = 64, 10_000
 # What was measured before is used if the usual backend would take longer.
 _WORTH_S = 20.0
 _AS_BEGUN = "as the run began"
@@ -86,10 +87,10 @@ def calibrated(
     if not is_auto or not isinstance(explainer, Explaining):
         return config, plan
     left = sum(len(item.places(manifest.shard_images(item.index))) for item in work)
-    was_started = layout.tuning.exists()
+    was_started, on_gpu = layout.tuning.exists(), explainer.device.type == "cuda"
     if not _is_here(config):
         return config, plan
-    few = left <= _FEW and not was_started
+    few = left <= (_FEW_ON_GPU if on_gpu else _FEW) and not was_started
     explain = None if few else _sample(config, plan, manifest, work)
     if explain is None:  # or no image can be decoded
         return unmeasured(config, explainer), plan
@@ -264,12 +265,21 @@ def _measured(
     tuner = Tuner(explainer, session.backend, nodes, explain, images, tolerance, device, streams)
     found = tuner.tune(
         candidates(inner) if config.compute.backend == "auto" else (),
-        SIZES[device.type] if config.batch_size == "auto" else (config.batch_size,),
+        _sizes(config, device) if config.batch_size == "auto" else (config.batch_size,),
     )
     if found is None:
         return explainer, None, ""
     _keep(cache, found[1])
     return *found, f"measured in {found[1].seconds:.0f} s"
+
+
+def _sizes(config: RunConfig, device: torch.device) -> Sequence[int]:
+    """Batch sizes to try; on a GPU those that a shard is divided into, since libraries choose and
+    build kernels for each."""
+    sizes = SIZES[device.type]
+    if device.type == "cpu" or config.crops != "one":
+        return sizes
+    return list(dict.fromkeys(even_batch_size(config.storage.shard_size, n) for n in sizes))
 
 
 def _tolerance(explainer: Explaining) -> float:

@@ -33,6 +33,7 @@ from combicam.export.preprocess import Preprocess
 
 _AHEAD = 3  # chunks that a process has, finished ones included
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_started_ahead: list[_Parent] = []  # one, or none
 # What a process answers: for each input what load returns, or raised; and the shape of the pixels,
 # or of the encoded file, that lie in the shared memory.
 Answer = tuple[Loaded | Exception, tuple[int, ...] | None]
@@ -54,6 +55,18 @@ class _Worker:
 def can_load_in_processes() -> bool:
     """Whether this system has memory files (Linux)."""
     return hasattr(os, "memfd_create")
+
+
+def start_ahead() -> None:
+    """Start the process that forks the next :class:`LoadProcesses`, which takes seconds, now."""
+    if not _started_ahead:
+        _started_ahead.append(_Parent())
+
+
+def stop_ahead() -> None:
+    """End it, if none took it."""
+    while _started_ahead:
+        _started_ahead.pop().close()
 
 
 class LoadProcesses:
@@ -114,13 +127,13 @@ class LoadProcesses:
                 _stop(self._workers, self._parents)
 
     def _begin(self) -> None:
-        self._parents.append(_Parent(self._memory_file))
+        self._parents.append(_started_ahead.pop() if _started_ahead else _Parent())
         self._workers += [self._started() for _ in range(self._count)]
 
     def _started(self) -> _Worker:
         if self._parents[0].has_ended:
-            self._parents[0] = _Parent(self._memory_file)
-        worker = _Worker(self._parents[0].fork())
+            self._parents[0] = _Parent()
+        worker = _Worker(self._parents[0].fork(self._memory_file))
         with suppress(OSError):  # it died already, which asking for an answer will tell
             worker.connection.send(self._setup)
         return worker
@@ -188,23 +201,20 @@ class LoadProcesses:
 class _Parent:
     """A process that has imported everything, and forks the ones that decode: at once, and with
     most of their memory in common. It kills them when this object is closed, or this process dies.
-
-    Args:
-        memory_file: that the children inherit.
     """
 
-    def __init__(self, memory_file: int) -> None:
+    def __init__(self) -> None:
         self._socket, theirs = socketpair()
         script = (
             f"import sys; sys.path[:] = {sys.path!r}; "
             f"from combicam.engine.pipeline.load_processes import fork_on_demand; "
-            f"fork_on_demand({theirs.fileno()}, {memory_file})"
+            f"fork_on_demand({theirs.fileno()})"
         )
         with theirs:
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", script],
-                    pass_fds=(theirs.fileno(), memory_file),
+                    pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     # Threads of libraries would not survive a fork, and take others' cores.
                     env={**os.environ, **dict.fromkeys(_THREADS, "1"), "CUDA_VISIBLE_DEVICES": ""},
@@ -213,11 +223,15 @@ class _Parent:
             except OSError as error:  # embedded interpreters are no program
                 raise _no_start(str(error)) from error
 
-    def fork(self) -> Connection:
-        """Have a process forked, as soon as everything is imported; the connection to it."""
+    def fork(self, memory_file: int) -> Connection:
+        """Have a process forked, as soon as everything is imported; the connection to it.
+
+        Args:
+            memory_file: that it writes to.
+        """
         ours, theirs = socketpair()
         with theirs, suppress(OSError):  # whoever asks for an answer finds that none is there
-            send_fds(self._socket, [b"fork"], [theirs.fileno()])
+            send_fds(self._socket, [b"fork"], [theirs.fileno(), memory_file])
         return Connection(ours.detach())
 
     def end_of(self, pid: int | None) -> str:
@@ -270,23 +284,24 @@ def _close(workers: list[_Worker], parents: list[_Parent], memory_file: int) -> 
     os.close(memory_file)
 
 
-def fork_on_demand(socket_file: int, memory_file: int) -> None:
+def fork_on_demand(socket_file: int) -> None:
     """Main of :class:`_Parent`'s process."""
     tune_allocator()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of bad images
     children: set[int] = set()
     with socket(fileno=socket_file) as asked:
         while True:
-            message, files, *_ = recv_fds(asked, 64, 1)
+            message, files, *_ = recv_fds(asked, 64, 2)
             if not message:
                 break
             if files:
                 pid = os.fork()
                 if pid == 0:
                     asked.close()
-                    serve(files[0], memory_file)
+                    serve(*files)
                 children.add(pid)
-                os.close(files[0])
+                for file in files:
+                    os.close(file)
             else:
                 pid = int(message)
                 children.discard(pid)

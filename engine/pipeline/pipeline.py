@@ -26,7 +26,12 @@ from combicam.engine.pipeline.commit import write_shards, writer_threads
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
 from combicam.engine.pipeline.gpu_decode import decoded_on_gpu
 from combicam.engine.pipeline.load import Loaded, load_in_order
-from combicam.engine.pipeline.load_processes import LoadProcesses, can_load_in_processes
+from combicam.engine.pipeline.load_processes import (
+    LoadProcesses,
+    can_load_in_processes,
+    start_ahead,
+    stop_ahead,
+)
 from combicam.engine.run.config import RunConfig
 from combicam.engine.run.failure_limit import FailureLimit
 from combicam.engine.run.layout import RunLayout
@@ -87,13 +92,14 @@ class Pipeline:
         if config.decode.decoder == "gpu":
             self._decoder = GpuDecoder(plan.explainer.preprocess, plan.explainer.device)
         self._processes: LoadProcesses | None = None
-        if _in_processes(config, plan.explainer.device, manifest.images):
+        if _in_processes(config, plan.explainer.device.type, manifest.images):
             self._processes = LoadProcesses(
                 config.workers,
                 max(2 * config.batch, 16 * config.workers),
                 plan.explainer.preprocess,
                 config.decode,
             )
+        stop_ahead()
         self._writers = writer_threads(plan.explainer.device.type, os.cpu_count() or 1)
         self.times = self._new_times()
 
@@ -187,7 +193,15 @@ class Pipeline:
             yield from batches(item, rows, size, chain([first], loaded), pin, stack)
 
 
-def _in_processes(config: RunConfig, device: torch.device, images: int) -> bool:
+def start_loading(config: RunConfig) -> None:
+    """Start what the processes that decode come from, while the explainer is made."""
+    name = config.compute.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    if config.distribution.is_local and _in_processes(config, kind, _FEW_PHOTOS):
+        start_ahead()
+
+
+def _in_processes(config: RunConfig, device: str, images: int) -> bool:
     """Whether to read and decode in processes.
 
     Raises:
@@ -201,7 +215,7 @@ def _in_processes(config: RunConfig, device: torch.device, images: int) -> bool:
     if config.load_in != "auto":
         return config.load_in == "processes"
     return (
-        device.type == "cuda"
+        device == "cuda"
         and config.workers >= _LOCKED_THREADS
         and images >= _FEW_PHOTOS
         and can_load_in_processes()

@@ -190,7 +190,7 @@ def test_a_gpu_gets_its_batch_size_first(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found is not None
     assert (found[1].backend, found[1].batch_size) == ("compile", 256)
     assert {n for name, n in machine.calls if name == "compile"} == {256}
-    assert {n for name, n in machine.calls if name == "eager"} == {32, 64, 128, 256}
+    assert {n for name, n in machine.calls if name == "eager"} == {128, 256}
 
 
 def test_threads_that_gain_nothing_decode(monkeypatch: pytest.MonkeyPatch) -> None:
