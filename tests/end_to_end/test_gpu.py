@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision
 from cam_oracle import calibrated
+from PIL import Image
 from torch import Tensor, nn
 
 from combicam import Explainer, LoadedModel, export
 from combicam.engine.explain import backends
 from combicam.engine.explain.config import ComputeConfig
+from combicam.engine.images.decode import (
+    DecodeConfig,
+    Encoded,
+    decode_image,
+    decode_or_leave,
+)
+from combicam.engine.images.gpu_jpeg import GpuDecoder
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run
-from combicam.export.models.models import ModelConfig
+from combicam.export.models.models import ModelConfig, load_model
 
 pytestmark = pytest.mark.gpu
 SIZE = (96, 96)
@@ -121,3 +132,50 @@ def test_a_run(photos: Callable[..., list[Path]], tmp_path: Path) -> None:
     )
     summary = run(config)
     assert summary.images == 12 and not summary.failures
+
+
+def test_photos_are_decoded(tmp_path: Path) -> None:
+    """Of many sizes, turned ones, and those that its engines do not take; by a run, too."""
+    pytest.importorskip("nvidia.nvimgcodec")
+    (tmp_path / "in").mkdir()
+    random = np.random.default_rng(0)
+    preprocess = load_model(ModelConfig("demo")).preprocess
+    decoder = GpuDecoder(preprocess, torch.device("cuda", 0))
+    files = []
+    for i in range(40):
+        coarse = random.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        size = [(1, 1), (7, 63), (64, 48), (480, 360), (361, 241)][i % 5]
+        exif = Image.Exif()
+        exif[0x0112] = 1 + i % 8
+        options = {"exif": exif} if i % 2 else {}
+        file = io.BytesIO()
+        sampling = ["4:4:4", "4:2:2", "4:2:0"][i % 3]
+        mode = "L" if i % 7 == 0 else "RGB"
+        image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        image.save(file, "JPEG", subsampling=sampling, quality=90, **options)
+        files.append(file.getvalue())
+        (tmp_path / "in" / f"{i:02d}.jpg").write_bytes(files[-1])
+    left = [decode_or_leave(data, preprocess, DecodeConfig("gpu")) for data in files]
+    encoded = [photo for photo in left if isinstance(photo, Encoded)]
+    assert len(encoded) == len(files)
+    taken = 0
+    for data, found in zip(files, decoder(encoded), strict=True):
+        if found is None:
+            continue
+        taken += 1
+        expected = torch.from_numpy(decode_image(data, preprocess).pixels)
+        difference = (found.cpu().int() - expected.int()).abs()
+        assert difference.max() <= 3 and difference.float().mean() < 0.05
+    assert taken >= 24  # all but the tiny ones
+    config = RunConfig(
+        str(tmp_path / "in"),
+        tmp_path / "out",
+        ModelConfig("demo"),
+        decode=DecodeConfig("gpu"),
+        compute=ComputeConfig("cuda"),
+        progress=False,
+    )
+    summary = run(config)
+    assert summary.images == 40 and not summary.failures
+    decoders = pq.read_table(tmp_path / "out" / "shards").column("decoder").to_pylist()
+    assert decoders.count("nvimagecodec") == taken
