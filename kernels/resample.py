@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -102,11 +103,12 @@ _FILTER = {"bilinear": _triangle, "bicubic": _cubic}
 _SUPPORT = {"bilinear": 1, "bicubic": 2}
 
 
-@jit(do_not_specialize=("tiles",))
+@jit(do_not_specialize=("begin", "tiles"))
 def resample_kernel(
     strip_ptr,  # int64 [n, 11]
     start_ptr,  # int32, of all axes
     weight_ptr,  # int32, of all axes
+    begin,  # the first strip of this launch
     tiles,  # of the largest strip
     CHANNELS: tl.constexpr,  # neighbours in memory
     CHANNELS_PADDED: tl.constexpr,
@@ -114,7 +116,7 @@ def resample_kernel(
     BLOCK_PIXELS: tl.constexpr,
 ):
     """One axis of all images: rows x pixels of an image for each program."""
-    i_n = (tl.program_id(0) // tiles).to(tl.int64)
+    i_n = (begin + tl.program_id(0) // tiles).to(tl.int64)
     i_tile = tl.program_id(0) % tiles
     field = strip_ptr + i_n * 11
     rows, pixels, taps = tl.load(field + 6), tl.load(field + 7), tl.load(field + 8)
@@ -122,8 +124,8 @@ def resample_kernel(
     if i_tile < tl.cdiv(rows, BLOCK_ROWS) * across:
         source = tl.load(field).to(tl.pointer_type(tl.uint8))
         target = tl.load(field + 3).to(tl.pointer_type(tl.uint8))
+        # Where the axis begins: of the starts in the upper half, of the weights in the lower.
         axis, bits = tl.load(field + 9), tl.load(field + 10).to(tl.int32)
-        # The weights of an axis begin where its starts would, were they as many.
         o_row = (i_tile // across * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None, None]
         o_pixel = (i_tile % across * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS))[None, :, None]
         o_channel = tl.arange(0, CHANNELS_PADDED)[None, None, :]
@@ -143,11 +145,14 @@ def resample_kernel(
         tl.store(p_y, value, mask=m_x)
 
 
-def launch_resample(strips: Sequence[Strip], channels: int, device: torch.device) -> list[Tensor]:
+def launch_resample(
+    rounds: Sequence[Sequence[Strip]], channels: int, device: torch.device
+) -> list[Tensor]:
     """Launch the kernel, on the current device.
 
     Args:
-        strips: of memory on the device; none writes what another reads.
+        rounds: strips of memory on the device, a launch for each round: what it reads may be
+            written in one before.
         channels: values of a pixel, neighbours in memory.
         device: of all of it.
 
@@ -156,8 +161,8 @@ def launch_resample(strips: Sequence[Strip], channels: int, device: torch.device
     """
     places: dict[int, int] = {}
     starts, weights, at_start, at_weight = [], [], 0, 0
-    table = np.empty((len(strips), 11), np.int64)
-    for row, (*numbers, axis) in zip(table, strips, strict=True):
+    table = np.empty((sum(map(len, rounds)), 11), np.int64)
+    for row, (*numbers, axis) in zip(table, chain.from_iterable(rounds), strict=True):
         if id(axis) not in places:
             places[id(axis)] = at_start << 32 | at_weight
             starts.append(axis.start)
@@ -165,22 +170,27 @@ def launch_resample(strips: Sequence[Strip], channels: int, device: torch.device
             at_start += axis.start.size
             at_weight += axis.weights.size
         row[:] = *numbers, *axis.weights.shape, places[id(axis)], axis.bits
-    tiles = max(
-        cdiv(strip.rows, BLOCK_ROWS) * cdiv(len(strip.axis.start), BLOCK_PIXELS) for strip in strips
-    )
     read = [
         torch.from_numpy(values).to(device)
         for values in (table, np.concatenate(starts), np.concatenate(weights))
     ]
-    launch(
-        resample_kernel,
-        len(strips) * tiles,
-        *read,
-        tiles,
-        CHANNELS=channels,
-        CHANNELS_PADDED=next_power_of_2(channels),
-        BLOCK_ROWS=BLOCK_ROWS,
-        BLOCK_PIXELS=BLOCK_PIXELS,
-        num_warps=4,
-    )
+    begin = 0
+    for strips in rounds:
+        tiles = max(
+            cdiv(strip.rows, BLOCK_ROWS) * cdiv(len(strip.axis.start), BLOCK_PIXELS)
+            for strip in strips
+        )
+        launch(
+            resample_kernel,
+            len(strips) * tiles,
+            *read,
+            begin,
+            tiles,
+            CHANNELS=channels,
+            CHANNELS_PADDED=next_power_of_2(channels),
+            BLOCK_ROWS=BLOCK_ROWS,
+            BLOCK_PIXELS=BLOCK_PIXELS,
+            num_warps=4,
+        )
+        begin += len(strips)
     return read

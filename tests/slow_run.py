@@ -25,7 +25,7 @@ STEPS = {
     "before the manifest": ("combicam.engine.runner", "write_manifest", 1),
     "between manifest and fingerprint": ("combicam.engine.run.directory", "write_json", 1),
     "before the first byte of a shard": ("combicam.engine.shards.writer", "temporary_path", 2),
-    "before its fsync": ("combicam.engine.storage.atomic", "_sync", 9),
+    "before its fsync": ("combicam.engine.storage.atomic", "sync", 9),
     "before the rename of the first": ("combicam.engine.shards.writer", "commit", 1),
     "before its rename": ("combicam.engine.shards.writer", "commit", 2),
     "before its record": ("combicam.engine.run.records", "write_json", 1),

@@ -146,8 +146,7 @@ class GpuDecoder:
             kept.append(between)
             results[i] = result
         if first:
-            kept += launch_resample(first, _CHANNELS, self._device)
-            kept += launch_resample(second, _CHANNELS, self._device)
+            kept += launch_resample((first, second), _CHANNELS, self._device)
             self._wait()
         return results
 

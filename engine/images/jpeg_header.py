@@ -42,8 +42,9 @@ def has_common_sampling(layers: Sequence[tuple[int, int, int]]) -> bool:
     """
     ids = bytes(layer[0] for layer in layers)
     factors = [tuple(layer[1:3]) for layer in layers]
+    # Of grey, decoders on a CPU do not mind the factors, but GPUs do.
     is_ycbcr = ids != b"RGB" and factors[:1] in _LUMA and factors[1:] == [(1, 1), (1, 1)]
-    return len(layers) == 1 or is_ycbcr
+    return factors == [(1, 1)] or is_ycbcr
 
 
 def plain_frame(data: bytes) -> JpegFrame | None:

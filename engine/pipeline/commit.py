@@ -190,6 +190,9 @@ class _ShardJob:
             raise
 
     def _commit(self, writer: ShardWriter, batch: Batch) -> None:
+        start = perf_counter()
+        writer.finish()  # several shards may wait for the disk
+        batch.add_seconds("commit", perf_counter() - start)
         while self._before is not None and not self._before.wait(_TICK_S):
             self._inbox.check()
         start = perf_counter()

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from combicam.engine.shards.map_format import MapFormat
 from combicam.engine.shards.row_format import ShardFormat
-from combicam.engine.storage.atomic import commit, remove, temporary_path
-from combicam.engine.storage.paths import arrow_file
+from combicam.engine.storage.atomic import commit, remove, sync, temporary_path
+from combicam.engine.storage.paths import arrow_file, is_remote
 
 _GROUP_BYTES = 16 * 2**20
 _DICTIONARY = ["status", "error", "decoder", "class_name", "s2_token"]
@@ -51,6 +51,7 @@ class ShardWriter:
         self._early: dict[int, Any] = {}  # first row -> rows that follow each other
         self._kept = iter(kept)
         self._added = self._turn = 0
+        self._finished = False
         self._early_kept = -1  # the last of the kept rows that were taken
         name, system = arrow_file(temporary_path(path, folder))
         self._writer = pq.ParquetWriter(
@@ -107,14 +108,22 @@ class ShardWriter:
             self._write(self._waiting.slice(0, self._group_rows))
             self._waiting = self._waiting.slice(self._group_rows)
 
-    def commit(self) -> None:
-        """Write the remaining rows, and commit the file durably."""
+    def finish(self) -> None:
+        """Write the remaining rows, to the disk: all that takes long of a commit."""
+        self._finished = True
         self._take_turns()
         for start in sorted(self._early):  # behind rows that nobody added
             self._append(self._early.pop(start))
         if self._waiting.num_rows:
             self._write(self._waiting)
         self._writer.close()
+        if not is_remote(self._path):
+            sync(temporary_path(self._path, self._folder))
+
+    def commit(self) -> None:
+        """Commit the file durably."""
+        if not self._finished:
+            self.finish()
         commit(self._path, self._folder)
 
     def _write(self, group: Any) -> None:

@@ -39,9 +39,9 @@ def commit(path: Path, folder: Path | None = None) -> None:
         store.fs.put_file(str(temporary), store.path)
         temporary.unlink()
         return
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, values: dict[str, Any], durable: bool = True) -> None:
@@ -103,7 +103,8 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="combicam-")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a local file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

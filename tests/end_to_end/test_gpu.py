@@ -149,8 +149,8 @@ def test_photos_are_decoded(tmp_path: Path) -> None:
         exif[0x0112] = 1 + i % 8
         options = {"exif": exif} if i % 2 else {}
         file = io.BytesIO()
-        sampling = ["4:4:4", "4:2:2", "4:2:0"][i % 3]
         mode = "L" if i % 7 == 0 else "RGB"
+        sampling = "4:4:4" if mode == "L" else ["4:4:4", "4:2:2", "4:2:0"][i % 3]
         image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
         image.save(file, "JPEG", subsampling=sampling, quality=90, **options)
         files.append(file.getvalue())

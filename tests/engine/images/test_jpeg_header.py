@@ -69,7 +69,8 @@ def test_sampling_that_gpus_decode() -> None:
     common = [(1, 1), (2, 1), (2, 2)]
     for luma in [*common, (4, 1), (1, 2), (4, 4)]:
         assert has_common_sampling([(1, *luma), *chroma]) is (luma in common)
-    assert has_common_sampling([(1, 2, 2)]) and not has_common_sampling([])
+    assert has_common_sampling([(1, 1, 1)]) and not has_common_sampling([])
+    assert not has_common_sampling([(1, 2, 2)])  # grey, which an H200 decodes wrongly
     assert not has_common_sampling([(1, 2, 2), (2, 2, 1), (3, 1, 1)])
     assert not has_common_sampling([(ord(c), 1, 1) for c in "RGB"])
 
