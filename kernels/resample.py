@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
 
@@ -145,9 +144,7 @@ def resample_kernel(
         tl.store(p_y, value, mask=m_x)
 
 
-def launch_resample(
-    rounds: Sequence[Sequence[Strip]], channels: int, device: torch.device
-) -> list[Tensor]:
+def launch_resample(rounds: Sequence[Sequence[Strip]], channels: int, device: torch.device) -> None:
     """Launch the kernel, on the current device.
 
     Args:
@@ -155,9 +152,6 @@ def launch_resample(
             written in one before.
         channels: values of a pixel, neighbours in memory.
         device: of all of it.
-
-    Returns:
-        What the kernel reads besides: keep it until the launch is done.
     """
     places: dict[int, int] = {}
     starts, weights, at_start, at_weight = [], [], 0, 0
@@ -193,4 +187,3 @@ def launch_resample(
             num_warps=4,
         )
         begin += len(strips)
-    return read

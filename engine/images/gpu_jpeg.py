@@ -8,8 +8,10 @@ one level. Of 3,000 damaged files, nvImageCodec's CPU decoder took 13 that Pillo
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from threading import Lock
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -39,21 +41,24 @@ def nvimgcodec() -> Any:
 
 
 class GpuDecoder:
-    """Decodes JPEGs and resizes them to a model's input, all at once; one thread at a time does.
+    """Decodes JPEGs and resizes them to a model's input, all at once. Threads may share it: each
+    gets a decoder and a stream, of high priority, since the GPU is busy explaining.
 
     Args:
         preprocess: of the model.
         device: the GPU.
-        decoder: of nvImageCodec; default: the GPU's engines for JPEG, or its processors where it
-            has none.
+        make: makes a decoder of nvImageCodec; default: of the GPU's engines for JPEG, or of its
+            processors where it has none.
 
     Raises:
         ValueError: the device is not a GPU, or decodes no JPEG.
         MissingExtra: nvImageCodec or Triton is not installed.
     """
 
-    def __init__(self, preprocess: Preprocess, device: torch.device, decoder: Any = None) -> None:
-        if device.type != "cuda" and decoder is None:
+    def __init__(
+        self, preprocess: Preprocess, device: torch.device, make: Callable[[], Any] | None = None
+    ) -> None:
+        if device.type != "cuda" and make is None:
             raise ValueError(
                 f"decode: expected a CUDA device for decoder='gpu', got {device}; use "
                 "decoder='auto'"
@@ -64,9 +69,8 @@ class GpuDecoder:
         color = self._codec.ColorSpec.SRGB
         self._params = self._codec.DecodeParams(apply_exif_orientation=False, color_spec=color)
         self._preprocess, self._device = preprocess, device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._decoder = decoder or self._of_device()
-        self._lock = Lock()
+        self._of_thread = local()
+        self._make = make or self._maker()
 
     def __call__(self, photos: Sequence[Encoded]) -> list[Tensor | None]:
         """Decode and resize.
@@ -77,37 +81,52 @@ class GpuDecoder:
         Returns:
             uint8 [H,W,3] of each, on the device and complete; None to leave it to another decoder.
         """
-        with self._lock, on_device(self._device), torch.cuda.stream(self._stream):
-            images = self._decoded([self._code_stream(photo.data) for photo in photos])
-            return self._resized(photos, images)
+        if not photos:
+            return []
+        with self._stream() as stream:
+            images = self._decoded([self._code_stream(photo.data) for photo in photos], stream)
+            results = self._resized(photos, images)
+        return results
 
     def stack(self, photos: Sequence[Tensor]) -> Tensor:
         """uint8 [B,H,W,3] of those that it decoded, complete."""
-        with on_device(self._device), torch.cuda.stream(self._stream):
-            stacked = torch.stack(list(photos))
-            self._wait()
-        return stacked
+        with self._stream():
+            return torch.stack(list(photos))
 
     def upload(self, pixels: Any) -> Tensor:
-        """Copy pixels that another decoder made, uint8 [H,W,3], to the device."""
-        with on_device(self._device), torch.cuda.stream(self._stream):
-            return torch.from_numpy(pixels.copy()).to(self._device)
+        """Copy pixels that another decoder made, uint8 [H,W,3], to the device, complete."""
+        with self._stream():
+            return torch.from_numpy(pixels).to(self._device)
 
-    def _of_device(self) -> Any:
+    @contextmanager
+    def _stream(self) -> Iterator[torch.cuda.Stream | None]:
+        """This thread's stream as the current one; in the end, all that it was told is done."""
+        if self._device.type != "cuda":
+            yield None
+            return
+        with on_device(self._device):
+            if not hasattr(self._of_thread, "stream"):
+                self._of_thread.stream = torch.cuda.Stream(self._device, priority=-1)
+            with torch.cuda.stream(self._of_thread.stream):
+                yield self._of_thread.stream
+                self._of_thread.stream.synchronize()
+
+    def _maker(self) -> Callable[[], Any]:
         kinds = self._codec.BackendKind
         file = io.BytesIO()
         Image.linear_gradient("L").convert("RGB").save(file, "JPEG")
+        photo = self._codec.CodeStream(file.getvalue())
         for kind in (kinds.HW_GPU_ONLY, kinds.HYBRID_CPU_GPU):
-            with on_device(self._device):
-                decoder = self._codec.Decoder(
-                    device_id=self._device.index,
-                    max_num_cpu_threads=_THREADS,
-                    backends=[self._codec.Backend(kind)],
-                    options=OPTIONS,
-                )
-                stream = self._codec.CodeStream(file.getvalue())
-                if decoder.decode(stream, params=self._params) is not None:
-                    return decoder
+            make = partial(
+                self._codec.Decoder,
+                device_id=self._device.index,
+                max_num_cpu_threads=_THREADS,
+                backends=[self._codec.Backend(kind)],
+                options=OPTIONS,
+            )
+            with self._stream():
+                if make().decode(photo, params=self._params) is not None:
+                    return make
         raise ValueError(
             f"decode: expected a GPU that decodes JPEG for decoder='gpu', got {self._device}, "
             "which does not; is nvidia-nvjpeg installed? Or use decoder='auto'"
@@ -119,37 +138,33 @@ class GpuDecoder:
         except RuntimeError:  # a header that it does not understand
             return None
 
-    def _decoded(self, streams: list[Any]) -> list[Any]:
-        known = [stream for stream in streams if stream is not None]
-        if not known:
-            return streams
-        number = 0 if self._stream is None else self._stream.cuda_stream
-        found = iter(self._decoder.decode(known, params=self._params, cuda_stream=number))
-        return [stream and next(found) for stream in streams]
+    def _decoded(self, photos: list[Any], stream: torch.cuda.Stream | None) -> list[Any]:
+        if not hasattr(self._of_thread, "decoder"):
+            self._of_thread.decoder = self._make()
+        known = [photo for photo in photos if photo is not None]
+        number = 0 if stream is None else stream.cuda_stream
+        decode = self._of_thread.decoder.decode
+        found = iter(decode(known, params=self._params, cuda_stream=number) if known else ())
+        return [photo and next(found) for photo in photos]
 
     def _resized(self, photos: Sequence[Encoded], images: list[Any]) -> list[Tensor | None]:
         results: list[Tensor | None] = [None] * len(photos)
-        first, second, kept = [], [], []
+        on_gpu = self._device.type == "cuda"
+        first, second, between = [], [], []  # freed memory is taken again in the stream's order
         for i, (photo, image) in enumerate(zip(photos, images, strict=True)):
             shape = (photo.height, photo.width, _CHANNELS)
             if image is None or tuple(image.shape) != shape:
                 continue
-            found = image.__cuda_array_interface__ if self._stream else image.__array_interface__
+            found = image.__cuda_array_interface__ if on_gpu else image.__array_interface__
             row = found["strides"][0] if found["strides"] else photo.width * _CHANNELS
             plan = device_resize(shape, row, photo.orientation, self._preprocess)
-            between = torch.empty(plan.between, dtype=torch.uint8, device=self._device)
+            between.append(torch.empty(plan.between, dtype=torch.uint8, device=self._device))
             result = torch.empty(plan.shape, dtype=torch.uint8, device=self._device)
-            addresses = (found["data"][0], between.data_ptr(), result.data_ptr())
+            addresses = (found["data"][0], between[-1].data_ptr(), result.data_ptr())
             across, down = plan.strips(*addresses)
             first.append(across)
             second.append(down)
-            kept.append(between)
             results[i] = result
         if first:
-            kept += launch_resample((first, second), _CHANNELS, self._device)
-            self._wait()
+            launch_resample((first, second), _CHANNELS, self._device)
         return results
-
-    def _wait(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()

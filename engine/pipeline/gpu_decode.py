@@ -14,8 +14,8 @@ from combicam.engine.pipeline.load import Loaded, decoded
 from combicam.export.preprocess import Preprocess
 
 # Photos that are decoded at once, and their pixels (of 3 bytes on the GPU).
-_PHOTOS, _PIXELS = 64, 2**26
-# Batches in the making: the GPU decodes one while others are read, or decoded on the CPU.
+_PHOTOS, _PIXELS = 128, 2**26
+# Batches in the making, each by a thread: they wait for a GPU that explains.
 _AHEAD = 3
 
 

@@ -34,7 +34,7 @@ def by_kernel(images: list[Tensor], size: Size, mode: str) -> list[Tensor]:
         second.append(Strip(source, c, row, target, c, row, width, down))
         outputs.append(output)
         kept.append(between)
-    kept += launch_resample((first, second), images[0].shape[2], images[0].device)
+    launch_resample((first, second), images[0].shape[2], images[0].device)
     if images[0].is_cuda:
         torch.cuda.synchronize()
     return outputs

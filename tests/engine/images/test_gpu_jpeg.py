@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -49,8 +51,8 @@ def turned(orientation: int, size: tuple[int, int] = (60, 80)) -> bytes:
 def on_cpu(preprocess: Preprocess, device: torch.device | None = None) -> GpuDecoder:
     codec = pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec")
     backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
-    decoder = codec.Decoder(device_id=-99999, backends=backends, options=gpu_jpeg.OPTIONS)
-    return GpuDecoder(preprocess, torch.device("cpu"), decoder)
+    make = partial(codec.Decoder, device_id=-99999, backends=backends, options=gpu_jpeg.OPTIONS)
+    return GpuDecoder(preprocess, torch.device("cpu"), make)
 
 
 def check(files: list[bytes], preprocess: Preprocess) -> None:
@@ -115,6 +117,13 @@ def test_a_run(
     declined = jpeg((64, 48))
     paths[5].write_bytes(declined)
     monkeypatch.setattr(pipeline, "GpuDecoder", on_cpu)
+    lock, launch = Lock(), gpu_jpeg.launch_resample  # Triton interprets in one thread alone
+
+    def launch_alone(*arguments: Any) -> None:
+        with lock:
+            launch(*arguments)
+
+    monkeypatch.setattr(gpu_jpeg, "launch_resample", launch_alone)
     stream = GpuDecoder._code_stream
     monkeypatch.setattr(
         GpuDecoder,
