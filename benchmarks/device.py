@@ -49,12 +49,13 @@ def _tests(*where: str) -> Group:
     return Group("tests-" + Path(where[0]).name, ("pytest", *where, *options, *left_out))
 
 
-def _pipeline(backend: str, load_in: str) -> Group:
-    name = f"pipeline-{backend}-{load_in}"
+def _pipeline(backend: str, load_in: str, decoder: str = "auto") -> Group:
+    name = f"pipeline-{backend}-{load_in}-{decoder}"
     options = ("--model", "timm:resnet50", "--photos", "8000", "--batch", "250", "--workers", "16")
     compute = ("--device", "cuda", "--amp-dtype", "bfloat16", "--backend", backend)
     record = ("--rounds", "1", "--growth", "0", "--output", f"{{output}}/{name}.json")
     command = ("benchmarks", "pipeline", *options, *compute, "--load-in", load_in, *record)
+    command = (*command, "--decoder", decoder)
     return Group(name, command, timed_s=45)
 
 
@@ -80,6 +81,7 @@ PLAN: dict[str, list[Group]] = {
     ],
     "pipeline": [
         _pipeline("eager", "processes"),
+        _pipeline("eager", "processes", "gpu"),
         _pipeline("compile", "threads"),
         _pipeline("compile", "processes"),
     ],

@@ -24,13 +24,16 @@ from benchmarks.turns import wait_for_turn
 from combicam import LoadedModel, ModelConfig, Preprocess, RunConfig
 from combicam.demo.planet import CELLS, postcard
 from combicam.engine.explain.protocol import BatchExplainer
+from combicam.engine.images.decode import DecodeConfig
+from combicam.engine.images.gpu_jpeg import GpuDecoder
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.batch import Batch, batches
 from combicam.engine.pipeline.calibration import unmeasured
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.commit import write_shards
 from combicam.engine.pipeline.explain_stage import ExplainedBatch, ExplainStage
-from combicam.engine.pipeline.load import Loaded, load
+from combicam.engine.pipeline.gpu_decode import decoded_on_gpu
+from combicam.engine.pipeline.load import Loaded, load, load_in_order
 from combicam.engine.pipeline.load_processes import LoadProcesses
 from combicam.engine.run.config import StorageConfig
 from combicam.engine.run.directory import RunDirectory
@@ -107,23 +110,34 @@ def stages(bench: Bench) -> dict[str, Callable[[], int]]:
                 pass
         return len(entries)
 
+    preprocess, decode = explainer.preprocess, config.decode
+    decoder = GpuDecoder(preprocess, explainer.device) if decode.decoder == "gpu" else None
+
     def one(i: int) -> Loaded:
-        return load(entries[i], explainer.preprocess, config.decode)
+        return load(entries[i], preprocess, decode)
 
     processes = None
     if config.load_in == "processes":
         processes = LoadProcesses(
             config.workers,
             max(2 * config.batch, 16 * config.workers),
-            explainer.preprocess,
-            config.decode,
+            preprocess,
+            decode,
         )
         next(processes.in_order(entries[:1]))  # they have started
 
     def decoded() -> int:
-        if processes is None:
+        if processes is None and decoder is None:
             return pooled(one)
-        return sum(1 for _ in processes.in_order(entries))
+        with ThreadPoolExecutor(config.workers) as pool:
+            items = (
+                load_in_order(entries, pool, 4 * config.workers, preprocess, decode, for_gpu=True)
+                if processes is None
+                else processes.in_order(entries)
+            )
+            if decoder is not None:
+                items = decoded_on_gpu(items, decoder, preprocess, decode)
+            return sum(1 for _ in items)
 
     ready = [one(i) for i in range(min(len(entries), 4 * config.batch))]
 
@@ -201,6 +215,7 @@ def stage_rows(bench: Bench, rounds: int, say: Callable[[str], None]) -> list[Re
         "streams": bench.config.compute.streams or 1,
         "workers": bench.config.workers,
         "load_in": bench.config.load_in,
+        "decoder": bench.config.decode.decoder,
         "store": bench.config.storage.store,
     }
     rows = [_row(name, params, values, images) for name, values in seconds.items()]
@@ -321,6 +336,7 @@ class PipelineConfig:
         streams: batches explained at the same time, on a CPU; None for what a short run takes.
         workers: threads or processes that read and decode.
         load_in: where they do.
+        decoder: ``auto``, ``pillow`` or ``gpu``.
         device: ``cpu`` or ``cuda``.
         amp_dtype: of the computation; None for float32.
         backend: of the computation.
@@ -338,6 +354,7 @@ class PipelineConfig:
     streams: int | None = None
     workers: int = 2
     load_in: Literal["threads", "processes"] = "threads"
+    decoder: Literal["auto", "pillow", "gpu"] = "auto"
     device: str = "cpu"
     amp_dtype: str | None = None
     backend: str = "auto"
@@ -362,6 +379,7 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
             batch_size=config.batch or "auto",
             workers=config.workers,
             load_in=config.load_in,
+            decode=DecodeConfig(config.decoder),
             shard_size=max(1, config.photos // 2),
             progress=False,
         )

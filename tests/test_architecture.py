@@ -49,6 +49,7 @@ LAYERS = (
     "console",
     "commands",
     "cli",
+    "__main__",
     "__init__",
 )
 EXCEPTIONS = {

@@ -183,6 +183,12 @@ def test_completions_of_a_shell_know_the_options(capsys: pytest.CaptureFixture[s
     assert "--fiftyone" in script and "--retry-failed" in script
 
 
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "combicam", "run", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("usage: combicam run")
+
+
 def test_model_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["run", "photos", "-o", "run"])

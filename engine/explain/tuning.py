@@ -32,6 +32,8 @@ SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (32, 64, 128, 256)}
 _FIRST = {"cpu": 4, "cuda": 128}
 # Work that the present backend finishes sooner is not worth the half minute that measuring takes.
 SHORT_S = 180.0
+# A single call may take this many times too long or too short.
+_DOUBT = 3.0
 # Measuring may take this long, or this share of the predicted work, whichever is more.
 _LEAST_S, _SHARE = 20.0, 0.03
 # A measurement, and what torch.compile takes for a node of a graph.
@@ -171,6 +173,11 @@ class Tuner(Generic[T]):
         _, explainer, backend, _ = self._best
         try:
             expected = self._explain(explainer, first)
+            start = perf_counter()
+            self._explain(explainer, first).heatmaps.cpu()
+            once = perf_counter() - start
+            if self._images * once / first < SHORT_S / _DOUBT:
+                return None
             speed = self._measured(explainer, backend, first)
         except torch.OutOfMemoryError:  # runs halve their batches
             return None
