@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
 
 BLOCK_ROWS, BLOCK_PIXELS = 8, 32
-_AXES = 4096  # remembered; photos come in few sizes
+_AXES = 1024  # remembered; photos come in few sizes
 _MOST_BITS, _WEIGHT_BITS = 22, 15
 
 

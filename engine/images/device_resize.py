@@ -10,7 +10,7 @@ from combicam.engine.images.resize import sizes, start, turn, upright_size
 from combicam.export.preprocess import Preprocess
 from combicam.kernels.resample import Axis, Strip, resampled_axis
 
-_PHOTOS = 4096  # remembered; photos come in few sizes
+_PHOTOS = 1024  # remembered; photos come in few sizes
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ class GpuDecoder:
             processors where it has none.
 
     Raises:
-        ValueError: the device is not a GPU, or decodes no JPEG.
-        MissingExtra: nvImageCodec or Triton is not installed.
+        ValueError: the device is not a GPU, or decodes no JPEG, or Triton is not installed.
+        MissingExtra: nvImageCodec is not installed.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class GpuDecoder:
             )
         self._codec = nvimgcodec()
         if tl is None:
-            require("triton", extra="triton", operation="decode, decoder='gpu'")
+            raise ValueError(
+                "decode: expected Triton for decoder='gpu', got none; use decoder='auto'"
+            )
         color = self._codec.ColorSpec.SRGB
         self._params = self._codec.DecodeParams(apply_exif_orientation=False, color_spec=color)
         self._preprocess, self._device = preprocess, device
