@@ -23,6 +23,7 @@ from combicam.engine.run.failure_limit import FailureLimit
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.plan import RunPlan, plan_run
 from combicam.engine.run.work import ShardWork
+from combicam.engine.shards import writer as writer_module
 from combicam.engine.shards.quantise import quantise
 from combicam.engine.shards.row_format import Record
 from combicam.engine.shards.writer import ShardWriter
@@ -103,6 +104,28 @@ def test_shards_are_committed_in_order_though_the_first_is_slow(
     written(tmp_path / "run", plan, 3)
     assert order == [f"{i:05d}" for i in range(SHARDS)]
     assert len(at_once) == 3
+
+
+def test_shards_wait_for_the_disk_at_the_same_time(
+    tmp_path: Path, plan: RunPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is committed once the second is on the disk; it would wait for ever otherwise."""
+    second = threading.Event()
+    commit_one = ShardWriter.commit
+
+    def on_disk(path: Path) -> None:
+        if "00001" in path.name:
+            second.set()
+
+    def patient(self: ShardWriter) -> None:
+        if "00000" in self._path.name:
+            assert second.wait(20)
+        commit_one(self)
+
+    monkeypatch.setattr(writer_module, "sync", on_disk)
+    monkeypatch.setattr(ShardWriter, "commit", patient)
+    layout, _ = written(tmp_path / "run", plan, writers=2)
+    assert committed_shards(layout) == set(range(SHARDS))
 
 
 @pytest.mark.parametrize("writers", [1, 3])
