@@ -25,7 +25,7 @@ from combicam.engine.images.decode import (
     decode_or_leave,
 )
 from combicam.engine.images.gpu_jpeg import GpuDecoder
-from combicam.engine.pipeline import pipeline
+from combicam.engine.pipeline import gpu_decode, pipeline
 from combicam.engine.run.config import RunConfig
 from combicam.engine.runner import run_images
 from combicam.errors import MissingExtra
@@ -108,7 +108,7 @@ def test_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the GPU takes, what it leaves, and what it fails at, in two ways."""
-    paths = photos(tmp_path / "in", 150)
+    paths = photos(tmp_path / "in", 50)
     Image.open(paths[1]).save(paths[1], "PNG")
     paths[2].write_bytes(paths[2].read_bytes()[:-300])
     header = jpeg((40, 30))
@@ -117,6 +117,7 @@ def test_a_run(
     declined = jpeg((64, 48))
     paths[5].write_bytes(declined)
     monkeypatch.setattr(pipeline, "GpuDecoder", on_cpu)
+    monkeypatch.setattr(gpu_decode, "_PHOTOS", 7)
     lock, launch = Lock(), gpu_jpeg.launch_resample  # Triton interprets in one thread alone
 
     def launch_alone(*arguments: Any) -> None:
@@ -138,8 +139,8 @@ def test_a_run(
             "fake",
             decode=DecodeConfig(decode),
             load_in=load_in,
-            shard_size=100,
-            batch_size=32,
+            shard_size=30,
+            batch_size=8,
             progress=False,
         )
         summary = run_images(config, fake())
@@ -147,7 +148,7 @@ def test_a_run(
         table = pq.read_table(shards)
         tables[decode, load_in] = table.drop_columns(["decoder"])
         decoders = table.column("decoder").to_pylist()
-        assert summary.images == 150 and summary.failures == {"decode_error": 2}
+        assert summary.images == 50 and summary.failures == {"decode_error": 2}
         others = ["pillow", None, None, "simplejpeg", "simplejpeg"]
         assert decoders[1:6] == others
         usual = "nvimagecodec" if decode == "gpu" else "simplejpeg"
