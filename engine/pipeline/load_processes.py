@@ -66,7 +66,7 @@ def start_ahead() -> None:
 def stop_ahead() -> None:
     """End it, if none took it."""
     while _started_ahead:
-        _started_ahead.pop().close()
+        _started_ahead.pop().kill()
 
 
 class LoadProcesses:
@@ -249,6 +249,11 @@ class _Parent:
     def has_ended(self) -> bool:
         """Whether it died."""
         return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End it at once, before it forked any."""
+        self._process.kill()
+        self.close()
 
     def close(self) -> None:
         """End it and all that it forked."""

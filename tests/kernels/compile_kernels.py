@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-MODULES = ["pool", "weigh", "extremes", "combine", "normalize", "bias_act"]
+MODULES = ["pool", "weigh", "extremes", "combine", "normalize", "bias_act", "resample"]
 kernels = {name: importlib.import_module(f"combicam.kernels.{name}") for name in MODULES}
 head = importlib.import_module("combicam.kernels.cam_head")
 
@@ -60,6 +60,8 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 
 
@@ -107,6 +109,10 @@ def record(
         launch_bias_act = kernels["bias_act"].launch_bias_act
         launch_bias_act(x, bias, None, "silu", torch.empty_like(x))
         launch_bias_act(x, bias, x, "relu", x)
+        resample = kernels["resample"]
+        axis = resample.resampled_axis(640, 224, 0, 224, "bicubic")
+        strip = resample.Strip(0, 1920, 3, 0, 672, 3, 480, axis)
+        resample.launch_resample([[strip]], 3, torch.device("meta"))
     return LAUNCHES
 
 

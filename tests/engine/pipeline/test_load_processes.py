@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 from combicam import RunConfig
 from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.inputs.entry import Entry
+from combicam.engine.pipeline import load_processes, pipeline
 from combicam.engine.pipeline.load import load
 from combicam.engine.pipeline.load_processes import LoadProcesses, can_load_in_processes
 from combicam.engine.shards.status import DECODE_ERROR, MISSING, OK
@@ -229,6 +231,49 @@ def test_files_for_a_gpu(photos: Callable[..., list[Path]], tmp_path: Path) -> N
                 assert item.pixels is None and item.encoded.photo == expected.encoded.photo
     finally:
         processes.close()
+
+
+def test_a_process_that_was_started_ahead_is_taken(
+    photos: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    load_processes.start_ahead()
+    load_processes.start_ahead()
+    [ahead] = load_processes._started_ahead
+    processes = LoadProcesses(1, 4, SQUARE, DecodeConfig())
+    try:
+        assert processes._parents == [ahead] and not load_processes._started_ahead
+        assert ids(processes, entries(photos(tmp_path, 3))) == [(i, OK) for i in "012"]
+    finally:
+        processes.close()
+    assert ahead.has_ended
+
+
+def test_a_process_that_none_takes_ends() -> None:
+    load_processes.start_ahead()
+    [ahead] = load_processes._started_ahead
+    load_processes.stop_ahead()
+    assert ahead.has_ended and not load_processes._started_ahead
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [
+        ({"device": "cuda", "workers": 6}, True),
+        ({"device": "cuda:1", "workers": 6}, True),
+        ({"device": "cuda", "workers": 5}, False),
+        ({"device": "cuda", "workers": 5, "load_in": "processes"}, True),
+        ({"device": "cuda", "workers": 6, "load_in": "threads"}, False),
+        ({"device": "cuda", "workers": 6, "devices": ("cuda:0", "cuda:1")}, False),
+        ({"device": "cpu", "workers": 6}, False),
+    ],
+)
+def test_when_to_start_ahead(
+    options: dict[str, Any], starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(pipeline, "start_ahead", lambda: started.append(True))
+    pipeline.start_loading(RunConfig("in", Path("run"), "demo", **options))
+    assert started == [True] * starts
 
 
 def test_where_to_load() -> None:
