@@ -263,7 +263,8 @@ def test_a_process_that_none_takes_ends() -> None:
         ({"device": "cuda", "workers": 5}, False),
         ({"device": "cuda", "workers": 5, "load_in": "processes"}, True),
         ({"device": "cuda", "workers": 6, "load_in": "threads"}, False),
-        ({"device": "cuda", "workers": 6, "devices": ("cuda:0", "cuda:1")}, False),
+        ({"workers": 6}, True),
+        ({"workers": 6, "devices": ("cuda:0", "cuda:1")}, False),
         ({"device": "cpu", "workers": 6}, False),
     ],
 )
@@ -271,6 +272,7 @@ def test_when_to_start_ahead(
     options: dict[str, Any], starts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[bool] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(pipeline, "start_ahead", lambda: started.append(True))
     pipeline.start_loading(RunConfig("in", Path("run"), "demo", **options))
     assert started == [True] * starts
