@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
 
+from combicam.engine.explain.streams import compute_alone
 from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.images.gpu_jpeg import GpuDecoder
 from combicam.engine.pipeline.load import Loaded, decoded
@@ -35,7 +36,7 @@ def decoded_on_gpu(
         return _finished(chunk, decoder, preprocess, config)
 
     ahead: deque[Future[list[Loaded]]] = deque()
-    with ThreadPoolExecutor(_AHEAD, "combicam-decode") as pool:
+    with ThreadPoolExecutor(_AHEAD, "combicam-decode", compute_alone) as pool:
         for chunk in _chunks(loaded):
             ahead.append(pool.submit(finish, chunk))
             if len(ahead) == _AHEAD:

@@ -39,13 +39,13 @@ def newest_opset() -> int:
 
 def _is_supported(opset: int) -> bool:
     """Whether the exporter converts a graph of one node to an opset that ONNX Runtime runs."""
+    from onnxscript.version_converter import convert_version  # slow to import
+
     ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "relu", ends[:1], ends[1:])
     imports = [onnx.helper.make_opsetid("", DEFAULT_OPSET)]
     model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10))
-    from onnxscript.version_converter import convert_version  # slow to import
-
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -208,6 +208,19 @@ def test_streams_of_short_runs(
         torch.set_num_threads(before)
 
 
+def test_batches_of_a_gpu(tmp_path: Path) -> None:
+    """Short runs take large ones; those that are measured are what a shard is divided into."""
+    explainer, gpu = Explainer(build()), torch.device("cuda", 0)
+    explainer.device = gpu
+    config = configured(tmp_path, batch_size="auto", shard_size=1000)
+    assert calibration.unmeasured(config, explainer).batch == 128
+    named = replace(config, batch_size=7)
+    assert calibration.unmeasured(named, explainer) == named
+    assert calibration._sizes(config, gpu) == [32, 63, 125, 250]
+    assert calibration._sizes(configured(tmp_path, shard_size=50), gpu) == [25, 50]
+    assert calibration._sizes(config, torch.device("cpu")) == tuning.SIZES["cpu"]
+
+
 def test_streams_change_no_row(tmp_path: Path) -> None:
     save_photos(tmp_path / "in", 30)
     (tmp_path / "in" / "p003.jpg").write_bytes(b"broken")
