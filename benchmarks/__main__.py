@@ -28,8 +28,10 @@ from benchmarks.rounds import (
     run_geo,
     run_peers,
     run_pipeline,
+    run_runs,
     run_scaling,
 )
+from benchmarks.runs import RunsConfig
 from benchmarks.scaling import ScalingConfig
 from benchmarks.tables import TablesConfig, tables
 from benchmarks.traffic import TrafficConfig, run_traffic
@@ -40,6 +42,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "kernels": (KernelsConfig, run_kernels),
     "decode": (DecodeBenchmark, run_decode),
     "pipeline": (PipelineConfig, run_pipeline),
+    "runs": (RunsConfig, run_runs),
     "geo": (GeoBenchmark, run_geo),
     "claim": (ClaimConfig, run_claim),
     "faithfulness": (ClaimConfig, run_claim),
@@ -56,7 +59,8 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 COMPARED = tuple(
     name
     for name in COMMANDS
-    if name not in ("all", "device", "tables", "traffic", "claim", "faithfulness", "designs")
+    if name
+    not in ("all", "device", "runs", "tables", "traffic", "claim", "faithfulness", "designs")
 )
 
 

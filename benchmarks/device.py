@@ -59,6 +59,15 @@ def _pipeline(backend: str, load_in: str, decoder: str = "auto") -> Group:
     return Group(name, command, timed_s=45)
 
 
+def _runs(cores: int) -> Group:
+    """Whole commands, by decoder; runs of fewer than 10,000 images decode in threads."""
+    name = f"runs-{cores}"
+    options = ("--model", "torchvision:resnet50", "--images", "60000", "--cores", str(cores))
+    compute = ("--device", "cuda", "--amp-dtype", "bfloat16", "--decoders", "auto", "gpu")
+    record = ("--output", f"{{output}}/{name}.json")
+    return Group(name, ("benchmarks", "runs", *options, *compute, *record), timed_s=120)
+
+
 PLAN: dict[str, list[Group]] = {
     "tests": [_tests("tests/kernels"), _tests("tests/end_to_end/test_gpu.py")],
     "kernels": [
@@ -85,6 +94,7 @@ PLAN: dict[str, list[Group]] = {
         _pipeline("compile", "threads"),
         _pipeline("compile", "processes"),
     ],
+    "runs": [_runs(16), _runs(4)],
 }
 
 

@@ -21,6 +21,7 @@ from benchmarks.photo_claim import PhotoClaimConfig, photo_claim
 from benchmarks.photos import NETWORKS
 from benchmarks.pipeline import PipelineConfig, pipeline
 from benchmarks.pipeline_page import pipeline_table
+from benchmarks.runs import RunsConfig, runs, runs_table
 from benchmarks.scaling import ScalingConfig, scaling
 from benchmarks.scaling_page import scaling_table
 
@@ -44,6 +45,12 @@ def run_pipeline(config: PipelineConfig) -> None:
     rows = pipeline(config, say)
     print(f"\n{pipeline_table(rows)}\n", flush=True)
     write(config.output, rows)
+
+
+def run_runs(config: RunsConfig) -> None:
+    """Start-up is in every figure of the whole command."""
+    rows = runs(config, say, lambda rows: write(config.output, rows))
+    print(f"\n{runs_table(rows)}\n", flush=True)
 
 
 def run_claim(config: ClaimConfig) -> None:

@@ -105,8 +105,7 @@ _SUPPORT = {"bilinear": 1, "bicubic": 2}
 @jit(do_not_specialize=("begin", "tiles"))
 def resample_kernel(
     strip_ptr,  # int64 [n, 11]
-    start_ptr,  # int32, of all axes
-    weight_ptr,  # int32, of all axes
+    axis_ptr,  # int32, of all axes: starts, then weights
     begin,  # the first strip of this launch
     tiles,  # of the largest strip
     CHANNELS: tl.constexpr,  # neighbours in memory
@@ -123,15 +122,14 @@ def resample_kernel(
     if i_tile < tl.cdiv(rows, BLOCK_ROWS) * across:
         source = tl.load(field).to(tl.pointer_type(tl.uint8))
         target = tl.load(field + 3).to(tl.pointer_type(tl.uint8))
-        # Where the axis begins: of the starts in the upper half, of the weights in the lower.
-        axis, bits = tl.load(field + 9), tl.load(field + 10).to(tl.int32)
+        axis, bits = axis_ptr + tl.load(field + 9), tl.load(field + 10).to(tl.int32)
         o_row = (i_tile // across * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None, None]
         o_pixel = (i_tile % across * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS))[None, :, None]
         o_channel = tl.arange(0, CHANNELS_PADDED)[None, None, :]
         m_pixel = o_pixel < pixels
         m_x = (o_row < rows) & m_pixel & (o_channel < CHANNELS)
-        start = tl.load(start_ptr + (axis >> 32) + o_pixel, mask=m_pixel, other=0)
-        weight = weight_ptr + (axis & 0xFFFFFFFF) + o_pixel * taps
+        start = tl.load(axis + o_pixel, mask=m_pixel, other=0)
+        weight = axis + pixels + o_pixel * taps
         p_x = source + o_row * tl.load(field + 1) + start * tl.load(field + 2) + o_channel
         total = tl.zeros((BLOCK_ROWS, BLOCK_PIXELS, CHANNELS_PADDED), tl.int32)
         for i in range(taps):
@@ -153,21 +151,20 @@ def launch_resample(rounds: Sequence[Sequence[Strip]], channels: int, device: to
         channels: values of a pixel, neighbours in memory.
         device: of all of it.
     """
-    places: dict[int, int] = {}
-    starts, weights, at_start, at_weight = [], [], 0, 0
+    places: dict[int, int] = {}  # of axes, in what they have
+    axes: list[NDArray[np.int32]] = []
+    end = 0
     table = np.empty((sum(map(len, rounds)), 11), np.int64)
     for row, (*numbers, axis) in zip(table, chain.from_iterable(rounds), strict=True):
         if id(axis) not in places:
-            places[id(axis)] = at_start << 32 | at_weight
-            starts.append(axis.start)
-            weights.append(axis.weights.ravel())
-            at_start += axis.start.size
-            at_weight += axis.weights.size
+            places[id(axis)] = end
+            axes += [axis.start, axis.weights.ravel()]
+            end += axis.start.size + axis.weights.size
         row[:] = *numbers, *axis.weights.shape, places[id(axis)], axis.bits
-    read = [
-        torch.from_numpy(values).to(device)
-        for values in (table, np.concatenate(starts), np.concatenate(weights))
-    ]
+    # One copy for all: each would wait for what the stream was told before.
+    tables = np.concatenate([table.view(np.int32).ravel(), *axes])
+    on_gpu = torch.from_numpy(tables).to(device)
+    read = (on_gpu[: 2 * table.size].view(torch.int64), on_gpu[2 * table.size :])
     begin = 0
     for strips in rounds:
         tiles = max(

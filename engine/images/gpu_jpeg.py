@@ -29,6 +29,9 @@ from combicam.requirements import require
 OPTIONS = ":fancy_upsampling=1"
 _THREADS = 8  # that feed the engines
 _CHANNELS = 3
+# Decoded photos whose memory each thread keeps: the GPU's allocator gives back to the system what
+# is free whenever a stream is waited for.
+_KEPT_BYTES = 2**28
 
 
 def nvimgcodec() -> Any:
@@ -141,13 +144,22 @@ class GpuDecoder:
             return None
 
     def _decoded(self, photos: list[Any], stream: torch.cuda.Stream | None) -> list[Any]:
-        if not hasattr(self._of_thread, "decoder"):
-            self._of_thread.decoder = self._make()
+        """Decode into images of this thread, which its next call overwrites."""
+        mine = self._of_thread
+        if not hasattr(mine, "decoder"):
+            mine.decoder, mine.images = self._make(), []
         known = [photo for photo in photos if photo is not None]
+        if not known:
+            return photos
+        images = mine.images[: len(known)] if len(known) <= len(mine.images) else None
         number = 0 if stream is None else stream.cuda_stream
-        decode = self._of_thread.decoder.decode
-        found = iter(decode(known, params=self._params, cuda_stream=number) if known else ())
-        return [photo and next(found) for photo in photos]
+        found = mine.decoder.decode(known, images=images, params=self._params, cuda_stream=number)
+        if images is None:
+            mine.images = [image for image in found if image is not None]
+        if sum(image.capacity for image in mine.images) > _KEPT_BYTES:
+            mine.images = []
+        rest = iter(found)
+        return [photo and next(rest) for photo in photos]
 
     def _resized(self, photos: Sequence[Encoded], images: list[Any]) -> list[Tensor | None]:
         results: list[Tensor | None] = [None] * len(photos)
@@ -155,9 +167,11 @@ class GpuDecoder:
         first, second, between = [], [], []  # freed memory is taken again in the stream's order
         for i, (photo, image) in enumerate(zip(photos, images, strict=True)):
             shape = (photo.height, photo.width, _CHANNELS)
-            if image is None or tuple(image.shape) != shape:
+            if image is None:
                 continue
             found = image.__cuda_array_interface__ if on_gpu else image.__array_interface__
+            if found["shape"] != shape:
+                continue
             row = found["strides"][0] if found["strides"] else photo.width * _CHANNELS
             plan = device_resize(shape, row, photo.orientation, self._preprocess)
             between.append(torch.empty(plan.between, dtype=torch.uint8, device=self._device))

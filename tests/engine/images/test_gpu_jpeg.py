@@ -83,6 +83,19 @@ def test_photos_are_turned_and_resized_as_on_a_cpu(resize: Any, interpolation: s
     check([turned(i, size) for i in range(1, 9) for size in sizes], wanted)
 
 
+def test_a_decoder_writes_over_what_it_decoded_before() -> None:
+    """Pixels that were handed out stay, and images of another size take no pixels of old ones."""
+    decoder = on_cpu(SQUARE)
+    sizes = [[(60, 80), (97, 41), (33, 50)], [(20, 15)], [(64, 64)] * 5, [(31, 90), (70, 66)]]
+    found, expected = [], []
+    for i, batch in enumerate(sizes):
+        files = [jpeg(size, quality=50 + i) for size in batch]
+        left = [decode_or_leave(data, SQUARE, GPU) for data in files]
+        found += decoder([photo for photo in left if isinstance(photo, Encoded)])
+        expected += [decode_image(data, SQUARE).pixels for data in files]
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_what_is_left_to_the_gpu() -> None:
     def is_left(data: bytes, preprocess: Preprocess = SQUARE) -> bool:
         found = decode_or_leave(data, preprocess, GPU)
