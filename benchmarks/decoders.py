@@ -9,8 +9,10 @@ import importlib
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.harness import Contender, Result, measure
+from benchmarks.harness import Contender, Result, check_device, measure
 from combicam import Preprocess
 from combicam.demo.planet import CELLS, postcard
-from combicam.engine.images.decode import DecodeConfig, decode_image
+from combicam.engine.images.decode import DecodeConfig, Encoded, decode_image, decode_or_leave
+from combicam.engine.images.gpu_jpeg import GpuDecoder
 
 Pixels = NDArray[np.uint8]
 BASELINE = "decode, Pillow"
 _PIXELS_PER_CALL = 4_000_000
+_BATCH = 128  # photos that a GPU decodes at once
+_SIDE = 4096  # of the matrices that keep it busy
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class DecodeBenchmark:
         cases: WIDTHxHEIGHT:QUALITY, and :progressive where the file is.
         threads: how many photos are decoded at once; the figures are photos a second of all.
         rounds: how often every contender is timed, in turn; medians are reported.
+        device: ``cuda`` adds decoding there, in batches, as many at once as ``threads``; alone, and
+            while the GPU multiplies matrices, as it explains in a run.
         output: where the JSON goes.
     """
 
@@ -48,6 +55,7 @@ class DecodeBenchmark:
     )
     threads: tuple[int, ...] = (1, 2)
     rounds: int = 5
+    device: str = "cpu"
     output: Path = Path("benchmarks/results/decode-cpu.json")
 
 
@@ -148,6 +156,61 @@ def contenders(data: bytes, size: tuple[int, int], pool: ThreadPoolExecutor) -> 
         )
 
 
+def gpu_contenders(
+    data: bytes, pool: ThreadPoolExecutor, threads: int, device: torch.device
+) -> Iterator[Contender]:
+    """A run's decoder on a GPU; what it leaves to the CPU fails as rows."""
+    preprocess = Preprocess((224, 224))
+
+    def prepare(busy: bool) -> Callable[[], list[list[torch.Tensor | None]]]:
+        decoder = GpuDecoder(preprocess, device)
+        photo = decode_or_leave(data, preprocess, DecodeConfig("gpu"))
+        if not isinstance(photo, Encoded):
+            raise ValueError("expected a JPEG that is left to the GPU, got another")
+        batches = [[photo] * _BATCH] * threads
+
+        def call() -> list[list[torch.Tensor | None]]:
+            if not busy:
+                return list(pool.map(decoder, batches))
+            with _multiplying(device):
+                return list(pool.map(decoder, batches))
+
+        return call
+
+    expected = torch.from_numpy(decode_image(data, preprocess).pixels).short()
+
+    def check(found: list[list[torch.Tensor | None]]) -> float:
+        pixels = [photo for batch in found for photo in batch]
+        if any(photo is None for photo in pixels):
+            return float("inf")
+        return max(float((p.cpu().short() - expected).abs().max()) for p in pixels if p is not None)
+
+    for name, busy in (("run, --decoder gpu", False), ("the same, the GPU busy", True)):
+        yield Contender(name, lambda busy=busy: prepare(busy), threads * _BATCH, check, tolerance=1)
+
+
+@contextmanager
+def _multiplying(device: torch.device) -> Iterator[None]:
+    """While active, a thread multiplies matrices, one product after the other."""
+    over = Event()
+    a = torch.ones(_SIDE, _SIDE, device=device, dtype=torch.bfloat16)
+
+    def multiply() -> None:
+        while not over.is_set():
+            for _ in range(8):
+                a @ a
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+    thread = Thread(target=multiply)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _pillow_only(data: bytes, preprocess: Preprocess) -> Pixels:
     """Resize, then crop the centre, as torchvision and timm do with Pillow."""
     height, width = preprocess.input_size
@@ -167,6 +230,7 @@ def decoding(config: DecodeBenchmark, say: Callable[[str], None]) -> list[Result
         config: what and how often.
         say: progress.
     """
+    check_device("decode", config.device)
     torch.set_num_threads(1)
     rows = []
     for case in config.cases:
@@ -175,7 +239,11 @@ def decoding(config: DecodeBenchmark, say: Callable[[str], None]) -> list[Result
             params = {"case": case, "threads": threads, "bytes": len(data)}
             say(f"{case}: {params}")
             with ThreadPoolExecutor(threads) as pool:
-                rows += measure(contenders(data, size, pool), params, config.rounds, say)
+                compared = [*contenders(data, size, pool)]
+                if config.device != "cpu":
+                    device = torch.device(config.device, 0)
+                    compared += gpu_contenders(data, pool, threads, device)
+                rows += measure(compared, params, config.rounds, say)
     return rows
 
 

@@ -59,6 +59,12 @@ def _pipeline(backend: str, load_in: str, decoder: str = "auto") -> Group:
     return Group(name, command, timed_s=45)
 
 
+def _decode() -> Group:
+    options = ("--cases", "480x480:90", "500x375:85", "--threads", "1", "3", "--rounds", "3")
+    record = ("--device", "cuda", "--output", "{output}/decode.json")
+    return Group("decode", ("benchmarks", "decode", *options, *record))
+
+
 def _runs(cores: int) -> Group:
     """Whole commands, by decoder; runs of fewer than 10,000 images decode in threads."""
     name = f"runs-{cores}"
@@ -94,7 +100,7 @@ PLAN: dict[str, list[Group]] = {
         _pipeline("compile", "threads"),
         _pipeline("compile", "processes"),
     ],
-    "runs": [_runs(16), _runs(4)],
+    "runs": [_decode(), _runs(16), _runs(4)],
 }
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import decoders
-from benchmarks.decoders import DecodeBenchmark, decode_table, decoding
+from benchmarks.decoders import DecodeBenchmark, decode_table, decoding, gpu_contenders
+from benchmarks.harness import measure
+from combicam.engine.images.gpu_jpeg import OPTIONS, GpuDecoder
 
 
 @pytest.mark.slow
@@ -37,3 +42,24 @@ def test_every_decoder_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> 
     lines = decode_table(rows).splitlines()
     assert len(lines) == 2 + len(names) and {line.count("|") for line in lines} == {4}
     assert "| decode, wrong | ArithmeticError |" in lines[2 + names.index("decode, wrong")]
+
+
+def test_decoding_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By nvImageCodec's CPU decoder; batches of one call, and what a GPU does not decode."""
+    codec = pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec")
+    backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
+    make = partial(codec.Decoder, device_id=-99999, backends=backends, options=OPTIONS)
+    monkeypatch.setattr(decoders, "GpuDecoder", partial(GpuDecoder, make=make))
+    monkeypatch.setattr(decoders, "_BATCH", 2)
+    monkeypatch.setattr(decoders, "_SIDE", 64)
+    with ThreadPoolExecutor(1) as pool:
+        for case, fails in (("64x48:85", False), ("64x48:85:progressive", True)):
+            data, _ = decoders.encoded(case)
+            compared = gpu_contenders(data, pool, 1, torch.device("cpu"))
+            rows = measure(compared, {}, 1, lambda line: None)
+            assert [row.name for row in rows] == ["run, --decoder gpu", "the same, the GPU busy"]
+            for row in rows:
+                if fails:
+                    assert row.error and "left to the GPU" in row.error
+                else:
+                    assert row.error is None and row.max_abs_err == 0 and row.seconds
