@@ -1,9 +1,9 @@
-"""Bytes that an image moves through memory in the eager joint graph, and its arithmetic: counted.
+"""Bytes that an image moves through memory in the joint graph, and its arithmetic: counted.
 
 Every operator reads its inputs and writes its outputs once, and a convolution's bias costs one more
 of each; views and weights are free. In 16 bit the graph is the one that CUDA gets. Bytes over
 bandwidth, plus arithmetic over the rate of the matrix units in 16 bit, is what a GPU needs in eager
-torch if nothing waits; what is compiled may move less.
+torch if nothing waits. What is compiled, Inductor counts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from benchmarks.compiled_traffic import compiled_traffic
 from benchmarks.harness import DTYPES, RESULTS, known, write_json
 from benchmarks.networks import CASES, NAMES, network
 from combicam.export.passes.passes import for_eager_cuda
@@ -118,7 +119,8 @@ def _flop(module: fx.GraphModule, node: fx.Node) -> float:
 
 @dataclass(frozen=True)
 class TrafficConfig:
-    """Bytes and arithmetic of an image in the eager joint graph, and what GPUs need for them.
+    """Bytes and arithmetic of an image in the joint graph, and what GPUs need for them in eager
+    torch.
 
     Args:
         cases: which networks.
@@ -155,6 +157,7 @@ def run_traffic(config: TrafficConfig) -> None:
                 "megabytes": round(found.megabytes, 1),
                 "gflop": round(found.flop / 1e9, 2),
                 "calls": found.calls.total(),
+                "compiled": compiled_traffic(name, config.dtype),
                 "microseconds": {gpu: round(found.microseconds(gpu)) for gpu in GPUS},
                 "megabytes_by_operator": {
                     op: round(n / 1e6, 1) for op, n in found.bytes.most_common(8)
@@ -168,13 +171,16 @@ def run_traffic(config: TrafficConfig) -> None:
 def traffic_table(record: dict[str, Any]) -> str:
     """Markdown of a record."""
     lines = [
-        f"| | MB an image | GFLOP | operators | {' | '.join(f'µs, {gpu}' for gpu in GPUS)} |",
-        f"|---|---|---|---|{'---|' * len(GPUS)}",
+        "| | MB an image | GFLOP | operators | "
+        f"{' | '.join(f'µs, {gpu}' for gpu in GPUS)} | compiled: MB | kernels, convolutions |",
+        f"|---|---|---|---|{'---|' * (len(GPUS) + 2)}",
     ]
     for row in record["rows"]:
+        compiled = row["compiled"]
         floors = " | ".join(str(row["microseconds"][gpu]) for gpu in GPUS)
         lines.append(
             f"| {NAMES[row['case']]}, {row['dtype']} | {row['megabytes']:.0f} | {row['gflop']:.1f} "
-            f"| {row['calls']} | {floors} |"
+            f"| {row['calls']} | {floors} | {compiled['megabytes']:.0f} "
+            f"| {compiled['kernels']}, {compiled['convolutions']} |"
         )
     return "\n".join(lines)

@@ -16,24 +16,21 @@ from unittest import mock
 import inductor_head as head
 import torch
 import torch._inductor.runtime.triton_helpers
-import triton
 from torch._dynamo.device_interface import CudaInterface
 from torch._dynamo.source import ConstantSource
 from torch._functorch.aot_autograd import aot_export_module
 from torch._inductor import config
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
-from torch._inductor.compile_fx import _recursive_post_grad_passes, fake_tensor_prop
-from torch._inductor.debug import DebugContext
-from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from benchmarks import pretended_gpu
 
 PARAMETERS: dict[str, int] = {}
 
 
-class Driver(head.Driver):
+class Driver(pretended_gpu.Driver):
     """Also takes compiled kernels, without loading or launching them."""
 
     utils = SimpleNamespace(
@@ -71,33 +68,16 @@ def generated() -> str:
         graph, _ = aot_export_module(head.Doubled(), tuple(tensors), trace_joint=False)
     options = {"cpp_wrapper": True, "graph_partition": False, "triton.store_cubin": True}
     options |= {"triton.autotune_at_compile_time": True, "aot_inductor.embed_kernel_binary": False}
-    available = mock.patch("torch.cuda.is_available", return_value=True)
     tuning = mock.patch.object(
         PythonWrapperCodegen, "generate_and_run_autotune_block", compile_kernels
     )
-    with available, tuning, config.patch(options), V.set_fake_mode(mode):
-        fake_tensor_prop(graph, tensors)
-        _recursive_post_grad_passes(graph, is_inference=True)
-        lowering = GraphLowering(
-            graph,
-            example_inputs=tensors,
-            is_inference=True,
-            shape_env=mode.shape_env,
-            cpp_wrapper=True,
-            aot_mode=True,
-        )
-        with V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
-            lowering.run(*tensors)
-            code = lowering.codegen_with_cpp_wrapper()[0]
-    return str(getattr(code, "value", code))
+    with tuning, config.patch(options):
+        return pretended_gpu.lowered(graph, tensors, mode, cpp_wrapper=True, aot_mode=True)[1]
 
 
 if __name__ == "__main__":
-    triton.runtime.driver.set_active(Driver())
+    pretended_gpu.pretend(Driver())
     torch._inductor.runtime.triton_helpers.set_driver_to_gpu = lambda *_: None
-    for name, answer in head.ANSWERS.items():
-        mock.patch(name, return_value=answer).start()
-    mock.patch("torch.cuda._get_device_properties", return_value=head.H200, create=True).start()
     for name in ("exchange_device", "maybe_exchange_device", "synchronize"):
         mock.patch.object(CudaInterface, name, lambda *_: 0).start()
     code = generated()

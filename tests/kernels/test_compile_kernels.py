@@ -19,6 +19,7 @@ SHARED = {"cuda:80": 163 << 10, "cuda:90": 227 << 10, "cuda:100": 227 << 10, "hi
 def run(script: str, *arguments: str) -> Any:
     """The JSON that a script beside this file prints, where nothing is interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])  # for benchmarks
     done = subprocess.run(
         [sys.executable, "-W", "ignore", Path(__file__).with_name(script), *arguments],
         capture_output=True,
