@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test slow test-oldest test-newest lint types docs check constraints clean
+.PHONY: demo test long slow test-oldest test-newest lint types docs check constraints clean
 
 # constraints.txt holds the versions that the tests are known to pass with.
 define install
@@ -33,6 +33,9 @@ demo: .venv/.base
 # Two processes of one thread each; a file's tests share what was traced for them.
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+long: .venv/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'long and not slow'
 
 slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow

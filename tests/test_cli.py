@@ -27,6 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "photos"
 
 
+@pytest.mark.long
 def test_export_then_run_the_artifact_equals_running_the_network(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +52,7 @@ def test_export_then_run_the_artifact_equals_running_the_network(
     assert np.array_equal(network.targets, artifact.targets)
 
 
+@pytest.mark.long
 def test_rows_of_a_run(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [
@@ -197,6 +199,7 @@ def test_model_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--model" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_demo_points_at_the_evidence(tmp_path: Path) -> None:
     found = demo(DemoConfig(tmp_path, images=72, seed=3_000_000, overlays=3, progress=False))
     assert found.summary.images == 72 and not found.summary.failures

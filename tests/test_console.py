@@ -53,6 +53,7 @@ def test_a_run_prints_its_summary_in_every_encoding(tmp_path: Path) -> None:
     assert rb"run-\u03c3" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_streams_that_services_close(closed: str, run: Path, tmp_path: Path) -> None:
     assert shell(f"{COMBICAM} status {run} --metrics /dev/null {closed}").returncode in (0, 1)

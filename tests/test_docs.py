@@ -102,6 +102,7 @@ def run_page(page: Path, folder: Path, kinds: tuple[str, ...] = ("python", "sh")
             assert done.returncode == 0, f"{page}:{block.line}: {done.stdout}{done.stderr}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAST)
 def test_python_of_pages_without_a_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ def states(**changes: Any) -> dict[str, str]:
     return {finding.name: finding.state for finding in diagnose(**changes)}
 
 
+@pytest.mark.long
 def test_what_works_and_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "QUICK", ("eager", "torchscript"))
     monkeypatch.setattr(doctor, "_POSTCARDS", 4)
@@ -49,6 +50,7 @@ def test_a_run_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.state, finding.detail) == (FAILED, "OSError: no space left")
 
 
+@pytest.mark.long
 def test_a_backend_that_fails_or_differs_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,8 @@ def test_decoding_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "GpuDecoder", partial(GpuDecoder, make=make))
     monkeypatch.setattr(decoders, "_BATCH", 2)
     monkeypatch.setattr(decoders, "_SIDE", 64)
+    small = decoders.Preprocess((32, 32))
+    monkeypatch.setattr(decoders, "Preprocess", lambda size: small)
     with ThreadPoolExecutor(1) as pool:
         for case, fails in (("64x48:85", False), ("64x48:85:progressive", True)):
             data, _ = decoders.encoded(case)

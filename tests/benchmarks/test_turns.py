@@ -41,6 +41,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return made
 
 
+@pytest.mark.long
 def test_turns_do_not_overlap_and_faults_stay_alone(tmp_path: Path, group) -> None:
     groups = [
         group("crashes", "crash"),

@@ -26,6 +26,7 @@ def test_networks_know_their_size_and_classes(number: int, side: int) -> None:
         assert loaded.module(torch.zeros(1, 3, side, side)).shape == (1, 1000)
 
 
+@pytest.mark.long
 def test_maps_of_trained_weights_against_float64(postcards: Callable[[int, int], Tensor]) -> None:
     loaded = photo_models.lite0()
     explainer = Explainer(loaded, (96, 96), layers="stages", fuse="gated", device="cpu")

@@ -68,6 +68,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photo_tour, "MODEL", "stand_in_network:build")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("stand_in")
 def test_the_command_and_those_that_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["demo", "--photos", "--no-progress"])

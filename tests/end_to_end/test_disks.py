@@ -65,6 +65,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_disks_that_take_nothing_are_one_line(
     name: str, planet: Path, disk: Path, capsys: pytest.CaptureFixture[str]

@@ -105,6 +105,7 @@ def test_a_run_its_report_and_its_pictures(
     assert capsys.readouterr().out.count("ReLU") == 2
 
 
+@pytest.mark.long
 def test_a_file_gives_the_rows_of_its_network(inputs: Callable[[str], list[str]]) -> None:
     cli.main(["export", "-o", "grey.onnx", *inputs("loaded")])
     for model, name in ((inputs("loaded"), "one"), (["-m", "grey.onnx"], "two")):

@@ -160,6 +160,7 @@ def test_lists_name_objects_and_files(tmp_path: Path, bucket: Any, photos: Any, 
     assert run_images(config, fake()).failures == {"decode_error": 1}
 
 
+@pytest.mark.long
 def test_killed_and_continued(tmp_path: Path, bucket: Any, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 48)
     run_images(configured(tmp_path / "in", tmp_path / "whole"), fake())

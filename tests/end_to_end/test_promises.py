@@ -27,6 +27,7 @@ def column(run: Path, name: str) -> list[Any]:
     return [v for path in shards for v in pq.read_table(path, columns=[name]).column(0).to_pylist()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [step for step in STEPS if step != "before the next record"])
 def test_death_at_every_step_of_a_commit(step: str, tmp_path: Path, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 28)
@@ -148,6 +149,7 @@ def test_limits_that_are_none(limit: str, tmp_path: Path) -> None:
         configured(tmp_path, max_failures=limit)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

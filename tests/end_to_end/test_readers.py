@@ -55,6 +55,7 @@ def test_readers_take_the_folder_of_shards(
     assert READERS[reader](str(run / "shards"), tmp_path / "cache") == 21
 
 
+@pytest.mark.long
 def test_the_folder_of_shards_has_nothing_else_at_any_time(tmp_path: Path) -> None:
     save_photos(tmp_path / "in", 40)
     process = start_run(tmp_path, committed=1, pause=0.05)

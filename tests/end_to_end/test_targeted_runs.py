@@ -54,6 +54,7 @@ def rows(run: Path) -> tuple[Tensor, Tensor, list[list[int]]]:
     return torch.from_numpy(heatmaps), torch.from_numpy(scores), targets.tolist()
 
 
+@pytest.mark.long
 def test_rows_are_what_the_explainer_answers(
     explainer: Explainer, cards: Tensor, photos: Path, tmp_path: Path
 ) -> None:

@@ -176,6 +176,7 @@ def test_summary_adds_up(tmp_path: Path, photos: Any, fake: Any) -> None:
     assert total == pytest.approx(3 * summary.wall_s, rel=0.05)
 
 
+@pytest.mark.long
 def test_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, photos: Any, fake: Any) -> None:
     photos(tmp_path / "in", 48)
     changes: dict[str, Any] = {"batch_size": 4, "shard_size": 8}
@@ -195,6 +196,7 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, photos: Any, 
     assert not list((tmp_path / "run" / "shards").glob(".*"))
 
 
+@pytest.mark.long
 def test_interrupt_stops_promptly_and_leaves_whole_shards(tmp_path: Path, photos: Any) -> None:
     photos(tmp_path / "in", 200)
     process = start_run(tmp_path, committed=2)

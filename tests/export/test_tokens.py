@@ -175,6 +175,7 @@ def test_rules_do_not_depend_on_the_weights() -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [vit, pytest.param(swin, marks=pytest.mark.slow)])
 def test_artifacts(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     size = SIZE if make is vit else (32, 32)

@@ -36,6 +36,7 @@ def rows(target: str) -> list[dict[str, Any]]:
     return run("compile_kernels.py", target, str(TARGETS[target]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "target",
     [t if t == "cuda:90" else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS],
@@ -75,6 +76,7 @@ def test_loads_are_16_bytes_wide_where_memory_allows(target: str) -> None:
     assert checked >= 4
 
 
+@pytest.mark.long
 def test_torch_sees_through_the_operator() -> None:
     """Ahead-of-time tracing finds the kernels, knows what each writes, and fixes no batch."""
     found = run("capture_head.py")
@@ -111,6 +113,7 @@ def test_aot_inductor_passes_every_parameter_of_a_kernel() -> None:
     assert {f"{name}_kernel" for name in ("pool", "weigh", "extremes", "render")} <= kernels
 
 
+@pytest.mark.long
 def test_a_launch_is_repeated_without_triton_looking_into_it_again() -> None:
     """One binary per kernel for all batch sizes; the short way passes what Triton passes."""
     found = run("launch_again.py")

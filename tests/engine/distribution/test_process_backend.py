@@ -49,6 +49,7 @@ def kill_one_in_the_middle(tmp_path: Path) -> Thread:
     return thread
 
 
+@pytest.mark.long
 def test_killed_process_loses_nothing_and_bytes_are_those_of_one(
     tmp_path: Path, photos: Any, fake: Any
 ) -> None:
@@ -68,6 +69,7 @@ def test_killed_process_loses_nothing_and_bytes_are_those_of_one(
     assert not list((tmp_path / "run" / "shards").glob(".*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "death", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

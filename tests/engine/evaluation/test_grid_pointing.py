@@ -108,6 +108,7 @@ def test_too_few_classes_make_no_mosaic(colours: Path, capsys: pytest.CaptureFix
     assert json.loads((colours / "out" / "evaluation.json").read_text())["mosaics"] == []
 
 
+@pytest.mark.long
 def test_the_command_plays_it(
     colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

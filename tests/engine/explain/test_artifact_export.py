@@ -64,6 +64,7 @@ def test_parity_with_eager_autograd(
     assert_rounding_only(torch.cat(errors))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "suffix"), [("gradcam", ".onnx"), ("layercam", ".ts")])
 def test_gated_maps_in_memory_and_in_files(
     method: str, suffix: str, demo_model: LoadedModel, postcards: Draw, tmp_path: Path
@@ -126,6 +127,7 @@ def test_runs_without_combicam(artifact: Path, explainer: Explainer, tmp_path: P
     assert typical_error(out, explainer(images).heatmaps) < 1e-4
 
 
+@pytest.mark.long
 def test_onnx_file_is_in_order(explainer: Explainer, tmp_path: Path) -> None:
     path = tmp_path / "planet.onnx"
     path.with_name("planet.onnx.data").touch()  # left by a network of more than 2 GB
@@ -148,6 +150,7 @@ def test_onnx_file_is_in_order(explainer: Explainer, tmp_path: Path) -> None:
     assert typical_error(loaded(images).heatmaps, explainer(images).heatmaps) < 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".onnx", pytest.param(".ts", marks=pytest.mark.slow)])
 def test_regions_in_half_precision(suffix: str, demo_model: LoadedModel, tmp_path: Path) -> None:
     explainer = Explainer(demo_model, layers="stages", dtype="float16")
@@ -205,6 +208,7 @@ class Pools(nn.Module):
         return logits
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".onnx", ".ts"])
 def test_pools_and_resizes_in_every_format(suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -150,6 +150,7 @@ def test_modules_that_keep_something_of_their_first_call() -> None:
     torch.testing.assert_close(found.logits, model(images), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_training_autocast_and_hooks_do_not_reach_an_explainer(demo_model: LoadedModel) -> None:
     model = _double(demo_model.module).float()
     seen: list[object] = []
@@ -205,6 +206,7 @@ def test_threads_share_one_explainer(explainer: Explainer, postcards: Draw) -> N
         torch.testing.assert_close(found[i], expected[i])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "backend",
     [
@@ -250,6 +252,7 @@ def test_wrong_inputs(explainer: Explainer, images: Tensor, targets: Any, words:
         explainer(images, targets=targets)
 
 
+@pytest.mark.long
 def test_wrong_arguments(demo_model: LoadedModel) -> None:
     model = demo_model.module
     with pytest.raises(TypeError, match=r"Explainer\.load"):
@@ -282,6 +285,7 @@ def test_input_size_changes_the_preprocessing_of_a_loaded_model(demo_model: Load
     assert explainer(torch.zeros(1, 96, 128, 3, dtype=torch.uint8)).heatmaps.shape[2:] == (96, 128)
 
 
+@pytest.mark.long
 def test_fingerprint_tells_weights_and_spec_apart(demo_model: LoadedModel) -> None:
     first = Explainer(demo_model, layers="last").fingerprint()
     assert first == Explainer(demo_model, layers="last").fingerprint()

@@ -97,6 +97,7 @@ def test_a_certain_network(gap: float, network: nn.Module, images: Tensor) -> No
     torch.testing.assert_close(found.heatmaps, exact.heatmaps, atol=1e-2, rtol=0)
 
 
+@pytest.mark.long
 def test_as_a_spec_and_in_files(network: nn.Module, images: Tensor, tmp_path: Path) -> None:
     explainer = Explainer(network, SIZE, ["3"], finer=3, targets=2)
     assert CamSpec.from_json(explainer.spec.to_json()).finer == 3

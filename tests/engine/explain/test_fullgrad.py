@@ -88,6 +88,7 @@ def test_equals_autograd(score: str) -> None:
         assert (found.heatmaps[:, k] - expected).abs().max() < 1e-4
 
 
+@pytest.mark.long
 def test_in_files_and_bfloat16(tmp_path: Path) -> None:
     explainer = Explainer(network(), SIZE, method="fullgrad", targets=2)
     found = explainer(photos())
@@ -99,6 +100,7 @@ def test_in_files_and_bfloat16(tmp_path: Path) -> None:
     assert (half.heatmaps - found.heatmaps).abs().mean() < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gap", [100, 10_000])
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
 def test_a_certain_network(gap: int, eps: float) -> None:

@@ -81,6 +81,7 @@ def test_every_score_in_memory_and_in_files(
         check(loaded(IMAGES), exact, score)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("score", ["logprob", "logsigmoid"])
 def test_regions_of_half_the_classes(score: str, model: nn.Module, tmp_path: Path) -> None:
     exact, explainer = copy.deepcopy(model).double(), explainer_of(model, score)

@@ -51,6 +51,7 @@ def errors(found: Tensor, classes: Tensor, method: str) -> Tensor:
     return torch.stack(each, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["eigencam", "eigengradcam", "shapleycam"])
 def test_in_memory_and_in_files(method: str, tmp_path: Path) -> None:
     explainer = Explainer(network(), SIZE, LAYERS, method, targets=2, keep_layers=True)
@@ -172,6 +173,7 @@ def test_shapleycam_of_networks(name: str) -> None:
     assert (heatmaps[:, 0] - expected).abs().max() < 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("smooth", ["flips", "flips+intensities"])
 def test_smoothed_heatmaps_are_means_of_views(smooth: str, tmp_path: Path) -> None:
     values = {"layers": LAYERS, "method": "layercam", "targets": 2, "keep_layers": True}

@@ -162,6 +162,7 @@ def errors(explainer: Explainer, exact: nn.Module, images: Tensor) -> Tensor:
     return torch.stack(worst)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "group",
     [g if g in ("padding", "pools") else pytest.param(g, marks=pytest.mark.slow) for g in GROUPS],
@@ -243,6 +244,7 @@ def test_what_cannot_be_traced_is_refused_by_name(
             Explainer(model, SIZE, layers=["first"], targets=targets)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "words"),
     [

@@ -92,6 +92,7 @@ def explainer() -> Explainer:
     return Explainer(calibrated(network(), SIZE), SIZE, layers=layers, targets=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "opset",
     [13, *(pytest.param(n, marks=pytest.mark.slow) for n in (14, 15, 16, 17)), newest_opset()],
@@ -119,6 +120,7 @@ def test_files_of_every_opset_agree_with_autograd(
             assert (outputs.heatmaps[:, k] - expected).abs().max() < 1e-4
 
 
+@pytest.mark.long
 def test_the_default_opset_is_recorded(explainer: Explainer, tmp_path: Path) -> None:
     export(explainer, tmp_path / "graph.onnx", verify=0)
     assert Explainer.load(tmp_path / "graph.onnx").description.opset == 18
@@ -126,6 +128,7 @@ def test_the_default_opset_is_recorded(explainer: Explainer, tmp_path: Path) -> 
     assert Explainer.load(tmp_path / "graph.ts").description.opset is None
 
 
+@pytest.mark.long
 def test_what_an_opset_lacks_is_refused_by_name(tmp_path: Path) -> None:
     """The backward of overlapping windows is a scattered sum, which is of opset 16."""
     explainer = Explainer(network().eval(), (128, 128), layers=["0"])

@@ -149,6 +149,7 @@ def test_weights_that_are_refused(value: float, words: str) -> None:
         read_targets(weights, 2, 6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "score, suffix",
     [

@@ -114,6 +114,7 @@ def test_what_is_left_to_the_gpu() -> None:
         decode_or_leave(photo[:-200], SQUARE, GPU)
 
 
+@pytest.mark.long
 def test_a_run(
     tmp_path: Path,
     photos: Callable[..., list[Path]],

@@ -57,6 +57,7 @@ def maps(path: Path) -> Any:
     )
 
 
+@pytest.mark.long
 def test_a_run_measures_once(tmp_path: Path, measured: list[str], capsys: Any) -> None:
     save_photos(tmp_path / "in", 20)
     (tmp_path / "in" / "p000.jpg").write_bytes(b"broken")
@@ -104,6 +105,7 @@ def test_a_run_measures_once(tmp_path: Path, measured: list[str], capsys: Any) -
     assert measured[0] == "eager"
 
 
+@pytest.mark.long
 def test_what_is_named_is_kept(tmp_path: Path, measured: list[str]) -> None:
     save_photos(tmp_path / "in", 12)
     explainer = Explainer(build())

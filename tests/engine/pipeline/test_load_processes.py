@@ -127,6 +127,7 @@ def test_an_image_that_kills_its_decoder_is_a_failed_row(
     assert {status for _, status in again} == {OK}
 
 
+@pytest.mark.long
 def test_processes_that_are_killed_cost_nothing(
     photos: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_processes_end_with_their_owner(photos: Callable[..., list[Path]], tmp_p
         assert found.value.errno == errno.ESRCH
 
 
+@pytest.mark.long
 def test_processes_end_if_their_owner_is_killed(tmp_path: Path) -> None:
     script = (
         "from combicam.engine.pipeline.load_processes import LoadProcesses\n"

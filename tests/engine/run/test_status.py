@@ -106,6 +106,7 @@ def test_warnings_are_shown_to_people(
     assert "committed" not in shown
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_and_one_that_died(
     tmp_path: Path, photos: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def test_settings_hold_all_of_the_preprocessing(
     assert settings["target_input"] == "classes" and settings["targets"] == 2
 
 
+@pytest.mark.long
 def test_requests(planet: ServedModel, tiny: Callable[[str], ServedModel]) -> None:
     images = np.random.default_rng(0).random((2, 3, 160, 160), np.float32)
     settings = client.read_settings(planet.path)

@@ -77,6 +77,7 @@ def test_other_channels(channels: int, tmp_path: Path) -> None:
         assert "photo.jpg" not in readme and "images of 12 channels, not photos." in readme
 
 
+@pytest.mark.long
 def test_the_readme_says_what_targets_are(tmp_path: Path) -> None:
     explainer = Explainer(tiny(), (16, 16), layers="last", targets=2)
     served = [
@@ -167,6 +168,7 @@ def test_names_of_networks(model: str, name: str) -> None:
     assert triton_repository.model_name(model) == name
 
 
+@pytest.mark.long
 def test_from_the_command_line(
     demo_model: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def run(session: ort.InferenceSession, images: Tensor) -> dict[str, np.ndarray]:
     return dict(zip(names, found, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("network", "names"),
     [
@@ -121,6 +122,7 @@ def test_onnx_runtime_keeps_its_blocked_layout(tmp_path: Path) -> None:
     assert found["LessOrEqual"] == 0, found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "network",
     [

@@ -98,6 +98,7 @@ def test_a_file_for_a_runtime_has_what_it_has(runtime: str, files: dict[str, Pat
     assert slow == [] or (slow == ["ScatterElements"] and runtime in ("onnxruntime-cpu", "web"))
 
 
+@pytest.mark.long
 def test_openvino_explains_in_memory_what_it_could_not_read() -> None:
     pytest.importorskip("openvino")
     images = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
@@ -133,6 +134,7 @@ def test_other_runtimes_of_a_file(files: dict[str, Path]) -> None:
     assert "no such operator" in str(check)
 
 
+@pytest.mark.long
 def test_the_command_that_builds_an_engine(files: dict[str, Path], tmp_path: Path) -> None:
     command = check_file(files["tensorrt"], "tensorrt").command
     assert command.startswith("trtexec --onnx=tensorrt.onnx --saveEngine=tensorrt.plan --noTF32 ")
@@ -170,6 +172,7 @@ class Odd(nn.Module):
         return logits
 
 
+@pytest.mark.long
 def test_a_file_that_its_runtime_lacks_operators_of_is_not_kept(tmp_path: Path) -> None:
     torch.manual_seed(0)
     explainer = Explainer(Odd().eval(), SIZE, layers=("body",), device="cpu")
@@ -252,6 +255,7 @@ def test_half_precision_with_another_torch(lacking: str, monkeypatch: pytest.Mon
     assert isinstance(onnx_file._as_typed(program), nullcontext)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", [Odd, Stretched, Scaled])
 def test_half_precision_of_networks_that_mix_types(
     network: type[nn.Module], tmp_path: Path

@@ -39,6 +39,7 @@ class Branches(nn.Module):
         return logits
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("last", [False, True])
 def test_every_activation_in_front_of_a_mean(last: bool, tmp_path: Path) -> None:
     model = Branches().eval()

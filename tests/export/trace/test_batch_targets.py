@@ -22,6 +22,7 @@ def convolutions(model: nn.Module, targets: int, batched: bool) -> int:
     return sum("convolution" in str(node.target) for node in joint.module.graph.nodes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "channels_last"),
     [("resnet18", True), pytest.param("shufflenet_v2_x0_5", False, marks=pytest.mark.slow)],
@@ -44,6 +45,7 @@ def test_equals_a_backward_per_target(name: str, channels_last: bool) -> None:
         assert not torch.equal(expected[3][:, 0], expected[3][:, 1])
 
 
+@pytest.mark.long
 def test_the_graph_does_not_grow_with_the_targets() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Flatten()]

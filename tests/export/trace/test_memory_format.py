@@ -16,6 +16,7 @@ from combicam.export.trace.snapshot import memory_format, snapshot
 from combicam.export.trace.trace import trace
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["resnet18", pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.slow)]
 )
@@ -40,6 +41,7 @@ def test_channels_last_gives_the_same(name: str) -> None:
         assert act.meta["val"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_convolutions_of_a_channels_last_graph_read_and_write_that(name: str) -> None:
     """A weight or a gradient in another layout is copied in every call on a GPU."""

@@ -48,6 +48,7 @@ def check_against_oracle(model: nn.Module, size: tuple[int, int], layers: str = 
         assert (heatmaps[:, 0] - reference).abs().max() < 2e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 def test_torchvision_networks(name: str) -> None:
     check_against_oracle(torchvision.models.get_model(name, weights=None, num_classes=12), SIZE)
@@ -176,6 +177,7 @@ def test_probability_and_its_logarithm_give_one_map(
     torch.testing.assert_close(*maps, atol=1e-4, rtol=0)
 
 
+@pytest.mark.long
 def test_targets_by_rank_by_class_and_by_region(
     demo_model: LoadedModel, postcards: Callable[[int, int], Tensor]
 ) -> None:
