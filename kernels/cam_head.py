@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,21 +175,10 @@ def _cam_head(
 
 
 def _shapes(
-    acts: list[Tensor],
-    grads: list[Tensor],
-    size: list[int],
-    method: str,
-    fuse: str,
-    normalize: str,
-    align_corners: bool,
-    eps: float,
-    layer_weights: list[float],
-    method_eps: float,
-    keep_layers: bool,
-    dtype: torch.dtype,
-    scale: Tensor | None = None,
+    acts: list[Tensor], grads: list[Tensor], size: list[int], _method: str, fuse: str, *rest: Any
 ) -> list[Tensor]:
-    """What it returns, without its values: a fifth of a trace is running the reference for them."""
+    """What ``_cam_head`` returns, without values: its reference takes a fifth of a trace."""
+    keep_layers, dtype = rest[5:7]
     shape, float32 = grads[0].shape[:2], torch.float32
     lead = [*shape, *([len(acts)] if fuse == "none" else [])]
     maps = [a.new_empty([*shape, *a.shape[2:]], dtype=float32) for a in acts if keep_layers]

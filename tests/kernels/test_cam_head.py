@@ -16,11 +16,16 @@ def pair(k: int = 2) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return acts, [torch.randn(2, k, *s, generator=generator) for s in shapes]
 
 
-@pytest.mark.parametrize("fuse", ["sum", "none"])
-def test_opcheck(fuse: str) -> None:
+@pytest.mark.parametrize(
+    ("fuse", "keep_layers", "dtype"),
+    [("sum", True, torch.float32), ("none", True, torch.uint8), ("gated", False, torch.float16)],
+)
+def test_opcheck(fuse: str, keep_layers: bool, dtype: torch.dtype) -> None:
+    """Its shapes, types and strides are known without computing it, also from channels-last."""
     acts, grads = pair()
+    acts = [act.to(memory_format=torch.channels_last) for act in acts]
     arguments = (acts, grads, [24, 28], "gradcam", fuse, "map", True, 0.0, [], 1e-8)
-    arguments += (True, torch.float32)
+    arguments += (keep_layers, dtype)
     define()
     result = torch.library.opcheck(torch.ops.combicam.cam_head, arguments)
     assert set(result.values()) == {"SUCCESS"}
