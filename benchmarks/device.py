@@ -20,6 +20,8 @@ from benchmarks.harness import RESULTS, seconds_per_call
 from benchmarks.turns import Group, Outcome, run_wave
 
 _GIB = 2**30
+# Those with the marker gpu; a worker that crashes is one failure.
+GPU_TESTS = ("tests/end_to_end/test_gpu.py", "tests/engine/pipeline/test_explain_stage.py")
 
 
 def _graph(case: str, part: str, rows: tuple[str, ...], *more: str) -> Group:
@@ -45,7 +47,7 @@ def _ladder(case: str) -> list[Group]:
 def _tests(*where: str) -> Group:
     """Tests that need a GPU; those that compile for one do not, and run elsewhere."""
     options = ("-q", "-n", "6", "--timeout", "100", "--maxfail", "30", "-p", "no:cacheprovider")
-    left_out = ("--ignore", "tests/kernels/test_compile_kernels.py")
+    left_out = ("-m", "not slow", "--ignore", "tests/kernels/test_compile_kernels.py")
     return Group("tests-" + Path(where[0]).name, ("pytest", *where, *options, *left_out))
 
 
@@ -75,7 +77,7 @@ def _runs(cores: int) -> Group:
 
 
 PLAN: dict[str, list[Group]] = {
-    "tests": [_tests("tests/kernels"), _tests("tests/end_to_end/test_gpu.py")],
+    "tests": [_tests("tests/kernels"), _tests(*GPU_TESTS)],
     "kernels": [
         *(_kernels(*case) for case in (("resnet50", 256), ("resnet50", 1))),
         *(_kernels(*case) for case in (("efficientnet_b4", 64), ("convnext", 64))),

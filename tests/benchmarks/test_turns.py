@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import device
-from benchmarks.device import PLAN, DeviceConfig, run_device
+from benchmarks.device import GPU_TESTS, PLAN, DeviceConfig, run_device
 from benchmarks.turns import Group, run_wave
 
 SCRIPT = """
@@ -86,3 +86,10 @@ def test_the_plan() -> None:
     assert len(set(names)) == len(names)
     with pytest.raises(ValueError, match=r"expected waves of .*, got \['nothing'\]"):
         DeviceConfig(waves=("kernels+nothing",))
+
+
+def test_the_plan_has_every_test_that_needs_a_gpu() -> None:
+    tests = Path(__file__).parents[1]
+    mark = "mark." + "gpu"
+    marked = [p for p in tests.rglob("test_*.py") if mark in p.read_text(encoding="utf-8")]
+    assert {str(path.relative_to(tests.parent)) for path in marked} == {*GPU_TESTS}
