@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from combicam.engine.run.config import RunConfig
+from combicam.engine.run.config import BATCH_ON_GPU, RunConfig
 from combicam.engine.run.failure_limit import FailureLimit
 from combicam.engine.run.log import event
 from combicam.engine.run.stage_times import StageTimes
@@ -205,5 +205,6 @@ def _stage_times(backend: WorkerBackend) -> StageTimes:
 
 def shards_ahead(config: RunConfig) -> int:
     """How many shards a worker may hold: the one it reads, and those still in its pipeline."""
-    in_pipeline = (5 + (config.compute.streams or 1)) * config.batch + 4 * config.workers
+    batch = BATCH_ON_GPU if config.batch_size == "auto" else config.batch  # or fewer
+    in_pipeline = (5 + (config.compute.streams or 1)) * batch + 4 * config.workers
     return 2 + in_pipeline // config.storage.shard_size

@@ -38,7 +38,7 @@ from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
 from combicam.engine.pipeline.batch import even_batch_size
 from combicam.engine.pipeline.load import load
-from combicam.engine.run.config import RunConfig
+from combicam.engine.run.config import BATCH_ON_GPU, RunConfig
 from combicam.engine.run.layout import RunLayout
 from combicam.engine.run.plan import RunPlan
 from combicam.engine.run.work import ShardWork
@@ -52,7 +52,7 @@ Explaining = Explainer | FiveCropExplainer
 Explain = Callable[[Any, int], Explanation]
 
 # Of runs that are not measured.
-_MOST_STREAMS, _IN_STREAM, _ON_GPU = 8, 8, 128
+_MOST_STREAMS, _IN_STREAM = 8, 8
 # Runs of so few images are not measured.
 _FEW, _FEW_ON_GPU = 64, 10_000
 # What was measured before is used if the usual backend would take longer.
@@ -72,8 +72,8 @@ def calibrated(
 
     What is named is kept. ``auto`` is what the run was started with; or what was measured on this
     machine before, for the same explainer; or what is measured now, on the first images. In short
-    runs, and in a cluster, it is eager torch in a batch of 8 for each thread; for a file, and on
-    GPUs, the usual runtime in batches of 32. Streams go with the batch size: one, if that is named.
+    runs, and in a cluster, it is eager torch in a batch of 8 for each thread; for a file the usual
+    runtime in batches of 32; on GPUs batches of 128. Streams go with the batch size: one, if that is named.
 
     Args:
         config, plan: of the run.
@@ -125,7 +125,7 @@ def unmeasured(config: RunConfig, explainer: BatchExplainer) -> RunConfig:
         return config
     inner = _of_crops(explainer)
     if explainer.device.type == "cuda":
-        return replace(config, batch_size=_ON_GPU)
+        return replace(config, batch_size=BATCH_ON_GPU)
     if (
         config.compute.streams is not None
         or not isinstance(inner.session, ModelSession)

@@ -22,7 +22,7 @@ from combicam.engine.storage.paths import LOCATION, location
 from combicam.export.models.models import ModelConfig
 from combicam.export.spec import FORWARD_METHODS, CamSpec
 
-USUAL_BATCH = 32
+USUAL_BATCH, BATCH_ON_GPU = 32, 128
 STORES = ("full", "grid", "layers")
 CROPS = ("one", "five")
 LOAD_IN = ("auto", "threads", "processes")

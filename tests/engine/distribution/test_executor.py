@@ -20,7 +20,7 @@ from combicam.engine.distribution.executor import (
     shards_ahead,
 )
 from combicam.engine.distribution.worker import ShardWorker, WorkerTask
-from combicam.engine.run.config import RunConfig
+from combicam.engine.run.config import RunConfig, StorageConfig
 from combicam.engine.run.failure_limit import FailureLimit
 from combicam.engine.run.work import ShardReport, ShardWork
 from combicam.engine.runner import run_images
@@ -90,6 +90,14 @@ def test_every_shard_is_done_once(tmp_path: Path) -> None:
     assert executor.times.seconds()["explain"].busy == 20.0
     assert 1 < backend.most_in_hand <= shards_ahead(backend.config)
     assert backend.stopped == 1
+
+
+def test_small_shards_fill_a_pipeline(tmp_path: Path) -> None:
+    """Also in batches of 128, which a worker on a GPU takes by itself."""
+    config = configured(tmp_path)
+    small = replace(config, batch_size="auto", workers=1, storage=StorageConfig(shard_size=100))
+    assert 100 * (shards_ahead(small) - 1) >= 6 * 128
+    assert shards_ahead(replace(small, batch_size=8)) == 2
 
 
 def test_few_shards_are_shared_evenly(tmp_path: Path) -> None:
