@@ -73,7 +73,8 @@ def calibrated(
     What is named is kept. ``auto`` is what the run was started with; or what was measured on this
     machine before, for the same explainer; or what is measured now, on the first images. In short
     runs, and in a cluster, it is eager torch in a batch of 8 for each thread; for a file the usual
-    runtime in batches of 32; on GPUs batches of 128. Streams go with the batch size: one, if that is named.
+    runtime in batches of 32; on GPUs batches of 128. Streams go with the batch size: one, if that
+    is named.
 
     Args:
         config, plan: of the run.
