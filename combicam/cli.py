@@ -13,6 +13,7 @@ import tyro
 
 from combicam.allocator import tune_allocator
 from combicam.console import console
+from combicam.cores import fit_threads
 from combicam.errors import CombicamError
 
 # name -> summary; combicam/commands/NAME.py (dashes as underscores) defines its Config and main().
@@ -37,6 +38,7 @@ COMMANDS = {
 @console()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``combicam`` command."""
+    fit_threads()  # before torch is imported
     given = sys.argv[1:] if arguments is None else arguments
     name = given[0] if given and given[0] in COMMANDS else None
     config: Any = tyro.cli(

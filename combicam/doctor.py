@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from combicam.allocator import tune_allocator
+from combicam.cores import usable_cores
 from combicam.demo.model import load
 from combicam.demo.planet import CELLS, postcard
 from combicam.engine.explain.explainer import Explainer
@@ -88,7 +89,9 @@ def diagnose(compiled: bool = False) -> Iterator[Finding]:
     """
     yield Finding("combicam", OK, f"{__version__}, Python {platform.python_version()}")
     yield Finding("libraries", OK, ", ".join(_versions()))
-    yield Finding("CPU", OK, f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}")
+    cores, usable = os.cpu_count() or 1, usable_cores()
+    limit = "" if usable == cores else f", of which this process may use {usable}"
+    yield Finding("CPU", OK, f"{cores} cores{limit}; torch uses {torch.get_num_threads()}")
     yield _allocator()
     yield _gpu()
     free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30

@@ -14,6 +14,7 @@ LAYERS = (
     "errors",
     "version",
     "allocator",
+    "cores",
     "lazy",
     "requirements",
     "kernels",

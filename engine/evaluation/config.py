@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from combicam.cores import usable_cores
 from combicam.engine.evaluation.metrics import MetricSettings
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.images.decode import MAX_PIXELS
@@ -78,7 +78,7 @@ class EvaluateConfig:
     grid_confidence: float = 0.9
     mosaics: int = 100
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cores)
     seed: int = 0
     max_pixels: int = MAX_PIXELS
     progress: bool = True

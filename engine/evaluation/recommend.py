@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import tyro
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from combicam.cores import usable_cores
 from combicam.engine.evaluation.bootstrap import intervals
 from combicam.engine.evaluation.config import EvaluateConfig
 from combicam.engine.evaluation.evaluate import evaluate
@@ -76,7 +76,7 @@ class RecommendConfig:
     steps: int = 10
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 8
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cores)
     seed: int = 0
     progress: bool = True
 

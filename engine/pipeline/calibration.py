@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from combicam.cores import usable_cores
 from combicam.engine.explain.artifact_verify import TOLERANCES
 from combicam.engine.explain.config import ONNX_BACKENDS
 from combicam.engine.explain.explainer import Explainer
@@ -308,7 +309,7 @@ def _cache_file(config: RunConfig, explainer: Explaining) -> Path:
             len(config.explain),
         ],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "machine": [platform.node(), platform.machine(), _processor(), os.cpu_count()],
+        "machine": [platform.node(), platform.machine(), _processor(), usable_cores()],
         "threads": torch.get_num_threads(),
         "libraries": libraries,
     }

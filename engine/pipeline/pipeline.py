@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from combicam.cores import usable_cores
 from combicam.engine.explain.streams import compute_alone, end_team
 from combicam.engine.images.gpu_jpeg import GpuDecoder
 from combicam.engine.inputs.entry import Entry
@@ -100,7 +100,7 @@ class Pipeline:
                 config.decode,
             )
         stop_ahead()
-        self._writers = writer_threads(plan.explainer.device.type, os.cpu_count() or 1)
+        self._writers = writer_threads(plan.explainer.device.type, usable_cores())
         self.times = self._new_times()
 
     def _new_times(self) -> StageTimes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from combicam.cores import usable_cores
 from combicam.engine.images.resize import visible_box
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.inputs.manifest import Manifest
@@ -63,7 +63,7 @@ class Cards:
         groups = _by_group(run, rows)
         with Manifest(run.layout.manifest) as manifest:
             shards = {shard: manifest.shard(shard) for shard in {g.shard for g in groups}}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             done = pool.map(lambda group: self._group(run, facts, group, shards), groups)
             cards = {row: card for cards in done for row, card in cards.items()}
         self._made = {(row, card["status"]): card for row, card in cards.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from combicam.cores import usable_cores
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.geo.location_estimate import TOP_PLACES
 from combicam.engine.images.decode import DecodeConfig
@@ -181,7 +181,7 @@ class RunConfig:
     explain: tuple[str, ...] = ()
     crops: str = "one"
     batch_size: Annotated[int | Literal["auto"], tyro.conf.arg(aliases=["-b"])] = "auto"
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cores)
     load_in: Literal["auto", "threads", "processes"] = "auto"
     overlays: int = 0
     truth: Annotated[Path | None, LOCATION] = None

@@ -160,7 +160,8 @@ async def _form_photo(request: Request, body: bytes) -> bytes:
 
     try:
         form = await MultiPartParser(request.headers, whole(), max_files=1).parse()
-    except (MultiPartException, KeyError) as error:  # KeyError: no boundary
+    except (MultiPartException, KeyError, ValueError) as error:
+        # KeyError: no boundary; ValueError: the parser's own, which older Starlette lets through
         raise Refused(400, f"expected a form with a field 'photo', got {error}") from error
     field = form.get("photo")
     if not isinstance(field, UploadFile):
