@@ -189,8 +189,8 @@ def _shapes(
 @cache
 def define() -> None:
     """Define ``combicam::cam_head`` at its first use, since that imports torch's compiler."""
-    operator = torch.library.triton_op("combicam::cam_head", _cam_head, mutates_args=())
-    operator.register_fake(_shapes)
+    torch.library.triton_op("combicam::cam_head", _cam_head, mutates_args=())
+    torch.library.register_fake("combicam::cam_head", _shapes)
 
 
 def cam_head(
