@@ -47,7 +47,7 @@ test-oldest test-newest: .venv/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .$@
 	$(BIN)/uv pip install --quiet --python .$@/bin/python --resolution $(RESOLUTION) --editable '.[dev]'
 	@$(BIN)/uv pip list --python .$@/bin/python 2>/dev/null | grep -E '^(torch|triton|onnx|numpy)'
-	.$@/bin/python -m pytest -n 2 --dist loadfile
+	.$@/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # PINS="torch==2.14.1 torchvision==0.29.1" holds some back; run the tests before you commit the file.
 constraints: .venv/.dev
@@ -72,7 +72,7 @@ types: .venv/.dev
 docs: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-check: lint types docs test
+check: lint types docs test long
 
 clean:
 	rm -rf build dist site .test-oldest .test-newest .pytest_cache .mypy_cache .ruff_cache demo demo-photos

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, Result
-from benchmarks.pipeline import LIBRARIES, link_photos, write_photos
+from benchmarks.photo_files import link_photos, write_photos
+from benchmarks.pipeline import LIBRARIES
 from benchmarks.turns import wait_for_turn
 from combicam.engine.run.layout import RunLayout
 

@@ -177,7 +177,8 @@ def _cam_head(
 def _shapes(
     acts: list[Tensor], grads: list[Tensor], size: list[int], _method: str, fuse: str, *rest: Any
 ) -> list[Tensor]:
-    """What ``_cam_head`` returns, without values: its reference takes a fifth of a trace."""
+    """What ``_cam_head`` returns, without values: of small networks its reference, which would tell
+    the same, takes a fifth of a trace."""
     keep_layers, dtype = rest[5:7]
     shape, float32 = grads[0].shape[:2], torch.float32
     lead = [*shape, *([len(acts)] if fuse == "none" else [])]

@@ -11,7 +11,10 @@ import pytest
 
 from combicam import cores
 from combicam.cores import usable_cores
+from combicam.engine.evaluation.config import EvaluateConfig
+from combicam.engine.evaluation.recommend import RecommendConfig
 from combicam.engine.run.config import RunConfig
+from combicam.export.models.models import ModelConfig
 
 V1, V2 = "4:cpu,cpuacct:/pods/mine\n0::/\n", "0::/pods/mine\n"
 
@@ -59,9 +62,16 @@ def test_without_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert usable_cores(tmp_path) == os.cpu_count()
 
 
-def test_runs_take_a_worker_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2})
-    assert RunConfig("in", tmp_path, "demo").workers <= 3
+def test_commands_take_a_worker_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(77)))
+    monkeypatch.setattr(cores, "_quotas", lambda _root: iter([32.5]))
+    model = ModelConfig("demo")
+    configs = (
+        RunConfig("in", tmp_path, model),
+        EvaluateConfig("in", model),
+        RecommendConfig("in", model),
+    )
+    assert [config.workers for config in configs] == [33] * 3
 
 
 @pytest.mark.parametrize(("given", "threads"), [("", 1), ("2", 2)])

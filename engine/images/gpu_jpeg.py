@@ -45,7 +45,8 @@ def nvimgcodec() -> Any:
 
 class GpuDecoder:
     """Decodes JPEGs and resizes them to a model's input, all at once. Threads may share it: each
-    gets a decoder and a stream, of high priority, since the GPU is busy explaining.
+    gets a decoder, which has a stream of its own, and a stream of high priority to resize, since
+    the GPU is busy explaining.
 
     Args:
         preprocess: of the model.

@@ -52,6 +52,11 @@ def test_decoding_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "GpuDecoder", partial(GpuDecoder, make=make))
     monkeypatch.setattr(decoders, "_BATCH", 2)
     monkeypatch.setattr(decoders, "_SIDE", 64)
+    multiplied: list[torch.device] = []
+    multiplying = decoders._multiplying
+    monkeypatch.setattr(
+        decoders, "_multiplying", lambda at: (multiplied.append(at), multiplying(at))[1]
+    )
     small = decoders.Preprocess((32, 32))
     monkeypatch.setattr(decoders, "Preprocess", lambda size: small)
     with ThreadPoolExecutor(1) as pool:
@@ -65,3 +70,4 @@ def test_decoding_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
                     assert row.error and "left to the GPU" in row.error
                 else:
                     assert row.error is None and row.max_abs_err == 0 and row.seconds
+    assert len(multiplied) == 2  # the second row's call that is checked, and the one that is timed

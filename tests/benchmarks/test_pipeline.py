@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from benchmarks.constant_explainer import ConstantExplainer
-from benchmarks.pipeline import PipelineConfig, growth_rows, pipeline, tiny
+from benchmarks.growth import growth_rows, tiny
+from benchmarks.pipeline import PipelineConfig, pipeline
 from benchmarks.pipeline_page import pipeline_table
 from combicam import Explainer
 
 
 def test_stages_whole_and_stores() -> None:
     config = PipelineConfig(
-        model="benchmarks.pipeline:tiny", photos=9, side=64, batch=4, growth=0, rounds=2
+        model="benchmarks.growth:tiny", photos=9, side=64, batch=4, growth=0, rounds=2
     )
     rows = {row.name: row for row in pipeline(config, lambda line: None)}
     stages = ("read", "read and decode", "batch", "explain", "encode and commit", "whole run")
@@ -43,7 +44,7 @@ def test_one_explanation_for_all_images() -> None:
 
 def test_stages_without_a_network() -> None:
     config = PipelineConfig(
-        "benchmarks.pipeline:tiny", "none", photos=5, side=64, batch=4, growth=0, rounds=1
+        "benchmarks.growth:tiny", "none", photos=5, side=64, batch=4, growth=0, rounds=1
     )
     rows = {row.name: row for row in pipeline(config, lambda line: None)}
     assert rows["whole run"].params["explainer"] == "none"
