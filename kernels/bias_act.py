@@ -6,12 +6,13 @@ residuals and activations by one more each. These operators write into the convo
 
 from __future__ import annotations
 
+from functools import cache
 from math import gcd
 
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, launch, tl
+from combicam.kernels.jit import LaunchPlan, cdiv, jit, launch, tl
 
 BLOCK = 4096  # values of one program: two loads of 16 bytes for each of 256 threads
 ACTS = ("none", "relu", "relu6", "silu", "hardswish")
@@ -85,22 +86,17 @@ def launch_bias_act(x: Tensor, bias: Tensor, z: Tensor | None, act: str, into: T
     """
     channels = x.shape[1]
     vector = gcd(channels, 8)
-    launch(
-        bias_act_kernel,
-        cdiv(x.numel(), BLOCK),
-        x,
-        bias,
-        x if z is None else z,
-        into,
-        x.numel() // vector,
-        channels // vector,
-        VECTOR=vector,
-        ACT=act,
-        HAS_Z=z is not None,
-        IS_PAIR=into is not x,
-        BLOCK=BLOCK,
-        num_warps=8,
-    )
+    plan = _plan(vector, act, z is not None, into is not x)
+    tensors = (x, bias, x if z is None else z, into)
+    numbers = (x.numel() // vector, channels // vector)
+    launch(bias_act_kernel, plan, cdiv(x.numel(), BLOCK), tensors, *numbers)
+
+
+@cache
+def _plan(vector: int, act: str, has_z: bool, is_pair: bool) -> LaunchPlan:
+    """By blocks of values."""
+    constants = {"VECTOR": vector, "ACT": act, "HAS_Z": has_z, "IS_PAIR": is_pair, "BLOCK": BLOCK}
+    return LaunchPlan(1, constants, num_warps=8)
 
 
 def _fits(*tensors: Tensor) -> bool:

@@ -95,11 +95,10 @@ def launch_cam_head(
     """Launch the kernels: :func:`cam_head_reference` for float32, bfloat16 and float16."""
     shape = grads[0].shape[:2]
     count = shape[0] * shape[1]
-    grids = [(int(a.shape[2]), int(a.shape[3])) for a in acts]
-    sizes = [count * h * w for h, w in grids]
     method_eps = eps if method == "fullgrad" else method_eps
-    flat = launch_weigh(acts, grads, method, method_eps, scale)
+    flat, grids = launch_weigh(acts, grads, method, method_eps, scale)
     factor = _map_factor(scale, method, method_eps)
+    sizes = [count * h * w for h, w in grids] if keep_layers or factor is not None else []
     if factor is not None and eps:
         rows = [p.view(count, -1) * factor.view(-1, 1) for p in flat.split_with_sizes(sizes)]
         flat, factor = torch.cat([row.flatten() for row in rows]), None

@@ -8,6 +8,8 @@ second computes it again, normalises, rounds and writes it. Operations on the la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -22,10 +24,20 @@ from combicam.kernels.extremes import (
     fused,
     launch_extremes,
     min_max,
+    plan_extremes,
     scaled,
     whole_range,
 )
-from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import (
+    LaunchPlan,
+    cdiv,
+    fields,
+    jit,
+    launch,
+    next_power_of_2,
+    tl,
+    wrap_triton,
+)
 from combicam.kernels.upsample import upsample
 
 FUSES = ("sum", "mean", "max", "product", "gated", "none")
@@ -209,11 +221,11 @@ def render_kernel(
     FUSE: tl.constexpr,
     ALIGN: tl.constexpr,
     COUNT: tl.constexpr,
-    SCALED: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
     ITEMS: tl.constexpr,
     GRIDS: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """Compute the fused maps again, normalise them and store them in the result's type."""
     pid = tl.program_id(0)
@@ -258,15 +270,10 @@ def _groups(grids: Sequence[Grid], fuse: str, weights: Sequence[float]) -> list[
     return [*groups.values(), *gate]
 
 
-def _condense(
-    maps: Tensor,
-    count: int,
-    grids: Sequence[Grid],
-    groups: Sequence[Group],
-    partial: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, list[Grid]]:
-    """Every group of layers as one map: their buffer, and where they lie in it."""
+def _plan_condense(
+    grids: Sequence[Grid], groups: Sequence[Group], partial: LaunchPlan | None, eps: float
+) -> tuple[LaunchPlan, list[Grid]]:
+    """Every group of layers as one map: the launch, and where these lie in its buffer."""
     condensed: list[Grid] = []
     arguments: list[tuple[int, ...]] = []
     members: list[tuple[float, ...]] = []
@@ -280,33 +287,83 @@ def _condense(
         programs = end
         condensed.append(Grid(grid.height, grid.width, pixels))
         pixels += grid.pixels
-    out = maps.new_empty(count * pixels)
-    tiles = 1 if partial is None else partial.shape[-1]
-    launch(
-        wrap_triton(condense_kernel),
-        count * programs,
-        maps,
-        maps if partial is None else partial,
-        out,
-        count,
-        PROGRAMS=programs,
-        NORMALIZED=partial is not None,
-        T=tiles,
-        T_BLOCK=next_power_of_2(tiles),
-        EPS=eps,
-        BLOCK=BLOCK,
-        LAYERS=len(grids),
-        GROUPS=tuple(arguments),
-        MEMBERS=tuple(members),
-        num_warps=4,
-    )
-    return out, condensed
+    tiles = 1 if partial is None else partial.constants["T"]
+    constants = {
+        "PROGRAMS": programs,
+        "NORMALIZED": partial is not None,
+        "T": tiles,
+        "T_BLOCK": next_power_of_2(tiles),
+        "EPS": eps,
+        "BLOCK": BLOCK,
+        "LAYERS": len(grids),
+        "GROUPS": tuple(arguments),
+        "MEMBERS": tuple(members),
+    }
+    return LaunchPlan(programs, constants), condensed
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All launches, by maps per grid, in the order in which they are made.
+
+    Attributes:
+        alone: extremes of every layer; None if layers are not normalised one by one.
+        condense: None if layers are fused as they are; ``pixels`` is what it makes, per map.
+        factors: of ``gated``, extremes of the sum and of the gate; else none.
+        extremes, render: of the fused maps.
+    """
+
+    alone: LaunchPlan | None
+    condense: LaunchPlan | None
+    pixels: int
+    factors: tuple[LaunchPlan, ...]
+    extremes: LaunchPlan
+    render: LaunchPlan
+
+
+@lru_cache(256)
+def _plan(
+    grids: tuple[tuple[int, int], ...],
+    size: tuple[int, int],
+    fuse: str,
+    normalize: str,
+    align_corners: bool,
+    eps: float,
+    layer_weights: tuple[float, ...],
+) -> _Plan:
+    offsets = accumulate((h * w for h, w in grids), initial=0)
+    places = [Grid(h, w, offset) for (h, w), offset in zip(grids, offsets, strict=False)]
+    per_layer = _per_layer(normalize)
+    alone = None
+    if per_layer != "none":
+        at = [(g.height, g.width) if per_layer == "grid" else size for g in places]
+        items = [Item(s, (g,)) for s, g in zip(at, places, strict=True)]
+        alone = plan_extremes(items, align_corners=align_corners)
+    groups = _groups(places, fuse, layer_weights or [1.0] * len(grids))
+    added = len(groups) - (fuse == "gated") < len(places)
+    condense = None
+    if alone is not None or layer_weights or added:
+        condense, places = _plan_condense(places, groups, alone, eps)
+    elif fuse == "gated":
+        places.append(places[-1])
+    items = [Item(size, (g,)) for g in places]
+    if fuse != "none":
+        items = [Item(size, tuple(places))]
+    factors: tuple[LaunchPlan, ...] = ()
+    if fuse == "gated":
+        parts = tuple(places[:-1]), tuple(places[-1:])
+        factors = tuple(plan_extremes([Item(size, g)], align_corners=align_corners) for g in parts)
+    extremes = plan_extremes(items, fuse, len(grids), align_corners, eps)
+    constants = {**extremes.constants, "SCALED": normalize.endswith("map")}
+    render = LaunchPlan(extremes.programs, constants)
+    pixels = sum(g.pixels for g in places)
+    return _Plan(alone, condense, pixels, factors, extremes, render)
 
 
 def launch_combine(
     maps: Tensor,
     shape: Sequence[int],
-    grids: Sequence[tuple[int, int]],
+    grids: Sequence[Sequence[int]],
     size: Sequence[int],
     fuse: str = "sum",
     normalize: str = "map",
@@ -315,7 +372,7 @@ def launch_combine(
     layer_weights: Sequence[float] = (),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``combine_reference`` of maps in one buffer, in two to four launches.
+    """Compute ``combine_reference`` of maps in one buffer, in two to five launches.
 
     Args:
         maps: float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
@@ -327,56 +384,21 @@ def launch_combine(
     Returns:
         As :func:`combine_reference`.
     """
-    height, width = size
+    options = (fuse, normalize, align_corners, eps, tuple(layer_weights))
+    plan = _plan(tuple(grids), tuple(size), *options)
     count = shape[0] * shape[1]
-    offsets = accumulate((h * w for h, w in grids), initial=0)
-    places = [Grid(h, w, offset) for (h, w), offset in zip(grids, offsets, strict=False)]
-    per_layer = _per_layer(normalize)
-    partial = None
-    if per_layer != "none":
-        at = [(g.height, g.width) if per_layer == "grid" else (height, width) for g in places]
-        alone = [Item(s, (g,)) for s, g in zip(at, places, strict=True)]
-        partial = launch_extremes(maps, count, alone, "sum", 1, align_corners)
-    groups = _groups(places, fuse, layer_weights or [1.0] * len(grids))
-    added = len(groups) - (fuse == "gated") < len(places)
-    if partial is not None or layer_weights or added:
-        maps, places = _condense(maps, count, places, groups, partial, eps)
-    elif fuse == "gated":
-        places.append(places[-1])
-    items = [Item((height, width), (g,)) for g in places]
-    if fuse != "none":
-        items = [Item((height, width), tuple(places))]
-    factors = None
-    if fuse == "gated":
-        summed, gate = (Item((height, width), g) for g in (tuple(places[:-1]), tuple(places[-1:])))
-        factors = (
-            launch_extremes(maps, count, [summed], "sum", 1, align_corners),
-            launch_extremes(maps, count, [gate], "sum", 1, align_corners),
+    partial = maps if plan.alone is None else launch_extremes(maps, count, plan.alone)
+    if plan.condense is not None:
+        condensed = maps.new_empty(count * plan.pixels)
+        launch(
+            wrap_triton(condense_kernel), plan.condense, count, (maps, partial, condensed), count
         )
-    partial = launch_extremes(maps, count, items, fuse, len(grids), align_corners, eps, factors)
+        maps = condensed
+    factors = [launch_extremes(maps, count, factor) for factor in plan.factors] or [maps, maps]
+    partial = launch_extremes(maps, count, plan.extremes, factors)
     lead = [*shape, *([len(grids)] if fuse == "none" else [])]
-    heatmaps = maps.new_empty([*lead, height, width], dtype=dtype)
+    heatmaps = maps.new_empty([*lead, *size], dtype=dtype)
     ranges = maps.new_empty([*lead, 2])
-    tiles = partial.shape[-1]
-    launch(
-        wrap_triton(render_kernel),
-        count * len(items) * tiles,
-        maps,
-        *(factors or (maps, maps)),
-        partial,
-        heatmaps,
-        ranges,
-        count,
-        T=tiles,
-        T_BLOCK=next_power_of_2(tiles),
-        FUSE=fuse,
-        ALIGN=align_corners,
-        COUNT=len(grids),
-        SCALED=normalize.endswith("map"),
-        EPS=eps,
-        BLOCK=BLOCK,
-        ITEMS=tuple(item.size for item in items),
-        GRIDS=tuple(grid for item in items for grid in item.arguments(align_corners)),
-        num_warps=4,
-    )
+    tensors = (maps, *factors, partial, heatmaps, ranges)
+    launch(wrap_triton(render_kernel), plan.render, count, tensors, count)
     return heatmaps, ranges

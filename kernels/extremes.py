@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, fields, jit, launch, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import (
+    LaunchPlan,
+    cdiv,
+    fields,
+    jit,
+    launch,
+    next_power_of_2,
+    tl,
+    wrap_triton,
+)
 from combicam.kernels.upsample import step, upsampled
 
 # Relative range of an upsampled constant map in float32: a few roundings.
@@ -200,47 +209,52 @@ def extremes_kernel(
             tl.store(partial + T, high)
 
 
-def launch_extremes(
-    maps: Tensor,
-    count: int,
+def plan_extremes(
     items: Sequence[Item],
-    fuse: str,
-    layers: int,
-    align_corners: bool,
+    fuse: str = "sum",
+    layers: int = 1,
+    align_corners: bool = True,
     eps: float = 0.0,
-    factors: tuple[Tensor, Tensor] | None = None,
+) -> LaunchPlan:
+    """Plan a launch, by maps per grid.
+
+    Args:
+        items: the maps to fuse, with equally many grids each.
+        fuse, layers, align_corners, eps: see :func:`fused`; ``layers`` is its COUNT.
+    """
+    tiles = max(item.tiles for item in items)
+    constants = {
+        "T": tiles,
+        "T_BLOCK": next_power_of_2(tiles),
+        "FUSE": fuse,
+        "ALIGN": align_corners,
+        "COUNT": layers,
+        "EPS": eps,
+        "BLOCK": BLOCK,
+        "ITEMS": tuple(item.size for item in items),
+        "GRIDS": tuple(grid for item in items for grid in item.arguments(align_corners)),
+    }
+    return LaunchPlan(len(items) * tiles, constants)
+
+
+def launch_extremes(
+    maps: Tensor, count: int, plan: LaunchPlan, factors: Sequence[Tensor] = ()
 ) -> Tensor:
     """Minimum and maximum per tile of ``BLOCK`` pixels.
 
     Args:
         maps: float32, the buffer of the items' grids.
         count: N, maps per grid.
-        items: the maps to fuse, with equally many grids each.
-        fuse, layers, align_corners, eps: see :func:`fused`; ``layers`` is its COUNT.
-        factors: of ``gated``, what this function returned of the sum and of the gate.
+        plan: of :func:`plan_extremes`.
+        factors: of ``gated``, what this function returned of the sum and of the gate; else any
+            two tensors, or none.
 
     Returns:
         float32 [N, items, 2, T], T tiles; an item with fewer repeats its extremes as
         (inf, -inf).
     """
-    tiles = max(item.tiles for item in items)
-    partial = maps.new_empty(count, len(items), 2, tiles)
-    launch(
-        wrap_triton(extremes_kernel),
-        count * len(items) * tiles,
-        maps,
-        *(factors or (maps, maps)),
-        partial,
-        count,
-        T=tiles,
-        T_BLOCK=next_power_of_2(tiles),
-        FUSE=fuse,
-        ALIGN=align_corners,
-        COUNT=layers,
-        EPS=eps,
-        BLOCK=BLOCK,
-        ITEMS=tuple(item.size for item in items),
-        GRIDS=tuple(grid for item in items for grid in item.arguments(align_corners)),
-        num_warps=4,
-    )
+    tiles = plan.constants["T"]
+    partial = maps.new_empty(count, plan.programs // tiles, 2, tiles)
+    tensors = (maps, *(factors or (maps, maps)), partial)
+    launch(wrap_triton(extremes_kernel), plan, count, tensors, count)
     return partial

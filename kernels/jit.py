@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,10 +21,17 @@ except ImportError:
         return fn if fn is not None else lambda decorated: decorated
 
 
-__all__ = ["cdiv", "fields", "jit", "launch", "next_power_of_2", "on_device", "tl", "wrap_triton"]
-
-# What was launched -> the binary, launched by (number of programs) and (arguments, constants).
-_binaries: dict[tuple[Any, ...], Any] = {}
+__all__ = [
+    "LaunchPlan",
+    "cdiv",
+    "fields",
+    "jit",
+    "launch",
+    "next_power_of_2",
+    "on_device",
+    "tl",
+    "wrap_triton",
+]
 
 
 def fields(*span: int) -> list[Any]:
@@ -39,40 +48,60 @@ def wrap_triton(kernel: Any) -> Any:
     return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
 
 
+@dataclass(frozen=True, eq=False)
+class LaunchPlan:
+    """What does not change from one launch of a kernel to the next.
+
+    Triton looks into all constants at every launch: tuples that describe 8 layers take 0.1 ms or
+    more. Whoever keeps a plan launches what was compiled for it without another look.
+
+    Attributes:
+        programs: for each of the things that are counted at a launch.
+        constants: of the kernel, in its order.
+        num_warps: of a program.
+        pointers: that the kernel takes, if it takes more tensors than it reads by these constants.
+        binaries: what was launched by this plan -> the kernel as compiled.
+    """
+
+    programs: int
+    constants: dict[str, Any]
+    num_warps: int = 4
+    pointers: int = 0
+    binaries: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+
+
 def launch(
-    kernel: Any, programs: int, *arguments: Tensor | int, num_warps: int, **constants: Any
+    kernel: Any, plan: LaunchPlan, count: int, tensors: Sequence[Tensor], *numbers: int
 ) -> None:
     """Launch a kernel on a one-dimensional grid, or record it in the graph that is being traced.
 
-    Triton looks into all constants at every launch: tuples that describe 8 layers take 0.1 ms or
-    more. What was launched before with equal constants, and arguments of the same kinds, is found
-    here at once.
-
     Args:
-        kernel: with its arguments first, then its constants; of :func:`wrap_triton` in operators
-            that graphs see through.
-        programs: size of the grid.
-        arguments: tensors on the current device, and whole numbers.
-        num_warps: of a program.
-        constants: in the kernel's order.
+        kernel: with its tensors first, then numbers, then constants; of :func:`wrap_triton` in
+            operators that graphs see through.
+        plan: for this kernel.
+        count: by which the plan's programs are multiplied.
+        tensors: on the current device; up to ``plan.pointers``, the first of them is repeated.
+        numbers: whole ones.
     """
+    programs = count * plan.programs
+    arguments = [*tensors, *[tensors[0]] * (plan.pointers - len(tensors)), *numbers]
     if not isinstance(kernel, JITFunction):
-        kernel[(programs,)](*arguments, **constants, num_warps=num_warps)
+        kernel[(programs,)](*arguments, **plan.constants, num_warps=plan.num_warps)
         return
-    values = (*constants.values(), num_warps)
-    key = (kernel, torch.cuda.current_device(), *map(_kind, arguments), *values)
-    binary = _binaries.get(key)
+    # What Triton compiles a kernel for: types, and what is known of addresses and numbers.
+    key = (
+        tensors[0].get_device(),
+        *[x.dtype for x in tensors],
+        *[x.data_ptr() % 16 == 0 for x in tensors],
+        *[(n == 1, n % 16 == 0, n < 2**31) for n in numbers],
+    )
+    binary = plan.binaries.get(key)
     if binary is None:
-        _binaries[key] = kernel[(programs,)](*arguments, **constants, num_warps=num_warps)
+        plan.binaries[key] = kernel[(programs,)](
+            *arguments, **plan.constants, num_warps=plan.num_warps
+        )
     else:
-        binary[programs, 1, 1](*arguments, *constants.values())
-
-
-def _kind(argument: Any) -> tuple[Any, ...]:
-    """What Triton compiles a kernel for: types, and what is known of addresses and numbers."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument == 1, argument % 16 == 0, argument < 2**31
+        binary[programs, 1, 1](*arguments, *plan.constants.values())
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

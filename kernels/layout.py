@@ -16,7 +16,7 @@ TILE_K, TILE_C, TILE_P, TILE_CHUNK = fields(4)
 
 # Layers that one launch takes. Kernels name their pointers one by one, since Inductor and
 # AOTInductor embed no kernel that takes a tuple of tensors.
-SLOTS = 8
+SLOTS = 16
 
 
 @dataclass(frozen=True)
@@ -42,38 +42,54 @@ class Layer:
         return (self.channels, self.pixels, *self.act_strides, *self.grad_strides)
 
 
-def addressable(x: Tensor) -> Tensor:
-    """x if its pixels have a constant stride, as in NCHW and channels-last; else a copy.
+# Per layer [C,h,w], strides of acts [B,C,h,w], and of grads [B,K,C,h,w].
+Described = tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
+
+
+def described(acts: Sequence[Tensor], grads: Sequence[Tensor]) -> Described:
+    """All that a plan for these layers depends on, whatever the batch size."""
+    found = [(a.shape[1:], a.stride(), g.stride()) for a, g in zip(acts, grads, strict=True)]
+    if isinstance(acts[0].shape[0], int):
+        return tuple(found)
+    # Traced for any batch size: what does not depend on it may be a symbol, too.
+    return tuple((ints(shape), ints(a), ints(g)) for shape, a, g in found)
+
+
+def ints(numbers: Sequence[int]) -> tuple[int, ...]:
+    """Numbers that may be symbols, as constants of the graph that is being traced."""
+    return tuple(map(int, numbers))
+
+
+def is_addressable(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the pixels [...,h,w] have one stride, as in NCHW and channels-last.
 
     Offsets within an image and target fit 32 bits; those of images and targets take 64 bits.
     """
-    width = x.shape[-1]
-    if x.shape[-2] > 1 and width > 1 and x.stride(-2) != x.stride(-1) * width:
-        return x.contiguous()
-    return x
+    height, width = shape[-2:]
+    return height == 1 or width == 1 or strides[-2] == strides[-1] * width
 
 
-def _pixel_stride(x: Tensor) -> int:
+def addressable(x: Tensor) -> Tensor:
+    """x, or a copy whose pixels have one stride."""
+    return x if is_addressable(x.shape, x.stride()) else x.contiguous()
+
+
+def _pixel_stride(shape: Sequence[int], strides: Sequence[int]) -> int:
     """Elements from a pixel to the next; of a single row or column, the stride that is used."""
-    if x.shape[-1] > 1:
-        return int(x.stride(-1))
-    return int(x.stride(-2)) if x.shape[-2] > 1 else 1
+    if shape[-1] > 1:
+        return strides[-1]
+    return strides[-2] if shape[-2] > 1 else 1
 
 
-def layer_of(acts: Tensor, grads: Tensor) -> Layer:
-    """Describe two ``addressable`` tensors for kernels."""
-    channels, height, width = (int(n) for n in acts.shape[1:])
+def layer_of(shape: Sequence[int], acts: Sequence[int], grads: Sequence[int]) -> Layer:
+    """Describe [C,h,w] for kernels, by the strides of addressable tensors."""
+    channels, height, width = shape
     return Layer(
         channels,
         height,
         width,
-        (int(acts.stride(0)), int(acts.stride(1)), _pixel_stride(acts)),
-        (
-            int(grads.stride(0)),
-            int(grads.stride(1)),
-            int(grads.stride(2)),
-            _pixel_stride(grads),
-        ),
+        (acts[0], acts[1], _pixel_stride(shape, acts)),
+        (grads[0], grads[1], grads[2], _pixel_stride(shape, grads)),
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, launch, on_device, tl, wrap_triton
+from combicam.kernels.jit import LaunchPlan, cdiv, jit, launch, on_device, tl, wrap_triton
 
 BLOCK = 4096  # bytes of one program: 16 for each of 256 threads
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,26 +53,21 @@ def launch_normalize(
     """Launch the kernel, of 1 or 3 channels: :func:`normalize_reference` to float32's rounding."""
     images = images.contiguous()
     out = torch.empty_like(images, dtype=dtype)
+    n = images.numel()
+    plan = _plan(tuple(mean), tuple(std))
+    launch(wrap_triton(normalize_kernel), plan, cdiv(n, BLOCK), (images, out), n)
+    return out.permute(0, 3, 1, 2)
+
+
+@lru_cache(256)
+def _plan(mean: tuple[float, ...], std: tuple[float, ...]) -> LaunchPlan:
+    """By blocks of bytes."""
     repeats = 3 // len(mean)  # whichever of three channels a grey value is taken for
     scale = [1 / (255 * s) for s in std] * repeats
     shift = [-m / s for m, s in zip(mean, std, strict=True)] * repeats
-    n = images.numel()
-    launch(
-        wrap_triton(normalize_kernel),
-        cdiv(n, BLOCK),
-        images,
-        out,
-        n,
-        SCALE_R=scale[0],
-        SCALE_G=scale[1],
-        SCALE_B=scale[2],
-        SHIFT_R=shift[0],
-        SHIFT_G=shift[1],
-        SHIFT_B=shift[2],
-        BLOCK=BLOCK,
-        num_warps=8,
-    )
-    return out.permute(0, 3, 1, 2)
+    names = [f"{kind}_{channel}" for kind in ("SCALE", "SHIFT") for channel in "RGB"]
+    constants = dict(zip(names, [*scale, *shift], strict=True))
+    return LaunchPlan(1, {**constants, "BLOCK": BLOCK}, num_warps=8)
 
 
 def _normalize(images: Tensor, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:

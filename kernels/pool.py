@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import LaunchPlan, cdiv, jit, next_power_of_2, tl
 from combicam.kernels.layout import (
     ACTS_B,
     ACTS_C,
@@ -216,8 +215,10 @@ def _pool_block(
 @jit(do_not_specialize=("B",))
 def pool_kernel(
     part_ptr,
-    a0, a1, a2, a3, a4, a5, a6, a7,
     g0, g1, g2, g3, g4, g5, g6, g7,
+    g8, g9, g10, g11, g12, g13, g14, g15,
+    a0, a1, a2, a3, a4, a5, a6, a7,
+    a8, a9, a10, a11, a12, a13, a14, a15,
     scale_ptr,
     B,
     K: tl.constexpr,
@@ -230,8 +231,14 @@ def pool_kernel(
     SCALED: tl.constexpr,
 ):  # fmt: skip
     """Programs in the order of slots; each slot is specialised to its layer."""
-    acts = (a0, a1, a2, a3, a4, a5, a6, a7)
-    grads = (g0, g1, g2, g3, g4, g5, g6, g7)
+    acts = (
+        a0, a1, a2, a3, a4, a5, a6, a7,
+        a8, a9, a10, a11, a12, a13, a14, a15,
+    )  # fmt: skip
+    grads = (
+        g0, g1, g2, g3, g4, g5, g6, g7,
+        g8, g9, g10, g11, g12, g13, g14, g15,
+    )  # fmt: skip
     pid = tl.program_id(0)
     for i in tl.static_range(len(LAYERS)):
         start = B * (ENDS[i - 1] if i > 0 else 0)
@@ -254,56 +261,50 @@ def plan_pool(
     offsets: Sequence[int],
     targets: int,
     method: str,
-) -> tuple[int, dict[str, Any]]:
-    """Programs per image, and what is constant, of a launch for up to ``SLOTS`` layers.
+    eps: float,
+    scaled: bool,
+) -> LaunchPlan:
+    """Plan a launch, by images, for up to ``SLOTS`` layers.
 
     Args:
         layers, tiles, offsets: per layer; its partial sums start at element B * offset.
         targets: K.
-        method: one of ``POOLED``.
+        method, eps: one of ``POOLED``; see :func:`pool_reference`.
+        scaled: whether there is a scale.
     """
     assert len(layers) <= SLOTS
     ends = list(accumulate(t.programs(x, targets) for x, t in zip(layers, tiles, strict=True)))
-    return ends[-1], {
+    constants = {
         "K": targets,
         "METHOD": method,
         "LAYERS": tuple(layer.arguments() for layer in layers),
         "TILES": tuple((t.targets, t.block_c, t.block_p, t.chunk) for t in tiles),
         "ENDS": tuple(ends),
         "PARTS": tuple(offsets),
+        "EPS": eps,
+        "SCALED": scaled and method == "gradcam++",
     }
+    return LaunchPlan(ends[-1], constants, pointers=2 + 2 * SLOTS)
 
 
-def launch_pool(
+def pool_tensors(
     parts: Tensor,
     acts: Sequence[Tensor],
     grads: Sequence[Tensor],
-    plan: tuple[int, dict[str, Any]],
-    eps: float,
+    plan: LaunchPlan,
     scale: Tensor | None = None,
-) -> None:
-    """Partial sums of up to ``SLOTS`` layers, in one launch.
+) -> list[Tensor]:
+    """What the kernel takes for up to ``SLOTS`` layers.
 
     Args:
         parts: float32, the output.
         acts: per layer [B,C,h,w], addressable.
         grads: per layer [B,K,C,h,w], addressable.
         plan: of :func:`plan_pool` for these layers.
-        eps, scale: see :func:`pool_reference`.
+        scale: see :func:`pool_reference`.
     """
-    programs, constants = plan
-    method, batch = constants["METHOD"], grads[0].shape[0]
-    scaled = scale is not None and method == "gradcam++"
-    launch(
-        wrap_triton(pool_kernel),
-        batch * programs,
-        parts,
-        *slots(acts if method != "gradcam" else [], parts),
-        *slots(grads, parts),
-        scale.contiguous() if scale is not None and scaled else parts,
-        batch,
-        **constants,
-        EPS=eps,
-        SCALED=scaled,
-        num_warps=4,
-    )
+    tensors = [parts, *slots(grads, parts)]
+    if plan.constants["METHOD"] == "gradcam":
+        return tensors
+    factor = [scale.contiguous()] if scale is not None and plan.constants["SCALED"] else []
+    return [*tensors, *slots(acts, parts), *factor]

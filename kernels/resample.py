@@ -8,7 +8,7 @@ same on both devices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl
+from combicam.kernels.jit import LaunchPlan, cdiv, jit, launch, next_power_of_2, tl
 
 BLOCK_ROWS, BLOCK_PIXELS = 8, 32
 _AXES = 1024  # remembered; photos come in few sizes
@@ -171,16 +171,17 @@ def launch_resample(rounds: Sequence[Sequence[Strip]], channels: int, device: to
             cdiv(strip.rows, BLOCK_ROWS) * cdiv(len(strip.axis.start), BLOCK_PIXELS)
             for strip in strips
         )
-        launch(
-            resample_kernel,
-            len(strips) * tiles,
-            *read,
-            begin,
-            tiles,
-            CHANNELS=channels,
-            CHANNELS_PADDED=next_power_of_2(channels),
-            BLOCK_ROWS=BLOCK_ROWS,
-            BLOCK_PIXELS=BLOCK_PIXELS,
-            num_warps=4,
-        )
+        launch(resample_kernel, _plan(channels), len(strips) * tiles, read, begin, tiles)
         begin += len(strips)
+
+
+@cache
+def _plan(channels: int) -> LaunchPlan:
+    """By tiles."""
+    constants = {
+        "CHANNELS": channels,
+        "CHANNELS_PADDED": next_power_of_2(channels),
+        "BLOCK_ROWS": BLOCK_ROWS,
+        "BLOCK_PIXELS": BLOCK_PIXELS,
+    }
+    return LaunchPlan(1, constants)

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from combicam.kernels.extremes import FLAT
-from combicam.kernels.jit import cdiv, jit, launch, next_power_of_2, tl, wrap_triton
+from combicam.kernels.jit import LaunchPlan, cdiv, jit, launch, next_power_of_2, tl, wrap_triton
 from combicam.kernels.layout import (
     ACTS_B,
     ACTS_C,
@@ -34,18 +33,22 @@ from combicam.kernels.layout import (
     TILE_C,
     TILE_K,
     TILE_P,
+    Described,
     Layer,
     addressable,
+    described,
+    is_addressable,
     layer_of,
     slots,
 )
 from combicam.kernels.pool import (
     POOLED,
     PoolTile,
-    launch_pool,
     partial_rows,
     plan_pool,
+    pool_kernel,
     pool_reference,
+    pool_tensors,
     pool_tile,
 )
 from combicam.kernels.principal import EIGEN, principal_projection
@@ -225,10 +228,12 @@ def _weigh_block(
 
 @jit(do_not_specialize=("B",))
 def weigh_kernel(
-    map_ptr,
     part_ptr,
+    map_ptr,
     a0, a1, a2, a3, a4, a5, a6, a7,
+    a8, a9, a10, a11, a12, a13, a14, a15,
     g0, g1, g2, g3, g4, g5, g6, g7,
+    g8, g9, g10, g11, g12, g13, g14, g15,
     B,
     K: tl.constexpr,
     METHOD: tl.constexpr,
@@ -241,8 +246,14 @@ def weigh_kernel(
     EPS: tl.constexpr,
 ):  # fmt: skip
     """Programs in the order of slots; each slot is specialised to its layer."""
-    acts = (a0, a1, a2, a3, a4, a5, a6, a7)
-    grads = (g0, g1, g2, g3, g4, g5, g6, g7)
+    acts = (
+        a0, a1, a2, a3, a4, a5, a6, a7,
+        a8, a9, a10, a11, a12, a13, a14, a15,
+    )  # fmt: skip
+    grads = (
+        g0, g1, g2, g3, g4, g5, g6, g7,
+        g8, g9, g10, g11, g12, g13, g14, g15,
+    )  # fmt: skip
     pid = tl.program_id(0)
     for i in tl.static_range(len(LAYERS)):
         start = B * (ENDS[i - 1] if i > 0 else 0)
@@ -267,48 +278,60 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Launches:
-    """The launches for up to ``SLOTS`` layers: which, programs per image, what is constant."""
+class _Group:
+    """Up to ``SLOTS`` layers, by their indices, and their launches."""
 
     layers: tuple[int, ...]
-    pool: tuple[int, dict[str, Any]]
-    programs: int
-    constants: dict[str, Any]
+    pool: LaunchPlan
+    weigh: LaunchPlan
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All launches; how many partial sums and pixels of maps there are, per image; every (h, w)."""
+
+    groups: tuple[_Group, ...]
+    parts: int
+    pixels: int
+    grids: tuple[tuple[int, int], ...]
 
 
 @lru_cache(256)
-def _plan(
-    layers: tuple[Layer, ...], targets: int, method: str
-) -> tuple[tuple[_Launches, ...], int, int]:
-    """The launches, and how many partial sums and pixels of maps there are, per image."""
+def _plan(layers: Described, targets: int, method: str, eps: float, scaled: bool) -> _Plan | None:
+    """None if some pixels have no constant stride."""
+    if not all(is_addressable(shape, x) for shape, *both in layers for x in both):
+        return None
     work: list[_Work] = []
     part = pixels = 0
-    for layer in layers:
+    for layer in (layer_of(*one) for one in layers):
         tile = pool_tile(layer, targets, method)
         work.append(_Work(layer, tile, weigh_tile(layer, targets), part, pixels * targets))
         part += tile.chunks(layer) * partial_rows(targets, method) * layer.channels
         pixels += layer.pixels
-    launches = []
+    groups = []
     # Largest programs first, so that the last ones of a launch are small.
     order = sorted(range(len(work)), key=lambda i: -work[i].layer.pixels * work[i].layer.channels)
     for first in range(0, len(order), SLOTS):
         some = tuple(order[first : first + SLOTS])
         group = [work[i] for i in some]
         ends = list(accumulate(w.weigh.programs(w.layer, targets) for w in group))
+        offsets = tuple(w.part for w in group)
         constants = {
             "K": targets,
             "METHOD": method,
             "LAYERS": tuple(w.layer.arguments() for w in group),
             "TILES": tuple((w.weigh.targets, w.weigh.block_c, w.weigh.block_p) for w in group),
             "ENDS": tuple(ends),
-            "PARTS": tuple(w.part for w in group),
+            "PARTS": offsets,
             "CHUNKS": tuple(w.pool.chunks(w.layer) for w in group),
             "MAPS": tuple(w.maps for w in group),
+            "EPS": eps,
         }
         group_layers, tiles = [w.layer for w in group], [w.pool for w in group]
-        pool = plan_pool(group_layers, tiles, [w.part for w in group], targets, method)
-        launches.append(_Launches(some, pool, ends[-1], constants))
-    return tuple(launches), part, targets * pixels
+        pool = plan_pool(group_layers, tiles, offsets, targets, method, eps, scaled)
+        groups.append(_Group(some, pool, LaunchPlan(ends[-1], constants, pointers=2 + 2 * SLOTS)))
+    grids = tuple((w.layer.height, w.layer.width) for w in work)
+    return _Plan(tuple(groups), part, targets * pixels, grids)
 
 
 def launch_weigh(
@@ -317,7 +340,7 @@ def launch_weigh(
     method: str,
     eps: float = EPS,
     scale: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Sequence[Sequence[int]]]:
     """Compute the maps of all layers into one buffer, ``SLOTS`` layers per launch.
 
     Args:
@@ -327,33 +350,27 @@ def launch_weigh(
         method, eps, scale: see :func:`weigh_reference`.
 
     Returns:
-        float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
+        float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous; and every (h, w).
     """
     if method in (*EIGEN, "fullgrad"):
         each = [weigh_reference(a, g, method, eps, scale) for a, g in zip(acts, grads, strict=True)]
-        return torch.cat([m.flatten() for m in each])
+        return torch.cat([m.flatten() for m in each]), [a.shape[2:] for a in acts]
     batch, targets = grads[0].shape[:2]
-    acts = [addressable(a) for a in acts]
-    grads = [addressable(g) for g in grads]
-    layers = tuple(layer_of(a, g) for a, g in zip(acts, grads, strict=True))
-    plan, part, pixels = _plan(layers, int(targets), method)
-    maps = acts[0].new_empty(batch * pixels, dtype=torch.float32)
+    options = (int(targets), method, eps, scale is not None)
+    plan = _plan(described(acts, grads), *options)
+    if plan is None:
+        acts, grads = [addressable(a) for a in acts], [addressable(g) for g in grads]
+        plan = _plan(described(acts, grads), *options)
+    assert plan is not None
+    maps = acts[0].new_empty(batch * plan.pixels, dtype=torch.float32)
     pooled = method in POOLED
-    parts = maps.new_empty(batch * part if pooled else 1)
-    for group in plan:
+    parts = maps.new_empty(batch * plan.parts if pooled else 1)
+    pool, weigh = wrap_triton(pool_kernel), wrap_triton(weigh_kernel)
+    for group in plan.groups:
         some_acts, some_grads = [acts[i] for i in group.layers], [grads[i] for i in group.layers]
         if pooled:
-            launch_pool(parts, some_acts, some_grads, group.pool, eps, scale)
-        launch(
-            wrap_triton(weigh_kernel),
-            batch * group.programs,
-            maps,
-            parts,
-            *slots(some_acts, parts),
-            *slots([] if pooled else some_grads, parts),
-            batch,
-            **group.constants,
-            EPS=eps,
-            num_warps=4,
-        )
-    return maps
+            tensors = pool_tensors(parts, some_acts, some_grads, group.pool, scale)
+            launch(pool, group.pool, batch, tensors, batch)
+        tensors = [parts, maps, *slots(some_acts, parts), *([] if pooled else some_grads)]
+        launch(weigh, group.weigh, batch, tensors, batch)
+    return maps, plan.grids

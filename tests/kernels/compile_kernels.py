@@ -48,7 +48,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "scaled": True,
     },
     "b4, gradcam++": {
-        "layers": B4 * 2,
+        "layers": B4 * 4,
         "method": "gradcam++",
         "normalize": "layer+map",
         "dtype": torch.float16,
@@ -68,10 +68,13 @@ TYPES = {
 LAUNCHES: list[tuple[Any, dict[str, Any]]] = []
 
 
-def keep(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+def keep(kernel: Any, plan: Any, count: int, tensors: Any, *numbers: int) -> None:
     """Stands for ``launch``: keeps the launches instead of making them."""
-    assert 0 < programs < 2**31
-    LAUNCHES.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | constants))
+    assert 0 < count * plan.programs < 2**31
+    pointers = [*tensors, *[tensors[0]] * (plan.pointers - len(tensors))]
+    given = dict(zip(kernel.arg_names, [*pointers, *numbers], strict=False))
+    assert [*given, *plan.constants] == kernel.arg_names
+    LAUNCHES.append((kernel, given | plan.constants | {"num_warps": plan.num_warps}))
 
 
 def record(

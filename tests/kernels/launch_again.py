@@ -17,7 +17,17 @@ from torch import Tensor
 from torch._library.triton import set_wrap_triton_enabled
 from triton.backends.compiler import GPUTarget
 
-LAYERS = [(64, 28, 28), (128, 14, 14), (128, 14, 14), *[(32, 7, 7)] * 7]  # two groups of launches
+LAYERS = [(64, 28, 28), (128, 14, 14), (128, 14, 14), *[(32, 7, 7)] * 15]  # two groups of launches
+# Blocks of EfficientNet-B4 at 380.
+B4 = [
+    *[(24, 190, 190)] * 2,
+    *[(32, 95, 95)] * 4,
+    *[(56, 48, 48)] * 4,
+    *[(112, 24, 24)] * 6,
+    *[(160, 24, 24)] * 6,
+    *[(272, 12, 12)] * 8,
+    *[(448, 12, 12)] * 2,
+]
 loaded: list[str] = []
 launched: list[Any] = []
 
@@ -72,19 +82,20 @@ class Driver:
 def main() -> None:
     """Launch at five batch sizes, each time twice; the second launch takes the short way."""
     triton.runtime.driver.set_active(Driver())
-    torch.cuda.current_device = lambda: 0
     head = importlib.import_module("combicam.kernels.cam_head")
 
-    def launch(batch: int, method: str = "gradcam", fuse: str = "sum") -> list[Any]:
+    def launch(
+        layers: list[tuple[int, int, int]], batch: int, method: str = "gradcam"
+    ) -> list[Any]:
         acts, grads = [], []
-        for c, h, w in LAYERS:
+        for c, h, w in layers:
             acts.append(torch.empty(batch, h, w, c).permute(0, 3, 1, 2))
             grads.append(torch.empty(batch, 1, h, w, c).permute(0, 1, 4, 2, 3))
         launched.clear()
         started = time.perf_counter()
         with set_wrap_triton_enabled(False):  # as within an operator
             head.launch_cam_head(
-                acts, grads, (56, 56), method, fuse, "map", True, 0.0, (), 1e-8, False
+                acts, grads, (56, 56), method, "sum", "map", True, 0.0, (), 1e-8, False
             )
         seconds.append(time.perf_counter() - started)
         return list(launched)
@@ -92,14 +103,31 @@ def main() -> None:
     seconds: list[float] = []
     rows = []
     for batch in (1, 2, 3, 16, 33):
-        first, before = launch(batch), len(loaded)
-        again = launch(batch)
+        first, before = launch(LAYERS, batch), len(loaded)
+        again = launch(LAYERS, batch)
         rows.append({"batch": batch, "binaries": before, "first": first, "again": again})
-    seconds.clear()
-    for _ in range(20):
-        launch(16)
-    others = {method: [launch(2, method), launch(2, method)] for method in ("xgradcam", "layercam")}
-    print(json.dumps({"rows": rows, "median_s": median(seconds), "others": others}))
+    others = {}
+    for method in ("xgradcam", "gradcam++", "layercam"):
+        others[method] = [launch(LAYERS, 2, method), launch(LAYERS, 2, method)]
+    bias_act, before = importlib.import_module("combicam.kernels.bias_act"), len(loaded)
+    kinds = []
+    for dtype in (torch.bfloat16, torch.float16):
+        whole = torch.empty(4 * 16 * 49 + 1, dtype=dtype)
+        for start in (0, 1, 0, 1):  # a multiple of 16 bytes, or not
+            x = whole[start : start + 4 * 16 * 49].view(4, 7, 7, 16).permute(0, 3, 1, 2)
+            bias_act.launch_bias_act(x, torch.empty(16, dtype=dtype), None, "relu", x)
+            kinds.append(len(loaded) - before)
+    launch(B4, 1)
+    times = {}
+    for way in ("short", "long"):
+        seconds.clear()
+        for _ in range(20):
+            if way == "long":
+                for name in ("weigh", "combine"):
+                    getattr(head, f"launch_{name}").__globals__["_plan"].cache_clear()
+            launch(B4, 1)
+        times[way] = median(seconds)
+    print(json.dumps({"rows": rows, "others": others, "kinds": kinds, "seconds": times}))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,9 @@ def assert_kernels_equal_reference(
     acts: list[torch.Tensor], grads: list[torch.Tensor], method: str
 ) -> None:
     """Every layer's maps, wherever they lie in the buffer, and nothing else in it."""
-    flat = launch_weigh(acts, grads, method).cpu()
+    maps, grids = launch_weigh(acts, grads, method)
+    flat = maps.cpu()
+    assert [tuple(grid) for grid in grids] == [tuple(a.shape[2:]) for a in acts]
     for a, g in zip(acts, grads, strict=True):
         expected = weigh_reference(a.cpu(), g.cpu(), method)
         maps, flat = flat[: expected.numel()].view_as(expected), flat[expected.numel() :]
@@ -204,9 +206,9 @@ def test_sums_longer_than_a_block(shape: tuple[int, int, int], device: torch.dev
 def test_nan_stays_in_its_image(method: str, device: torch.device) -> None:
     a, g = random_pair(3, 2, 5, 4, 4)
     a += 0.25
-    clean = launch_weigh([a.to(device)], [g.to(device)], method).view(3, 2, 4, 4)
+    clean = launch_weigh([a.to(device)], [g.to(device)], method)[0].view(3, 2, 4, 4)
     a[1, 2, 3, 3] = torch.nan
-    maps = launch_weigh([a.to(device)], [g.to(device)], method).view(3, 2, 4, 4)
+    maps = launch_weigh([a.to(device)], [g.to(device)], method)[0].view(3, 2, 4, 4)
     assert maps[1].isnan().any(-1).any(-1).all()
     torch.testing.assert_close(maps[::2], clean[::2], rtol=0, atol=0)
     expected = weigh_reference(a, g, method)
@@ -245,6 +247,8 @@ def test_scaled_gradients(method: str, eps: float, device: torch.device) -> None
         torch.testing.assert_close(
             (expected[:, i] / size).double(), found / size, atol=2e-5, rtol=0
         )
-    ours = launch_weigh([acts.to(device)], [grads.to(device)], method, eps, scale.to(device)).cpu()
+    ours, _ = launch_weigh([acts.to(device)], [grads.to(device)], method, eps, scale.to(device))
     size = expected.amax((2, 3), keepdim=True)
-    torch.testing.assert_close(ours.view_as(expected) / size, expected / size, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        ours.cpu().view_as(expected) / size, expected / size, atol=2e-5, rtol=0
+    )
