@@ -38,6 +38,7 @@ from combicam.kernels.jit import (
     tl,
     wrap_triton,
 )
+from combicam.kernels.to_bytes import in_bytes, rounded
 from combicam.kernels.upsample import upsample
 
 FUSES = ("sum", "mean", "max", "product", "gated", "none")
@@ -81,13 +82,6 @@ def _fuse(maps: Sequence[Tensor], fuse: str) -> Tensor:
         else:
             total = total * m if fuse == "product" else total + m
     return total
-
-
-def quantise_reference(heatmaps: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 in [0, 1] as ``dtype``: uint8 is 255 x, rounded half to even, NaN as 0."""
-    if dtype == torch.uint8:
-        return heatmaps.nan_to_num(0.0).mul(255).round().clamp(0, 255).to(dtype)
-    return heatmaps.to(dtype)
 
 
 def combine_reference(
@@ -139,7 +133,8 @@ def combine_reference(
         for _, limits in factors:  # what is not finite shows in the ranges
             total = total + 0 * limits.sum(-1)[..., None, None]
     normalized, ranges = min_max(total, eps)
-    return quantise_reference(normalized if normalize.endswith("map") else total, dtype), ranges
+    heatmaps = normalized if normalize.endswith("map") else total
+    return rounded(heatmaps) if dtype == torch.uint8 else heatmaps.to(dtype), ranges
 
 
 @jit
@@ -245,10 +240,7 @@ def render_kernel(
                 # Compiled twice, a map's extremes may differ by a rounding.
                 value = tl.minimum(tl.maximum(scaled(value, low, high, EPS), 0.0), 1.0)
             if heatmaps_ptr.dtype.element_ty == tl.uint8:
-                # Between the two, so that no compiler fuses the product with the addition.
-                value = tl.minimum(tl.maximum(value * 255, 0.0), 255.0)
-                # Adding 1.5 * 2^23 leaves no bits for a fraction: rounds half to even.
-                value = (value + 12582912.0) - 12582912.0
+                value = in_bytes(value)
             out = heatmaps_ptr + i_map * (ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]) + o_xy
             tl.store(out, value.to(heatmaps_ptr.dtype.element_ty), mask=m_xy)
     if i_t == 0:

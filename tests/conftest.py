@@ -14,6 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before the imports below
 
+from hypothesis import settings
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for cam_oracle, fakes, spawned
 
 from fakes import FakeExplainer, save_photos
 
+# The first example of a process imports what the others find.
+settings.register_profile("combicam", deadline=None)
+settings.load_profile("combicam")
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 

@@ -14,8 +14,7 @@ from combicam.engine.explain.explanation import Explanation
 from combicam.engine.geo.location_estimate import LocationEstimator
 from combicam.engine.shards.map_format import MapFormat, Size
 from combicam.errors import RunError
-
-TINY = torch.finfo(torch.float32).tiny
+from combicam.kernels.to_bytes import are_finite, to_bytes
 
 
 @dataclass(frozen=True)
@@ -99,16 +98,16 @@ def quantise(
         )
     if missing := [name for name in maps.layers if name not in explanation.layer_maps]:
         raise RunError(f"run: expected a map of every layer, got none of {', '.join(missing)}")
-    finite = torch.stack(
-        [
-            values.isfinite().flatten(1).all(1)
-            for values in (heatmaps, explanation.scores, explanation.ranges)
-        ]
-    ).all(0)
+    stored = _resized(heatmaps.float(), maps, size)
+    in_bytes, finite = to_bytes(stored)
+    for values in (explanation.scores, explanation.ranges):
+        finite = finite & values.isfinite().flatten(1).all(1)
+    if stored.shape != heatmaps.shape:  # not all of them were read
+        finite = finite & are_finite(heatmaps)
     layer_maps, highs = _layers([explanation.layer_maps[name] for name in maps.layers])
     placed = None if placer is None else placer(explanation.logits, explanation.targets[:, 0])
     return QuantisedExplanation(
-        heatmaps=_bytes(_resized(heatmaps.float(), maps, size)),
+        heatmaps=in_bytes,
         targets=explanation.targets.long(),
         scores=explanation.scores.float(),
         ranges=explanation.ranges.float(),
@@ -137,12 +136,5 @@ def _layers(maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor | None]:
     if not maps:
         return (), None
     highs = [m.float().amax((2, 3)) for m in maps]  # [B,K]
-    scaled = [
-        _bytes(m.float() / high.clamp_min(TINY)[..., None, None])
-        for m, high in zip(maps, highs, strict=True)
-    ]
+    scaled = [to_bytes(m, high)[0] for m, high in zip(maps, highs, strict=True)]
     return tuple(scaled), torch.cat(highs, 1)
-
-
-def _bytes(unit: Tensor) -> Tensor:
-    return unit.nan_to_num(0.0).mul(255).round_().clamp_(0, 255).to(torch.uint8)

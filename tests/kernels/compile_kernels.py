@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-MODULES = ["pool", "weigh", "extremes", "combine", "normalize", "bias_act", "resample"]
+MODULES = ["pool", "weigh", "extremes", "combine", "normalize", "bias_act", "resample", "to_bytes"]
 kernels = {name: importlib.import_module(f"combicam.kernels.{name}") for name in MODULES}
 head = importlib.import_module("combicam.kernels.cam_head")
 
@@ -60,6 +60,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.uint8: "*u8",
+    torch.bool: "*i1",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -112,6 +113,9 @@ def record(
         launch_bias_act = kernels["bias_act"].launch_bias_act
         launch_bias_act(x, bias, None, "silu", torch.empty_like(x))
         launch_bias_act(x, bias, x, "relu", x)
+        to_bytes = kernels["to_bytes"].launch_to_bytes
+        to_bytes(torch.empty(4, 1, 224, 224, device="meta"))
+        to_bytes(acts[0][:, :2], torch.empty(4, 2, device="meta"))
         resample = kernels["resample"]
         axis = resample.resampled_axis(640, 224, 0, 224, "bicubic")
         strip = resample.Strip(0, 1920, 3, 0, 672, 3, 480, axis)

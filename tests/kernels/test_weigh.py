@@ -30,7 +30,7 @@ def _centred(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @example(b=1, k=3, c=7, h=1, w=5, seed=15)
 @example(b=1, k=1, c=63, h=12, w=14, seed=10)
 @given(
@@ -147,9 +147,7 @@ def assert_kernels_equal_reference(
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("method", METHODS)
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     b=st.integers(1, 2),
     k=st.sampled_from([1, 2, 3, 9]),

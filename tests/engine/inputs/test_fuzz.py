@@ -29,7 +29,6 @@ from combicam.export.preprocess import Preprocess
 
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)

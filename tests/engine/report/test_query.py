@@ -220,7 +220,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(st.text(max_size=20), st.lists(WORDS, max_size=12).map(" ".join)))
 def test_any_text_is_a_filter_or_a_value_error(text: str) -> None:
     try:

@@ -24,7 +24,6 @@ from combicam.export.classes.classes import ClassTable
 
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "80")),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 FILES = (

@@ -88,7 +88,7 @@ def test_poles_have_every_longitude() -> None:
     assert near.within(23, 89.9, -170).tolist() == [1, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lat=st.floats(-90, 90), lon=st.floats(-180, 180),
     km=st.one_of(st.floats(0.5, 30_000), st.just(25.0)),

@@ -33,7 +33,6 @@ from combicam.export.models.models import load_checkpoint
 
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 STATE = nn.Linear(2, 3).state_dict()
