@@ -67,7 +67,7 @@ def traffic_of(module: fx.GraphModule) -> Traffic:
     flop = 0.0
     for node in module.graph.nodes:
         name = _name(node)
-        if not name or name in VIEWS:
+        if not name or name in VIEWS or _is_cast_of_pixels(node):
             continue
         values = [*_tensors(node), *(v for n in node.all_input_nodes for v in _tensors(_source(n)))]
         if name == "convolution" and node.args[2] is not None:
@@ -81,6 +81,11 @@ def traffic_of(module: fx.GraphModule) -> Traffic:
 def _name(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
     return packet.__name__ if node.op == "call_function" and packet is not None else ""
+
+
+def _is_cast_of_pixels(node: fx.Node) -> bool:
+    """Which does nothing on a GPU, where pixels are normalised in the type of the computation."""
+    return _name(node) == "_to_copy" and [n.op for n in node.all_input_nodes] == ["placeholder"]
 
 
 def _source(node: fx.Node) -> fx.Node:
