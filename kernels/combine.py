@@ -60,9 +60,9 @@ def _at_image_size(
     maps: Sequence[Tensor], size: Sequence[int], per_layer: str, align_corners: bool, eps: float
 ) -> list[Tensor]:
     if per_layer == "grid":
-        maps = [min_max(m, eps)[0] for m in maps]
+        maps = [min_max(m, eps, hide=False)[0] for m in maps]
     full = [upsample(m, size, align_corners) for m in maps]
-    return [min_max(m, eps)[0] for m in full] if per_layer == "layer" else full
+    return [min_max(m, eps, hide=False)[0] for m in full] if per_layer == "layer" else full
 
 
 def _sum_by_resolution(maps: Sequence[Tensor]) -> list[Tensor]:
@@ -122,16 +122,16 @@ def combine_reference(
         full = [upsample(m, size, align_corners) for m in _sum_by_resolution(weighted)]
     else:
         full = _at_image_size(weighted, size, per_layer, align_corners, eps)
+    gate = full[-1]
+    if fuse == "gated" and per_layer == "none":
+        gate = upsample(maps[-1], size, align_corners)
     if layer_weights and per_layer != "none":
         full = [m * w for m, w in zip(full, layer_weights, strict=True)]
     total = torch.stack(full, 2) if fuse == "none" else _fuse(full, fuse)
     if fuse == "mean":
         total = total / len(maps)
     if fuse == "gated":
-        factors = [min_max(x, eps) for x in (total, upsample(maps[-1], size, align_corners))]
-        total = factors[0][0] * factors[1][0]
-        for _, limits in factors:  # what is not finite shows in the ranges
-            total = total + 0 * limits.sum(-1)[..., None, None]
+        total = min_max(total, eps, hide=False)[0] * min_max(gate, eps, hide=False)[0]
     normalized, ranges = min_max(total, eps)
     heatmaps = normalized if normalize.endswith("map") else total
     return rounded(heatmaps) if dtype == torch.uint8 else heatmaps.to(dtype), ranges
@@ -164,7 +164,7 @@ def _added(
         if NORMALIZED:
             i_layer = i_n * LAYERS + MEMBERS[i][LAYER]
             low, high = whole_range(partial_ptr, i_layer, T, T_BLOCK)
-            value = scaled(value, low, high, EPS)
+            value = scaled(value, low, high, EPS, False)
         total += value * MEMBERS[i][WEIGHT]
     return total
 
@@ -238,7 +238,7 @@ def render_kernel(
             )  # fmt: skip
             if SCALED:
                 # Compiled twice, a map's extremes may differ by a rounding.
-                value = tl.minimum(tl.maximum(scaled(value, low, high, EPS), 0.0), 1.0)
+                value = tl.minimum(tl.maximum(scaled(value, low, high, EPS, True), 0.0), 1.0)
             if heatmaps_ptr.dtype.element_ty == tl.uint8:
                 value = in_bytes(value)
             out = heatmaps_ptr + i_map * (ITEMS[i][HEIGHT] * ITEMS[i][WIDTH]) + o_xy

@@ -36,12 +36,13 @@ def is_flat(ranges: Tensor) -> Tensor:
     return high - low <= FLAT * torch.maximum(low.abs(), high.abs())
 
 
-def min_max(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
+def min_max(x: Tensor, eps: float = 0.0, hide: bool = True) -> tuple[Tensor, Tensor]:
     """(x - min) / (max - min + eps) over the last two dimensions; a flat map gives zeros.
 
     Args:
         x: float32 [..., H, W].
         eps: added to the divisor, as some libraries do.
+        hide: a map that is not finite gives zeros, too, so that only its range shows it; else NaN.
 
     Returns:
         The normalised maps, and float32 [..., 2] with min and max before.
@@ -51,7 +52,7 @@ def min_max(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     span = high - low
     varied = (span > FLAT * torch.maximum(low.abs(), high.abs())) & (span < torch.inf)  # not NaN
     scaled = (x - low) / (torch.where(varied, span, torch.ones_like(span)) + eps)
-    scaled = torch.where(varied, scaled, torch.zeros_like(scaled))
+    scaled = torch.where(varied, scaled, torch.zeros_like(scaled) if hide else 0 * low + 0 * high)
     return scaled, ranges.squeeze(-2)
 
 
@@ -112,12 +113,13 @@ def whole_range(partial_ptr, i_map, T: tl.constexpr, T_BLOCK: tl.constexpr):
 
 
 @jit
-def scaled(value, low, high, EPS: tl.constexpr):
-    """(value - low) / (high - low + EPS); 0 where the map is flat or not finite."""
+def scaled(value, low, high, EPS: tl.constexpr, HIDE: tl.constexpr):
+    """(value - low) / (high - low + EPS); 0 where the map is flat, or not finite and HIDE."""
     span = high - low
     size = tl.maximum(tl.abs(low), tl.abs(high))
     varied = (span > 1e-6 * size) & (span < float("inf"))  # FLAT; neither holds for NaN
-    return tl.where(varied, tl.div_rn(value - low, tl.where(varied, span, 1.0) + EPS), 0.0)
+    unit = tl.div_rn(value - low, tl.where(varied, span, 1.0) + EPS)
+    return tl.where(varied, unit, 0.0 if HIDE else 0 * low + 0 * high)
 
 
 @jit
@@ -163,9 +165,9 @@ def fused(
             total = total * value
         elif FUSE == "gated" and i == FIRST + EACH - 1:
             low, high = whole_range(sum_ptr, i_n, T, T_BLOCK)
-            total = scaled(total, low, high, EPS) + 0 * (low + high)  # NaN stays
+            total = scaled(total, low, high, EPS, False)
             low, high = whole_range(gate_ptr, i_n, T, T_BLOCK)
-            total = total * scaled(value, low, high, EPS) + 0 * (low + high)
+            total = total * scaled(value, low, high, EPS, False)
         else:
             total += value
     if FUSE == "mean":

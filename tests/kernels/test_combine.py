@@ -145,8 +145,9 @@ def test_kernels(fuse: str, normalize: str, align: bool, device: torch.device) -
         del maps[3]  # a layer of one cell is flat: normalised it makes every product zero
     size = SIZE if align else (40, 53)  # one layer has image size; or none, and several tiles
     weights = (0.5, -1.0, 2.0, 1.0, 3.0)[: len(maps)] if align else ()
-    expected = combine_reference(maps, size, fuse, normalize, align, 0.0, weights)
-    found = launched(maps, size, device, fuse, normalize, align, 0.0, weights)
+    options = (fuse, normalize, align, 0.0 if align else 0.1, weights)
+    expected = combine_reference(maps, size, *options)
+    found = launched(maps, size, device, *options)
     # A final min-max magnifies the rounding of a map that hardly varies.
     span = float((expected[1][..., 1] - expected[1][..., 0]).min() / expected[1].abs().max())
     tolerance = 3e-6 / min(max(span, 1e-3), 1) if normalize.endswith("map") else 3e-6
@@ -188,14 +189,23 @@ def test_kernels_of_flat_maps(value: float, device: torch.device) -> None:
 
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_gate_hides_nothing(layer: int, value: float, device: torch.device) -> None:
+@pytest.mark.parametrize("normalize", NORMALIZES)
+@pytest.mark.parametrize("fuse", FUSES)
+def test_no_layer_that_is_not_finite_is_left_out(
+    fuse: str, normalize: str, value: float, layer: int, device: torch.device
+) -> None:
+    """Not by a min-max of its own, nor by a gate."""
     maps = random_maps(3)
     maps[layer][0, 1, 0, 0] = value
-    expected = combine_reference(maps, SIZE, "gated")
-    found = launched(maps, SIZE, device, "gated")
+    expected = combine_reference(maps, SIZE, fuse, normalize)
+    found = launched(maps, SIZE, device, fuse, normalize)
     for heatmaps, ranges in (expected, found):
-        assert ranges[0, 1].isnan().any() and (heatmaps[0, 1] == 0).all()
+        if fuse == "none":
+            heatmaps, ranges = heatmaps[:, :, layer], ranges[:, :, layer]
+        assert not ranges[0, 1].isfinite().all()
+        assert not normalize.endswith("map") or (heatmaps[0, 1] == 0).all()
         assert ranges[1].isfinite().all() and ranges[0, 0].isfinite().all()
+        assert heatmaps[1].isfinite().all() and heatmaps[0, 0].isfinite().all()
 
 
 def test_a_gate_does_not_depend_on_weights(device: torch.device) -> None:
