@@ -40,9 +40,22 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "float32": _float32(),
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
         "commit": _git("rev-parse", "--short", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _float32() -> dict[str, str | None]:
+    """Who may round float32 to TF32: what torch is set to, and what the driver is told.
+
+    The library's own graphs do not follow torch's settings; other libraries do.
+    """
+    return {
+        "matmul": torch.backends.cuda.matmul.fp32_precision,
+        "convolution": torch.backends.cudnn.conv.fp32_precision,
+        "NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE"),
     }
 
 

@@ -94,7 +94,7 @@ def launch_bias_act(x: Tensor, bias: Tensor, z: Tensor | None, act: str, into: T
 
 @cache
 def _plan(vector: int, act: str, has_z: bool, is_pair: bool) -> LaunchPlan:
-    """By blocks of values."""
+    """Counted by blocks of values."""
     constants = {"VECTOR": vector, "ACT": act, "HAS_Z": has_z, "IS_PAIR": is_pair, "BLOCK": BLOCK}
     return LaunchPlan(1, constants, num_warps=8)
 

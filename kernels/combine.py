@@ -38,6 +38,7 @@ from combicam.kernels.jit import (
     tl,
     wrap_triton,
 )
+from combicam.kernels.layout import ints
 from combicam.kernels.to_bytes import in_bytes, rounded
 from combicam.kernels.upsample import upsample
 
@@ -364,7 +365,7 @@ def launch_combine(
     layer_weights: Sequence[float] = (),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``combine_reference`` of maps in one buffer, in two to five launches.
+    """Compute ``combine_reference`` of maps in one buffer, in two to six launches.
 
     Args:
         maps: float32 [sum of B K h w], layer after layer, each [B,K,h,w] contiguous.
@@ -377,7 +378,7 @@ def launch_combine(
         As :func:`combine_reference`.
     """
     options = (fuse, normalize, align_corners, eps, tuple(layer_weights))
-    plan = _plan(tuple(grids), tuple(size), *options)
+    plan = _plan(tuple(map(tuple, grids)), ints(size), *options)
     count = shape[0] * shape[1]
     partial = maps if plan.alone is None else launch_extremes(maps, count, plan.alone)
     if plan.condense is not None:

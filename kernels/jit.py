@@ -56,10 +56,10 @@ class LaunchPlan:
     more. Whoever keeps a plan launches what was compiled for it without another look.
 
     Attributes:
-        programs: for each of the things that are counted at a launch.
+        programs: for one of what is counted at a launch: images, maps, or blocks of values.
         constants: of the kernel, in its order.
         num_warps: of a program.
-        pointers: that the kernel takes, if it takes more tensors than it reads by these constants.
+        pointers: the kernel's, where it may be given fewer tensors, since it reads no others.
         binaries: what was launched by this plan -> the kernel as compiled.
     """
 
@@ -80,7 +80,7 @@ def launch(
             operators that graphs see through.
         plan: for this kernel.
         count: by which the plan's programs are multiplied.
-        tensors: on the current device; up to ``plan.pointers``, the first of them is repeated.
+        tensors: on the current device; the first one stands for those up to ``plan.pointers``.
         numbers: whole ones.
     """
     programs = count * plan.programs

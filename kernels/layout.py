@@ -49,14 +49,13 @@ Described = tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
 def described(acts: Sequence[Tensor], grads: Sequence[Tensor]) -> Described:
     """All that a plan for these layers depends on, whatever the batch size."""
     found = [(a.shape[1:], a.stride(), g.stride()) for a, g in zip(acts, grads, strict=True)]
-    if isinstance(acts[0].shape[0], int):
+    if type(acts[0]) is Tensor:
         return tuple(found)
-    # Traced for any batch size: what does not depend on it may be a symbol, too.
     return tuple((ints(shape), ints(a), ints(g)) for shape, a, g in found)
 
 
 def ints(numbers: Sequence[int]) -> tuple[int, ...]:
-    """Numbers that may be symbols, as constants of the graph that is being traced."""
+    """Numbers as constants of the graph that is being traced, where they may be symbols."""
     return tuple(map(int, numbers))
 
 

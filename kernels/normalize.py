@@ -61,7 +61,7 @@ def launch_normalize(
 
 @lru_cache(256)
 def _plan(mean: tuple[float, ...], std: tuple[float, ...]) -> LaunchPlan:
-    """By blocks of bytes."""
+    """Counted by blocks of bytes."""
     repeats = 3 // len(mean)  # whichever of three channels a grey value is taken for
     scale = [1 / (255 * s) for s in std] * repeats
     shift = [-m / s for m, s in zip(mean, std, strict=True)] * repeats

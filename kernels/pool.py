@@ -1,4 +1,4 @@
-"""Pool gradients over the layer grid into channel weights, all layers in one launch."""
+"""Pool gradients over the layer grid into channel weights, up to 16 layers in one launch."""
 
 from __future__ import annotations
 
@@ -269,8 +269,8 @@ def plan_pool(
     Args:
         layers, tiles, offsets: per layer; its partial sums start at element B * offset.
         targets: K.
-        method, eps: one of ``POOLED``; see :func:`pool_reference`.
-        scaled: whether there is a scale.
+        method, eps: see :func:`pool_reference`.
+        scaled: whether a scale is read, as by ``gradcam++``.
     """
     assert len(layers) <= SLOTS
     ends = list(accumulate(t.programs(x, targets) for x, t in zip(layers, tiles, strict=True)))
@@ -282,7 +282,7 @@ def plan_pool(
         "ENDS": tuple(ends),
         "PARTS": tuple(offsets),
         "EPS": eps,
-        "SCALED": scaled and method == "gradcam++",
+        "SCALED": scaled,
     }
     return LaunchPlan(ends[-1], constants, pointers=2 + 2 * SLOTS)
 
@@ -306,5 +306,5 @@ def pool_tensors(
     tensors = [parts, *slots(grads, parts)]
     if plan.constants["METHOD"] == "gradcam":
         return tensors
-    factor = [scale.contiguous()] if scale is not None and plan.constants["SCALED"] else []
+    factor = [] if scale is None or not plan.constants["SCALED"] else [scale.contiguous()]
     return [*tensors, *slots(acts, parts), *factor]

@@ -177,7 +177,7 @@ def launch_resample(rounds: Sequence[Sequence[Strip]], channels: int, device: to
 
 @cache
 def _plan(channels: int) -> LaunchPlan:
-    """By tiles."""
+    """Counted by tiles."""
     constants = {
         "CHANNELS": channels,
         "CHANNELS_PADDED": next_power_of_2(channels),

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from combicam.kernels.jit import LaunchPlan, cdiv, jit, launch, tl
+from combicam.kernels.jit import LaunchPlan, cdiv, jit, launch, on_device, tl
 
 BLOCK = 4096  # values of one program: four loads of 16 bytes for each of 256 threads
 TINY = torch.finfo(torch.float32).tiny
@@ -24,9 +24,10 @@ def rounded(unit: Tensor) -> Tensor:
 def are_finite(x: Tensor) -> Tensor:
     """Whether all values of each image are finite: [B,...] -> bool [B].
 
-    It reads them once: a sum of values near 1 is finite if they are.
+    By their extremes, which cost a CPU a tenth of looking at each.
     """
-    return x.flatten(1).sum(1, dtype=torch.float32).isfinite()
+    flat = x.flatten(1)
+    return flat.amin(1).isfinite() & flat.amax(1).isfinite()
 
 
 def to_bytes_reference(maps: Tensor, highs: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,7 @@ def launch_to_bytes(maps: Tensor, highs: Tensor | None = None) -> tuple[Tensor, 
 
 @cache
 def _plan(has_highs: bool) -> LaunchPlan:
-    """By blocks of maps."""
+    """Counted by blocks of maps."""
     return LaunchPlan(1, {"HAS_HIGHS": has_highs, "LEAST": TINY, "BLOCK": BLOCK}, num_warps=8)
 
 
@@ -98,12 +99,14 @@ def to_bytes(maps: Tensor, highs: Tensor | None = None) -> tuple[Tensor, Tensor]
     """Round maps to bytes.
 
     Args:
-        maps: [B,K,h,w], of any float type; on a GPU that is the current one.
+        maps: [B,K,h,w], of any float type.
         highs: float32 [B,K], what 255 stands for in each map, at least 0; None for 1.
 
     Returns:
         uint8 [B,K,h,w], half to even; NaN becomes 0, and what lies beyond [0, highs] its nearest
         bound. And bool [B]: whether all values of an image's maps are finite.
     """
-    run = launch_to_bytes if maps.is_cuda and tl is not None else to_bytes_reference
-    return run(maps, highs)
+    if tl is None or not maps.is_cuda:
+        return to_bytes_reference(maps, highs)
+    with on_device(maps.device):
+        return launch_to_bytes(maps, highs)

@@ -1,8 +1,8 @@
 """Weigh activations by their gradients into layer maps.
 
-All layers of a batch take two launches: :mod:`~combicam.kernels.pool` reads the gradients, this
-module the activations. Both are split into programs of equal work, so that neither a single image
-nor layers of different sizes leave a device idle, and every tensor is read once. Methods that
+Up to 16 layers of a batch take two launches: :mod:`~combicam.kernels.pool` reads the gradients,
+this module the activations. Both are split into programs of equal work, so that neither a single
+image nor layers of different sizes leave a device idle, and every tensor is read once. Methods that
 weigh pixel by pixel read both in one launch here. Methods made of matrix products have no kernel:
 they run the reference, whose products the device's own library does best.
 """
@@ -37,6 +37,7 @@ from combicam.kernels.layout import (
     Layer,
     addressable,
     described,
+    ints,
     is_addressable,
     layer_of,
     slots,
@@ -340,7 +341,7 @@ def launch_weigh(
     method: str,
     eps: float = EPS,
     scale: Tensor | None = None,
-) -> tuple[Tensor, Sequence[Sequence[int]]]:
+) -> tuple[Tensor, Sequence[tuple[int, ...]]]:
     """Compute the maps of all layers into one buffer, ``SLOTS`` layers per launch.
 
     Args:
@@ -354,9 +355,9 @@ def launch_weigh(
     """
     if method in (*EIGEN, "fullgrad"):
         each = [weigh_reference(a, g, method, eps, scale) for a, g in zip(acts, grads, strict=True)]
-        return torch.cat([m.flatten() for m in each]), [a.shape[2:] for a in acts]
+        return torch.cat([m.flatten() for m in each]), [ints(a.shape[2:]) for a in acts]
     batch, targets = grads[0].shape[:2]
-    options = (int(targets), method, eps, scale is not None)
+    options = (int(targets), method, eps, scale is not None and method == "gradcam++")
     plan = _plan(described(acts, grads), *options)
     if plan is None:
         acts, grads = [addressable(a) for a in acts], [addressable(g) for g in grads]

@@ -125,7 +125,8 @@ def _compile(folder: Path, name: str, symbols: set[str], include: Path) -> None:
 
 
 def placement(path: Path, libraries: Path) -> dict[str, Counter[str]]:
-    """Provider -> how many nodes of each operator of a file it would run on a GPU."""
+    """Provider -> how many nodes of each operator of a file it runs; and ``copies``, those that the
+    runtime adds, which carry values between a GPU and the CPU."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
     command = [sys.executable, __file__, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -135,11 +136,14 @@ def placement(path: Path, libraries: Path) -> dict[str, Counter[str]]:
 
 
 def _main(path: str) -> None:
+    import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False
+    # The plan of providers is older than the copies; the optimised file has them.
+    options.optimized_model_filepath = f"{path}.optimised"
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
@@ -147,6 +151,8 @@ def _main(path: str) -> None:
     for part in session.get_provider_graph_assignment_info():
         counts = found.setdefault(part.ep_name, Counter())
         counts.update(node.op_type for node in part.get_nodes())
+    nodes = onnx.load(options.optimized_model_filepath).graph.node
+    found["copies"] = Counter(node.op_type for node in nodes if "Memcpy" in node.op_type)
     print(json.dumps(found), flush=True)
     os._exit(0)  # the libraries cannot be unloaded in order
 

@@ -81,6 +81,7 @@ def another(
         preprocess = replace(preprocess, input_size=input_size, resize="squash")
     return Explainer(
         session.module if module is None else module,
+        dtype="tf32" if session.tf32 else None,  # which no weight shows
         backend=session.backend,
         keep_layers=session.keep_layers,
         chunk=session.chunk if spec.method in FORWARD_METHODS else None,

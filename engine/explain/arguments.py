@@ -128,7 +128,12 @@ def named_device(name: torch.device | str) -> torch.device:
             f"device: expected one of this machine that torch can use, got {str(name)!r} "
             f"({first_line(error)}); see combicam doctor"
         ) from error
-    if device == torch.device("cuda"):
+    return numbered(device)
+
+
+def numbered(device: torch.device) -> torch.device:
+    """``cuda`` as the current GPU, by its number, since another may be current later."""
+    if device == torch.device("cuda") and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
@@ -191,7 +196,7 @@ def check_classes(description: Description) -> None:
 
 def best_device(path: Path) -> torch.device:
     if path.suffix == ".pt2":
-        return aoti_device(path)
+        return numbered(aoti_device(path))
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if path.suffix == ".onnx":
@@ -199,4 +204,4 @@ def best_device(path: Path) -> torch.device:
 
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return numbered(torch.device("cuda"))

@@ -127,6 +127,8 @@ def onnxruntime_backend(path: Path, device: torch.device) -> Execute:
     return onnxruntime_execute(session, device)
 
 
+# How ONNX Runtime's arena, CUDA, cuBLAS and cuDNN say so.
+_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "_ALLOC_FAILED")
 # Types of ONNX Runtime's inputs and outputs.
 _TYPES = {
     "tensor(float)": (torch.float32, np.float32),
@@ -164,7 +166,7 @@ def onnxruntime_execute(session: Any, device: torch.device) -> Execute:
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
-            if "Failed to allocate memory" in str(error):  # runs halve their batches
+            if any(words in str(error) for words in _OUT_OF_MEMORY):  # runs halve their batches
                 raise torch.OutOfMemoryError(first_line(error)) from error
             raise
         binding.synchronize_outputs()

@@ -27,6 +27,7 @@ from combicam.engine.explain.arguments import (
     chosen_preprocess,
     known_device,
     named_device,
+    numbered,
     prepared,
     usable_device,
 )
@@ -232,7 +233,8 @@ class Explainer:
         if device is None:
             self.device = best_device(path)
         else:  # for a .pt2 file, its own device is better
-            self.device = (known_device if path.suffix == ".pt2" else named_device)(device)
+            is_package = path.suffix == ".pt2"
+            self.device = numbered(known_device(device)) if is_package else named_device(device)
         try:
             self.session = ArtifactSession(path, self.description, backend, self.device)
         except ArtifactError as error:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from combicam.engine.explain.backends import onnxruntime_backend
 from combicam.engine.explain.sessions import ModelSession
 from combicam.export.formats.onnx_file import write_onnx_graph
+from combicam.export.trace.arithmetic import plain_arithmetic
 from combicam.export.trace.forward import trace_forward
 
 Network = Callable[[Tensor], Tensor]
@@ -46,9 +47,9 @@ def score_network(session: ModelSession, by_onnxruntime: bool = False) -> Networ
 
     def forward(images: Tensor) -> Tensor:
         size = tuple(images.shape[2:])
-        if size not in graphs:
-            graphs[size] = make(images)
-        with torch.no_grad():
+        with torch.no_grad(), plain_arithmetic(session.device, tf32=session.tf32):
+            if size not in graphs:
+                graphs[size] = make(images)
             return graphs[size](images)
 
     if not by_onnxruntime:
@@ -70,8 +71,7 @@ def _in_onnxruntime(graph: fx.GraphModule, images: Tensor, by_torch: Network) ->
             example = torch.zeros(2, *images.shape[1:])
             write_onnx_graph(graph, (example,), ("logits",), path)
             execute = onnxruntime_backend(path, torch.device("cpu"))
-        with torch.no_grad():
-            found, expected = execute([images.float()])[0], by_torch(images)
+        found, expected = execute([images.float()])[0], by_torch(images)
     except Exception as error:  # whatever it is, torch has the scores
         log.info("scores stay in torch: %s", error)
         return None

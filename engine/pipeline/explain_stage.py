@@ -12,10 +12,12 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from combicam.engine.explain.config import ONNX_BACKENDS
 from combicam.engine.explain.explainer import Explainer
 from combicam.engine.explain.explanation import Explanation
 from combicam.engine.explain.memory import BatchLimit
 from combicam.engine.explain.protocol import BatchExplainer
+from combicam.engine.explain.sessions import ArtifactSession, ModelSession
 from combicam.engine.explain.streams import shared_cores
 from combicam.engine.explain.targets import Targets
 from combicam.engine.geo.location_estimate import TOP_PLACES, LocationEstimator
@@ -29,6 +31,7 @@ from combicam.engine.shards.map_format import MapFormat, Size, finest
 from combicam.engine.shards.quantise import QuantisedExplanation, quantise
 from combicam.engine.shards.status import OK
 from combicam.errors import RunError, first_line
+from combicam.export.spec import FORWARD_METHODS
 from combicam.kernels.jit import on_device
 
 
@@ -83,7 +86,8 @@ class ExplainStage:
         streams: batches explained at the same time.
 
     Raises:
-        ValueError: CUDA graphs on a device other than CUDA, or several streams there.
+        ValueError: CUDA graphs on a device other than CUDA, or of launches that are not torch's or
+            too many; or several streams on CUDA.
     """
 
     def __init__(
@@ -105,6 +109,11 @@ class ExplainStage:
         if cuda_graphs and explainer.device.type != "cuda":
             raise ValueError(
                 f"run: expected a CUDA device for cuda_graphs, got {explainer.device}; leave it out"
+            )
+        if cuda_graphs and (other := _not_captured(explainer)):
+            raise ValueError(
+                f"run: expected cuda_graphs or {other}, got both: only torch's launches can be "
+                "captured, and not those of a pass per channel; leave cuda_graphs out"
             )
         if streams > 1 and explainer.device.type != "cpu":
             raise ValueError(
@@ -246,3 +255,15 @@ class ExplainStage:
         if not self._maps.varies or self._maps.align_corners is None:
             return None
         return finest(self._explainer.layers_at(image))
+
+
+def _not_captured(explainer: BatchExplainer) -> str:
+    """What an explainer has that no CUDA graph can hold; empty for nothing."""
+    if explainer.spec.method in FORWARD_METHODS:
+        return f"method {explainer.spec.method!r}"
+    session = explainer.session if isinstance(explainer, Explainer) else None
+    if isinstance(session, ArtifactSession) and session.path.suffix == ".onnx":
+        return f"the file {session.path}"
+    if isinstance(session, ModelSession) and session.backend in ONNX_BACKENDS:
+        return f"backend {session.backend!r}"
+    return ""

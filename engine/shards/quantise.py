@@ -99,7 +99,7 @@ def quantise(
     if missing := [name for name in maps.layers if name not in explanation.layer_maps]:
         raise RunError(f"run: expected a map of every layer, got none of {', '.join(missing)}")
     stored = _resized(heatmaps.float(), maps, size)
-    in_bytes, finite = to_bytes(stored)
+    rounded, finite = to_bytes(stored)
     for values in (explanation.scores, explanation.ranges):
         finite = finite & values.isfinite().flatten(1).all(1)
     if stored.shape != heatmaps.shape:  # not all of them were read
@@ -107,7 +107,7 @@ def quantise(
     layer_maps, highs = _layers([explanation.layer_maps[name] for name in maps.layers])
     placed = None if placer is None else placer(explanation.logits, explanation.targets[:, 0])
     return QuantisedExplanation(
-        heatmaps=in_bytes,
+        heatmaps=rounded,
         targets=explanation.targets.long(),
         scores=explanation.scores.float(),
         ranges=explanation.ranges.float(),

@@ -63,10 +63,10 @@ def functional() -> tuple[list[str], list[str]]:
     return names, [str(n.target) for n in calls]
 
 
-def written() -> tuple[dict[str, list[str]], list[str]]:
-    """Which arguments each kernel writes, and guards on shapes, with a symbolic batch."""
+def written(dynamic: str = "b", method: str = "gradcam") -> tuple[dict[str, list[str]], list[str]]:
+    """Which arguments each kernel writes, and guards on shapes; some of b, c, h, w are symbols."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    symbolic = [DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * 3]
+    symbolic = [DimDynamic.DYNAMIC if n in dynamic else DimDynamic.STATIC for n in "bchw"]
     acts = [
         mode.from_tensor(
             torch.empty(3, *shape), symbolic_context=StatelessSymbolicContext(symbolic)
@@ -77,7 +77,7 @@ def written() -> tuple[dict[str, list[str]], list[str]]:
     def launch(*tensors: Tensor) -> list[Tensor]:
         grads = [t[:, None] for t in tensors]
         return launch_cam_head(
-            tensors, grads, SIZE, "gradcam", "sum", "map", True, 0.0, (), 1e-8, False
+            tensors, grads, SIZE, method, "sum", "map", True, 0.0, (), 1e-8, False
         )
 
     with mode:
@@ -105,8 +105,6 @@ if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
     kernels, operators = functional()
     writes, guards = written()
-    print(
-        json.dumps(
-            {"functional": kernels, "operators": operators, "written": writes, "guards": guards}
-        )
-    )
+    sizes = [written(*each)[0] for each in (("hw", "gradcam"), ("bhw", "eigencam"))]
+    found = {"functional": kernels, "operators": operators, "written": writes, "guards": guards}
+    print(json.dumps({**found, "any size": [list(each) for each in sizes]}))

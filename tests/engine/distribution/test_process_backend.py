@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,13 @@ from fakes import configured, shard_bytes, start_run, wait_for
 from PIL import Image
 
 from combicam import cli
-from combicam.engine.distribution.process_backend import named_devices, on_its_gpu, portable
+from combicam.engine.distribution import process_backend
+from combicam.engine.distribution.process_backend import (
+    ProcessBackend,
+    named_devices,
+    on_its_gpu,
+    portable,
+)
 from combicam.engine.distribution.worker import WorkerTask
 from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.run.config import RunConfig
@@ -47,6 +54,30 @@ def kill_one_in_the_middle(tmp_path: Path) -> Thread:
     thread = Thread(target=kill)
     thread.start()
     return thread
+
+
+def test_every_process_starts_with_its_own_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str | None, str | None]] = []
+
+    class Process:
+        def __init__(self, target: Any, args: Any, name: str, daemon: bool) -> None:
+            self.device = args[1].config.compute.device
+
+        def start(self) -> None:
+            started.append((os.environ.get("CUDA_VISIBLE_DEVICES"), self.device))
+
+    pipe = lambda: (None, SimpleNamespace(close=lambda: None))  # noqa: E731
+    context = SimpleNamespace(Pipe=pipe, Process=Process)
+    monkeypatch.setattr(process_backend.multiprocessing, "get_context", lambda how: context)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    task = WorkerTask(configured(tmp_path), tmp_path, {})
+    backend = ProcessBackend(task, ["cuda:0", "cuda:1", "cpu"])
+    for slot in (1, 0, 2):
+        backend.start(slot)
+    assert started == [("6", "cuda:0"), ("4", "cuda:0"), ("4,6", "cpu")]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,6"
 
 
 @pytest.mark.long

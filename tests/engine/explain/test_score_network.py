@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from combicam import Explainer
 from combicam.demo.model import load
+from combicam.engine.evaluation.methods import another
+from combicam.engine.explain import backends
 from combicam.engine.explain import score_network as module
 from combicam.engine.explain.score_network import score_network
 from combicam.engine.explain.sessions import ModelSession
@@ -40,6 +44,38 @@ def test_logits_are_the_models_own(size: tuple[int, int], by_onnxruntime: bool) 
             expected = model.double()(images.double()).float()
         model.float()
         torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_the_callers_autocast_does_not_reach_it(backend: str) -> None:
+    """Nor, by the same way, do its settings for float32 on a GPU."""
+    network = score_network(session_of(small(), backend=backend))
+    images = torch.randn(3, 3, 32, 48)
+    expected = network(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(images)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32"])
+def test_float32_is_rounded_where_the_explainer_rounds_it(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the outermost setting, which decides."""
+    entered: list[bool] = []
+
+    @contextmanager
+    def noted(*devices: torch.device, tf32: bool = False) -> Iterator[None]:
+        entered.append(tf32)
+        yield
+
+    explainer = Explainer(small(), (32, 48), device="cpu", dtype=dtype)
+    for place in (module, backends):
+        monkeypatch.setattr(place, "plain_arithmetic", noted)
+    for call in (explainer, explainer.score_network, another(explainer, explainer.spec)):
+        entered.clear()
+        call(torch.randn(1, 3, 32, 48))
+        assert entered[0] is (dtype == "tf32")
 
 
 def test_a_trained_network_runs_in_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from threading import Barrier, Lock
 from time import sleep
 from types import SimpleNamespace
@@ -12,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from combicam import Explainer, LoadedModel
+from combicam import CamSpec, Explainer, LoadedModel, Preprocess, export
 from combicam.engine.inputs.entry import Entry
+from combicam.engine.pipeline import explain_stage
 from combicam.engine.pipeline.batch import Batch
 from combicam.engine.pipeline.channel import Channel
 from combicam.engine.pipeline.cuda_graph import CudaGraph
@@ -107,6 +110,65 @@ def test_streams_need_a_cpu(fake: Any) -> None:
 def test_cuda_graphs_need_a_gpu(fake: Any) -> None:
     with pytest.raises(ValueError, match="cuda_graphs, got cpu"):
         ExplainStage(fake(), MapFormat(1, (24, 32)), cuda_graphs=True)
+
+
+@pytest.mark.parametrize("what", ["a file", "a backend", "a method"])
+def test_what_cuda_graphs_cannot_hold(what: str, tmp_path: Path, fake: Any) -> None:
+    """Also where no configuration has refused it: in Ray Data, or with the backend left open."""
+    explainer = fake()
+    if what == "a method":
+        explainer.spec = CamSpec(method="scorecam")
+    else:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        explainer = Explainer(model, (16, 16), device="cpu")
+        explainer = explainer.with_backend("onnxruntime")
+        if what == "a file":
+            export(explainer, tmp_path / "model.onnx")
+            explainer = Explainer.load(tmp_path / "model.onnx", device="cpu")
+    explainer.device = torch.device("cuda:0")
+    with pytest.raises(ValueError, match=r"expected cuda_graphs or .*(file|backend|method) .*both"):
+        ExplainStage(explainer, MapFormat(1, (16, 16)), cuda_graphs=True)
+
+
+def test_the_explainers_device_is_current_where_maps_are_made_and_stored(
+    fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton launches on the current one, of the thread that explains."""
+    explainer, current, seen = fake(), threading.local(), []
+
+    @contextmanager
+    def on_device(device: torch.device) -> Iterator[None]:
+        current.device = device
+        yield
+        current.device = None
+
+    def stored(*arguments: Any) -> Any:
+        seen.append(getattr(current, "device", None))
+        return quantise(*arguments)
+
+    monkeypatch.setattr(explain_stage, "on_device", on_device)
+    monkeypatch.setattr(explain_stage, "quantise", stored)
+    images = torch.zeros(2, 24, 32, 3, dtype=torch.uint8)
+    for streams in (1, 2):
+        through(ExplainStage(explainer, MapFormat(1, (24, 32)), streams=streams), [images], False)
+    assert seen == [explainer.device] * 2
+
+
+def test_a_graph_is_told_the_session_that_it_reads(
+    monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    """That of the images' size, which would be dropped when others are used."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    sized = Preprocess((16, 16), resize="short-side", side_step=8)
+    explainer = Explainer(model, preprocess=sized, device="cpu")
+    told: list[Any] = []
+    monkeypatch.setattr(explain_stage, "CudaGraph", lambda explain, weights: told.append(weights))
+    monkeypatch.setattr(explain_stage, "Transfer", lambda device: None)
+    explainer.device = torch.device("cuda:0")
+    ExplainStage(explainer, MapFormat(1, (16, 16)), cuda_graphs=True)
+    [weights] = told
+    for size in ((16, 16), (16, 24)):
+        assert weights(torch.zeros(1, *size, 3)) is explainer.session_at(size)
 
 
 def test_launches_that_cannot_be_captured_are_made(fake: Any, caplog: Any) -> None:

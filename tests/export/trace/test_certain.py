@@ -108,6 +108,21 @@ def test_in_sixteen_bits(gap: float, method: str, dtype: str) -> None:
     check(explainer, network(gap), method, dtype)
 
 
+def faint(dtype: torch.dtype) -> nn.Module:
+    """Whose gradients of single pixels are some 1e-8."""
+    model = network(1)
+    for parameter in model[-1].parameters():  # type: ignore[operator, union-attr]
+        parameter.data *= 1e-4
+    return model.to(dtype)
+
+
+def test_small_gradients_in_float16() -> None:
+    """They are enlarged before they are rounded: 5e-2 off otherwise."""
+    options = {"layers": LAYERS, "method": "layercam", "dtype": "float16"}
+    explainer = Explainer(faint(torch.float32), SIZE, device="cpu", **options)
+    check(explainer, faint(torch.float64), "layercam", "float16")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", list(cam_oracle.METHODS))
 @pytest.mark.parametrize("gap", [1, 30, 1000])
