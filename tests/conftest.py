@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,8 +57,23 @@ def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """A GPU is for tests that mean it: those with its marker, and those of kernels."""
     means_it = request.node.get_closest_marker("gpu") or "device" in request.fixturenames
     if not means_it and "kernels" not in Path(request.node.path).parts:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that it starts
+        _without_gpu(monkeypatch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """What several tests share is made before their own fixtures: on the CPU, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if fixturedef.scope != "function" and "kernels" not in Path(request.node.path).parts:
+            _without_gpu(patch)
+        return (yield)
+
+
+def _without_gpu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that are started
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_logits_are_those_of_float64(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("backend", ["eager", "compile"])
 def test_the_same_bytes_come_out_again(dtype: str, backend: str, images: Tensor) -> None:
-    """ResNet has a max pool, whose gradients overlap."""
+    """Of residual blocks. Their max pool lies in front of what is explained: see docs/limits.md."""
     resnet = calibrated(torchvision.models.get_model("resnet18", weights=None), SIZE)
     explainer = Explainer(resnet, SIZE, device="cuda", dtype=dtype, backend=backend)
     first, second = explainer(images), explainer(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from combicam import (
     ModelError,
     Preprocess,
 )
-from combicam.engine.explain.arguments import is_fast_last
+from combicam.engine.explain.arguments import best_device, is_fast_last, named_device
 
 Draw = Callable[[int, int], Tensor]
 
@@ -311,6 +312,19 @@ def test_gpus_get_the_layout_that_their_convolutions_have(
     dtype: torch.dtype, precision: str | None, last: bool
 ) -> None:
     assert is_fast_last(nn.Conv2d(3, 4, 3).to(dtype), precision) is last
+
+
+def test_a_gpu_without_a_number_is_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = torch.zeros
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+    assert named_device("cuda") == named_device("cuda:1") == torch.device("cuda:1")
+    assert named_device("cuda:0") == torch.device("cuda:0")
+    assert best_device(tmp_path / "model.ts") == torch.device("cuda:1")
+    assert named_device("cpu") == torch.device("cpu")
 
 
 def test_tf32_is_torchs() -> None:

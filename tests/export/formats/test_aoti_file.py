@@ -11,6 +11,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from combicam import (
 )
 from combicam.engine.explain.artifact_export import natural_noise
 from combicam.engine.explain.backends import aoti_backend
+from combicam.engine.explain.sessions import ModelSession
 from combicam.export.formats import aoti_file
 
 SIZE = (24, 30)
@@ -144,6 +146,49 @@ def test_kernels_are_tuned_for_a_batch_that_fills_a_gpu(
     size: tuple[int, int], copies: int, batch: int
 ) -> None:
     assert aoti_file.tuning_batch(size, copies) == batch
+
+
+def test_a_package_for_a_gpu_is_tuned_for_such_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    class Compiled(Exception):
+        pass
+
+    def inputs(_joint: Any, batch: int = 2) -> Any:
+        batches.append(batch)
+        if len(batches) == 2:
+            raise Compiled
+        return (SimpleNamespace(device=torch.device("cuda")),)
+
+    monkeypatch.setattr(aoti_file, "example_inputs", inputs)
+    session = make(targets=2).session
+    assert isinstance(session, ModelSession)
+    with pytest.raises(Compiled):
+        aoti_file.write_aoti(session.joint(session.top), Path("model.pt2"), "")
+    assert batches == [2, 64]
+
+
+@pytest.mark.parametrize("device", [None, "cuda", "cuda:0"])
+def test_a_package_is_loaded_on_the_gpu_of_its_explainer(
+    device: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its number: what is current when it is loaded need not be when it is called."""
+    path = tmp_path / "model.pt2"
+    metadata = {"combicam": make().description.to_json(), "AOTI_DEVICE_KEY": "cuda"}
+    with zipfile.ZipFile(path, "w") as file:
+        name = "any/data/aotinductor/model/code"
+        file.writestr(f"{name}.wrapper_metadata.json", json.dumps(metadata))
+        file.writestr(f"{name}.wrapper.so", "")
+    loaded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(
+        "torch._inductor.aoti_load_package",
+        lambda _path, run_single_threaded, device_index: loaded.append(device_index),
+    )
+    explainer = Explainer.load(path, device=device)
+    expected = 0 if device == "cuda:0" else 1
+    assert explainer.device == torch.device("cuda", expected) and loaded == [expected]
 
 
 def test_calls_on_a_gpu_wait_for_each_other_only_until_they_are_launched(
