@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from combicam import CamSpec
+from combicam.engine.explain.config import ComputeConfig
 from combicam.engine.images.decode import DecodeConfig
 from combicam.engine.run.config import DistributionConfig, RunConfig, StorageConfig
 
@@ -27,6 +29,19 @@ from combicam.engine.run.config import DistributionConfig, RunConfig, StorageCon
 def test_values_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"RunConfig: expected {next(iter(changes))}"):
         RunConfig(**{"input": "in", "output": Path("out"), "model": "demo"} | changes)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_graphs_of_other_runtimes_are_refused(backend: str) -> None:
+    with pytest.raises(ValueError, match=f"expected cuda_graphs or backend '{backend}', got both"):
+        ComputeConfig("cuda", backend=backend, cuda_graphs=True)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_graphs_of_a_pass_per_channel_are_refused(method: str) -> None:
+    compute, cam = ComputeConfig("cuda", cuda_graphs=True), CamSpec(method=method)
+    with pytest.raises(ValueError, match=f"expected cuda_graphs or method '{method}', got both"):
+        RunConfig("in", Path("out"), "demo", cam=cam, compute=compute)
 
 
 def test_paths_are_converted() -> None:
