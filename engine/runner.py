@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import torch
+
 from combicam.engine.distribution.executor import DistributedExecutor
 from combicam.engine.distribution.process_backend import (
     ProcessBackend,
@@ -103,7 +105,7 @@ def run_images(config: RunConfig, explainer: BatchExplainer) -> RunSummary:
 def _run(config: RunConfig, explainer: BatchExplainer, make: MakeExplainer) -> RunSummary:
     plan = plan_run(config, explainer)
     needs_truth = plan.target is not None and plan.target.needs_truth
-    with RunDirectory(config.output) as directory, _quiet_pillow():
+    with RunDirectory(config.output) as directory, _quiet_pillow(), _same_threads():
         layout = directory.layout
         is_new = directory.prepare(
             fingerprint(config, explainer),
@@ -234,6 +236,16 @@ def _storage_errors(config: RunConfig) -> Iterator[None]:
             f"run: expected the object store to answer, got {first_line(error)}; run again: "
             "committed shards are kept"
         ) from error
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Leave torch's threads as they were: a run takes as many as it measured to be fastest."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -219,6 +219,13 @@ class RunConfig:
             self.failure_limit(1)
         if self.overlays < 0:
             raise ValueError(f"RunConfig: expected overlays >= 0, got {self.overlays}")
+        devices = [*self.distribution.devices, self.compute.device or ""]
+        if (self.compute.streams or 1) > 1 and any(name.startswith("cuda") for name in devices):
+            raise ValueError(
+                f"RunConfig: expected a CPU for streams={self.compute.streams}, got "
+                f"{' '.join(filter(None, devices))}: a GPU's batches follow each other; leave "
+                "streams out"
+            )
         if self.distribution.devices and self.compute.device is not None:
             raise ValueError(
                 "RunConfig: expected devices or device, got both; leave one of them out"

@@ -161,6 +161,26 @@ def test_a_cache_that_cannot_be_written(
     assert (tmp_path / "run" / "tuning.json").exists()
 
 
+def test_a_program_keeps_its_threads(
+    tmp_path: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was fastest for its run."""
+    save_photos(tmp_path / "in", 3)
+    before = torch.get_num_threads()
+
+    def chosen(config: Any, plan: Any, *_: Any) -> Any:
+        torch.set_num_threads(1)
+        return config, plan
+
+    monkeypatch.setattr(runner, "calibrated", chosen)
+    torch.set_num_threads(2)
+    try:
+        run_images(configured(tmp_path), fake())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_few_images_are_not_measured(tmp_path: Path, measured: list[str]) -> None:
     save_photos(tmp_path / "in", 4)
     run_images(configured(tmp_path, **AUTO), Explainer(build()))

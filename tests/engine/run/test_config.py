@@ -44,6 +44,14 @@ def test_graphs_of_a_pass_per_channel_are_refused(method: str) -> None:
         RunConfig("in", Path("out"), "demo", cam=cam, compute=compute)
 
 
+@pytest.mark.parametrize("devices", [(), ("cpu", "cuda:1")])
+def test_streams_of_a_gpu_are_refused_before_it_is_asked_for(devices: tuple[str, ...]) -> None:
+    compute = ComputeConfig(None if devices else "cuda", streams=2)
+    distribution = DistributionConfig(devices)
+    with pytest.raises(ValueError, match=r"expected a CPU for streams=2, got (cpu )?cuda"):
+        RunConfig("in", Path("out"), "demo", compute=compute, distribution=distribution)
+
+
 def test_paths_are_converted() -> None:
     config = RunConfig(Path("in"), "out", "demo", heatmap_size=[3, 4])  # type: ignore[arg-type]
     assert (config.input, config.output) == ("in", Path("out"))
