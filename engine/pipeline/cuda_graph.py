@@ -33,7 +33,8 @@ class CudaGraph:
     Args:
         explain: images on a CUDA device -> results on it; must not synchronise.
         weights: what the function reads for such images, by reference: a graph keeps it, since it
-            reads memory by address.
+            reads memory by address. It is called for every batch, so that who keeps the weights of
+            a few sizes keeps those that graphs read, and not others besides.
         limit: how many graphs, and what they read, are kept; the one not used for longest goes
             first.
     """
@@ -52,10 +53,11 @@ class CudaGraph:
         Raises:
             RuntimeError: the function cannot be captured.
         """
+        weights = self._weights(images)
         if images.shape not in self._captured:
             if len(self._captured) == self._limit:
                 self._captured.popitem(last=False)
-            self._captured[images.shape] = self._capture(images)
+            self._captured[images.shape] = self._capture(images, weights)
         self._captured.move_to_end(images.shape)
         captured = self._captured[images.shape]
         captured.images.copy_(images)
@@ -68,7 +70,7 @@ class CudaGraph:
         self._captured.clear()
         self._pool = None
 
-    def _capture(self, images: Tensor) -> _Captured:
+    def _capture(self, images: Tensor, weights: object) -> _Captured:
         self._stream = self._stream or torch.cuda.Stream(images.device)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         static = images.clone()
@@ -82,4 +84,4 @@ class CudaGraph:
         # Other threads, which copy and decode, may use the device meanwhile.
         with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             results = self._explain(static)
-        return _Captured(graph, static, results, self._weights(images))
+        return _Captured(graph, static, results, weights)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from combicam import CamSpec, Explainer, LoadedModel, Preprocess, export
+from combicam.engine.explain.sessions import SizedSessions
 from combicam.engine.inputs.entry import Entry
 from combicam.engine.pipeline import explain_stage
 from combicam.engine.pipeline.batch import Batch
@@ -175,7 +176,7 @@ def test_launches_that_cannot_be_captured_are_made(fake: Any, caplog: Any) -> No
     stage = ExplainStage(fake(), MapFormat(1, (24, 32)))
     captures: list[int] = []
 
-    def refuse(images: Tensor) -> None:
+    def refuse(images: Tensor, *_: object) -> None:
         captures.append(len(images))
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -219,7 +220,9 @@ class FakeGraph:
         """Nothing to do: the results of this fake do not change."""
 
 
-def test_graphs_are_few_and_keep_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """How graphs are captured, where no GPU is."""
     captures: list[tuple[Any, ...]] = []
 
     @contextmanager
@@ -237,7 +240,10 @@ def test_graphs_are_few_and_keep_what_they_read(monkeypatch: pytest.MonkeyPatch)
         "CUDAGraph": FakeGraph,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    return captures
 
+
+def test_graphs_are_few_and_keep_what_they_read(captures: list[tuple[Any, ...]]) -> None:
     class Weights:
         pass
 
@@ -254,7 +260,31 @@ def test_graphs_are_few_and_keep_what_they_read(monkeypatch: pytest.MonkeyPatch)
         graph(torch.zeros(1, size, size, 3))
     # 4, 8, 16 instead of 8, and 8 again instead of 16.
     assert len(captures) == 4 and len(kept) == 2 and FakeGraph.alive == 2
-    assert all(args == ((1, 2), stream) for args, _ in captures)
+    assert {args[0] for args, _ in captures} == {(1, 2)}  # one pool, and one stream
+    assert len({id(args[1]) for args, _ in captures}) == 1
     assert all(options == {"capture_error_mode": "thread_local"} for _, options in captures)
     graph.forget()
     assert not kept and FakeGraph.alive == 0
+
+
+def test_sizes_that_are_replayed_keep_their_sessions(captures: list[tuple[Any, ...]]) -> None:
+    """Whichever is used is kept, in both; and none besides."""
+    traced: list[tuple[int, int]] = []
+
+    class Session:
+        def at(self, size: tuple[int, int]) -> Session:
+            traced.append(size)
+            return Session()
+
+    sessions = SizedSessions(Session(), limit=2)  # type: ignore[arg-type]
+    results = SimpleNamespace(map=lambda f: results)
+    graph = CudaGraph(
+        lambda images: results,  # type: ignore[arg-type, return-value]
+        lambda images: sessions.at((images.shape[1], images.shape[2])),
+        limit=2,
+    )
+    for size in (4, 8, 4, 4, 16, 4, 4, 8, 4):
+        graph(torch.zeros(1, size, size, 3))
+        read = [captured.weights for captured in graph._captured.values()]
+        assert read == list(sessions._sessions.values())
+    assert traced == [(4, 4), (8, 8), (16, 16), (8, 8)] and len(captures) == 4
