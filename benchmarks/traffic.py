@@ -85,7 +85,8 @@ def _name(node: fx.Node) -> str:
 
 def _is_cast_of_pixels(node: fx.Node) -> bool:
     """Whether it does nothing on a GPU, where pixels are normalised in the network's type."""
-    return _name(node) == "_to_copy" and node.args[0] == next(iter(node.graph.nodes))
+    images = next(n for n in node.graph.nodes if n.op == "placeholder")
+    return _name(node) == "_to_copy" and node.args[0] is images
 
 
 def _source(node: fx.Node) -> fx.Node:

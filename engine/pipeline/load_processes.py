@@ -32,6 +32,7 @@ from combicam.errors import RunError
 from combicam.export.preprocess import Preprocess
 
 _AHEAD = 3  # chunks that a process has, finished ones included
+_END_S = 5.0  # until a process that has died is seen to have
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _started_ahead: list[_Parent] = []  # one, or none
 # What a process answers: for each input what load returns, or raised; and the shape of the pixels,
@@ -242,7 +243,10 @@ class _Parent:
                 self._socket.sendall(str(pid).encode())
                 code = int(self._socket.recv(64) or self._process.wait())
         if code is None:
-            code = self._process.wait()
+            try:
+                code = self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:  # it lives, and one that it forked does not
+                return "one that died before it could begin"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     @property

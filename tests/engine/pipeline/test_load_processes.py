@@ -158,6 +158,24 @@ def test_processes_that_cannot_start_stop_the_run(
         list(LoadProcesses(2, 12, SQUARE, DecodeConfig()).in_order(inputs))
 
 
+class Deadly(Preprocess):
+    """Ends whoever is sent one, as short memory does, or a module that is not there."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)
+
+
+def test_processes_that_die_as_they_begin_stop_the_run(
+    photos: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that forked them lives."""
+    monkeypatch.setattr(load_processes, "_END_S", 0.1)
+    inputs = entries(photos(tmp_path / "in", 3))
+    deadly = Deadly(SQUARE.input_size, resize=SQUARE.resize)
+    with pytest.raises(RunError, match=r"got one that died before it could begin; see stderr"):
+        list(LoadProcesses(2, 12, deadly, DecodeConfig()).in_order(inputs))
+
+
 def test_an_error_of_the_store_is_the_runs(pool: LoadProcesses, tmp_path: Path) -> None:
     """And those who were asked for more start anew."""
     with pytest.raises(Exception, match="gs9"):
