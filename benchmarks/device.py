@@ -18,6 +18,7 @@ import torch
 from benchmarks.environment import environment
 from benchmarks.harness import RESULTS, seconds_per_call
 from benchmarks.turns import Group, Outcome, run_wave
+from combicam.errors import first_line
 
 _GIB = 2**30
 # Those with the marker gpu; a worker that crashes is one failure.
@@ -144,7 +145,11 @@ def ceilings(device: torch.device) -> dict[str, float]:
 def _driver() -> str:
     fields = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown: {first_line(error)}"
+    return found.stdout.strip()
 
 
 def run_device(config: DeviceConfig) -> None:
@@ -159,8 +164,12 @@ def run_device(config: DeviceConfig) -> None:
 
     limits: dict[str, object] = {}
     if torch.cuda.is_available():
-        limits = {**ceilings(torch.device("cuda")), "driver": _driver()}
-        torch.cuda.empty_cache()
+        limits = {"driver": _driver()}
+        try:
+            limits |= ceilings(torch.device("cuda"))
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # of a device that fails; what the groups find is told, too
+            limits["error"] = first_line(error)
         print(limits, flush=True)
     record(**limits)
     for wave in config.waves:

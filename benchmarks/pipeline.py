@@ -259,7 +259,11 @@ class PipelineConfig:
     output: Path = Path("benchmarks/results/pipeline-cpu.json")
 
 
-def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]:
+def pipeline(
+    config: PipelineConfig,
+    say: Callable[[str], None],
+    timed: Callable[[list[Result]], None] = lambda rows: None,
+) -> list[Result]:
     """All rows; files are written below a temporary folder and removed."""
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory(prefix="combicam-pipeline-") as name:
@@ -292,7 +296,9 @@ def pipeline(config: PipelineConfig, say: Callable[[str], None]) -> list[Result]
             bench = Bench(run, ConstantExplainer(explainer), folder / "out")
             return stage_rows(bench, config.rounds, say)
         bench = Bench(run, explainer, folder / "out")
-        rows = stage_rows(bench, config.rounds, say) + bytes_per_image(bench)
+        rows = stage_rows(bench, config.rounds, say)
+        timed(rows)  # what ends the process now leaves them
+        rows += bytes_per_image(bench)
         if config.growth:
             rows += growth_rows(folder / "growth", config.growth, config.workers, say)
     return rows

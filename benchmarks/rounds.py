@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.claim import ClaimConfig, claim
@@ -28,7 +29,7 @@ from benchmarks.scaling_page import scaling_table
 
 def run_decode(config: DecodeBenchmark) -> None:
     """Disk is in no figure."""
-    rows = decoding(config, say)
+    rows = decoding(config, say, partial(write, config.output))
     print(f"\n{decode_table(rows)}\n", flush=True)
     write(config.output, rows)
 
@@ -42,7 +43,7 @@ def run_geo(config: GeoBenchmark) -> None:
 
 def run_pipeline(config: PipelineConfig) -> None:
     """Decoding, transfers and writing are in every figure of the whole run."""
-    rows = pipeline(config, say)
+    rows = pipeline(config, say, partial(write, config.output))
     print(f"\n{pipeline_table(rows)}\n", flush=True)
     write(config.output, rows)
 

@@ -17,11 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from benchmarks.harness import RESULTS, Result
 from benchmarks.photo_files import link_photos, write_photos
 from benchmarks.pipeline import LIBRARIES
 from benchmarks.turns import wait_for_turn
 from combicam.engine.run.layout import RunLayout
+from combicam.engine.shards.status import OK
 
 _FIRST = 5  # the first of so many parts of a run is left out of its rate
 
@@ -29,6 +32,8 @@ _FIRST = 5  # the first of so many parts of a run is left out of its rate
 @dataclass(frozen=True)
 class RunsConfig:
     """Whole commands: from the start of the process to the last shard, by decoder and cores.
+
+    Of every command also how many images have the class that the first command found.
 
     Args:
         model: of the command; needs no weights.
@@ -80,6 +85,7 @@ def runs(
     """
     everything = sorted(os.sched_getaffinity(0))
     rows: list[Result] = []
+    first: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="combicam-runs-") as name:
         photos, output = Path(name) / "in", Path(name) / "out"
         if config.photos is None:
@@ -95,6 +101,10 @@ def runs(
                     rows.append(_timed(command, everything[:cores], output))
                     rows[-1].params |= {"decoder": decoder, "cores": cores, "model": config.model}
                     rows[-1].params |= {"device": config.device, "photos": str(config.photos or "")}
+                    if rows[-1].error is None:
+                        classes = _classes(output)
+                        first = first or classes
+                        rows[-1].params["same_class"] = _agreement(classes, first)
                     shutil.rmtree(output, ignore_errors=True)
                     timed(rows)
     return rows
@@ -108,6 +118,19 @@ def _copies(source: Path, folder: Path, count: int) -> None:
     folder.mkdir()
     paths = [Path(shutil.copy(path, folder / f"{i:06d}.jpg")) for i, path in enumerate(found)]
     link_photos(paths, folder, count, len(paths))
+
+
+def _classes(run: Path) -> dict[str, int]:
+    """The best class of every image that was explained."""
+    table = pq.read_table(RunLayout(run).shards, columns=["id", "status", "targets"])
+    columns = (table.column(name).to_pylist() for name in table.column_names)
+    return {name: best[0] for name, status, best in zip(*columns, strict=True) if status == OK}
+
+
+def _agreement(classes: dict[str, int], others: dict[str, int]) -> float:
+    """Share of the images with the same class in both; those of one alone count as different."""
+    same = sum(others.get(name) == best for name, best in classes.items())
+    return same / max(1, len(classes.keys() | others.keys()))
 
 
 def _timed(command: list[str], cores: list[int], output: Path) -> Result:
@@ -159,14 +182,18 @@ def _time(event: dict[str, Any]) -> datetime:
 
 def runs_table(rows: list[Result]) -> str:
     """Markdown: a line for each command."""
-    lines = ["| decoder | cores | images/s | first shard | command |", "|---|---|---|---|---|"]
+    lines = [
+        "| decoder | cores | images/s | first shard | command | same class as in the first |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         p = row.params
         if row.error is not None:
             lines.append(
-                f"| {p['decoder']} | {p['cores']} | failed: {row.error.splitlines()[-1]} | | |"
+                f"| {p['decoder']} | {p['cores']} | failed: {row.error.splitlines()[-1]} | | | |"
             )
             continue
         speed = f"{row.images_per_s:,.0f} | {p['first_shard_s']:.2f} s | {p['command_s']:.1f} s"
-        lines.append(f"| {p['decoder']} | {p['cores']} | {speed} |")
+        same = f"{p['same_class']:.1%}" if "same_class" in p else ""
+        lines.append(f"| {p['decoder']} | {p['cores']} | {speed} | {same} |")
     return "\n".join(lines)

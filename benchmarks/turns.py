@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # A prefix of two files: the process makes PREFIX.ready, and times once PREFIX.go is there.
 VARIABLE = "COMBICAM_TURN"
 _POLL = 0.05
+_DIES_S = 10.0  # until a process that is killed has ended
 
 
 def wait_for_turn() -> None:
@@ -90,7 +92,9 @@ class _Running:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             how = "ended"
-        self.outcome.how, self.outcome.code = how, self.process.wait()
+        self.outcome.how = how
+        with suppress(subprocess.TimeoutExpired):  # it hangs in the driver, and is left there
+            self.outcome.code = self.process.wait(_DIES_S)
         for suffix in (".ready", ".go"):
             Path(f"{self.prefix}{suffix}").unlink(missing_ok=True)
 

@@ -85,14 +85,19 @@ class GpuDecoder:
             photos: of :func:`~combicam.engine.images.decode.decode_or_leave`.
 
         Returns:
-            uint8 [H,W,3] of each, on the device and complete; None to leave it to another decoder.
+            uint8 [H,W,3] of each, on the device and complete; None to leave it to another decoder,
+            as all of them where memory is short.
         """
         if not photos:
             return []
-        with self._stream() as stream:
-            images = self._decoded([self._code_stream(photo.data) for photo in photos], stream)
-            results = self._resized(photos, images)
-        return results
+        try:
+            with self._stream() as stream:
+                images = self._decoded([self._code_stream(photo.data) for photo in photos], stream)
+                return self._resized(photos, images)
+        except torch.OutOfMemoryError:  # nvImageCodec has memory that torch does not know of
+            self._of_thread.images = []
+            torch.cuda.empty_cache()
+            return [None] * len(photos)
 
     def stack(self, photos: Sequence[Tensor]) -> Tensor:
         """uint8 [B,H,W,3] of those that it decoded, complete."""

@@ -50,7 +50,7 @@ def test_decoding_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
     make = partial(codec.Decoder, device_id=-99999, backends=backends, options=OPTIONS)
     monkeypatch.setattr(decoders, "GpuDecoder", partial(GpuDecoder, make=make))
-    monkeypatch.setattr(decoders, "_BATCH", 2)
+    monkeypatch.setattr(decoders, "_BATCH", 5)
     monkeypatch.setattr(decoders, "_SIDE", 64)
     multiplied: list[torch.device] = []
     multiplying = decoders._multiplying
@@ -61,8 +61,7 @@ def test_decoding_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "Preprocess", lambda size: small)
     with ThreadPoolExecutor(1) as pool:
         for case, fails in (("64x48:85", False), ("64x48:85:progressive", True)):
-            data, _ = decoders.encoded(case)
-            compared = gpu_contenders(data, pool, 1, torch.device("cpu"))
+            compared = gpu_contenders(case, pool, 2, torch.device("cpu"))
             rows = measure(compared, {}, 1, lambda line: None)
             assert [row.name for row in rows] == ["run, --decoder gpu", "the same, the GPU busy"]
             for row in rows:
@@ -71,3 +70,22 @@ def test_decoding_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
                 else:
                     assert row.error is None and row.max_abs_err == 0 and row.seconds
     assert len(multiplied) == 2  # the second row's call that is checked, and the one that is timed
+
+
+def test_a_decoder_that_mixes_photos_up_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image overwritten by its neighbour's, of the same size."""
+    codec = pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec")
+    backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
+    make = partial(codec.Decoder, device_id=-99999, backends=backends, options=OPTIONS)
+
+    class Mixing(GpuDecoder):
+        def __call__(self, photos: Any) -> Any:
+            found = super().__call__(photos)
+            return [found[0], found[0], *found[2:]]
+
+    monkeypatch.setattr(decoders, "GpuDecoder", partial(Mixing, make=make))
+    monkeypatch.setattr(decoders, "_BATCH", 3)
+    with ThreadPoolExecutor(1) as pool:
+        compared = gpu_contenders("64x48:85", pool, 1, torch.device("cpu"))
+        for row in measure(compared, {}, 1, lambda line: None):
+            assert row.error is not None and row.error.startswith("ArithmeticError")

@@ -37,24 +37,32 @@ def test_a_command_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.Monke
     log = "\n".join(str(e).replace("'", '"') for e in (_event(1, "started"), _shard(3, 5)))
     script = f"""if True:
         import os, pathlib, sys
+        import pyarrow as pa, pyarrow.parquet as pq
         photos, output, decoder = map(pathlib.Path, sys.argv[1:])
         assert len(os.sched_getaffinity(0)) == 1 and len(list(photos.glob("*.jpg"))) == 5
         assert decoder.name == "auto", "no GPU"
         output.mkdir()
         (output / "log.jsonl").write_text({log!r})
+        (output / "shards").mkdir()
+        best = 4 if len(list(pathlib.Path({str(tmp_path)!r}).glob("*.again"))) else 3
+        rows = {{"id": ["a", "b", "c"], "status": ["ok", "ok", "missing"]}}
+        rows["targets"] = [[3, 1], [best, 2], [0, 0]]
+        pq.write_table(pa.table(rows), output / "shards" / "0.parquet")
+        pathlib.Path({str(tmp_path)!r}, "1.again").touch()
     """
 
     def command(_self: RunsConfig, decoder: str, _cores: int, photos: Path, out: Path) -> list[str]:
         return [sys.executable, "-c", script, str(photos), str(out), decoder]
 
     monkeypatch.setattr(RunsConfig, "command", command)
-    config = RunsConfig(images=5, photos=tmp_path, decoders=("gpu", "auto"), cores=(1,))
+    config = RunsConfig(images=5, photos=tmp_path, decoders=("gpu", "auto"), cores=(1,), rounds=2)
     written: list[int] = []
     rows = runs(config, lambda line: None, lambda rows: written.append(len(rows)))
-    assert written == [1, 2]
-    failed, good = runs_table(rows).splitlines()[2:]
+    assert written == [1, 2, 3, 4]
+    failed, good, _, again = runs_table(rows).splitlines()[2:]
     assert "failed: " in failed and "no GPU" in failed
-    assert good.startswith("| auto | 1 | 2 | 2.00 s |")
+    assert good.startswith("| auto | 1 | 2 | 2.00 s |") and good.endswith("| 100.0% |")
+    assert again.endswith("| 50.0% |")
     with pytest.raises(ValueError, match="expected a folder of"):
         runs(RunsConfig(photos=tmp_path / "none"), lambda line: None, lambda rows: None)
 

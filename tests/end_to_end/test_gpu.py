@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,48 @@ def test_a_run(photos: Callable[..., list[Path]], tmp_path: Path) -> None:
     )
     summary = run(config)
     assert summary.images == 12 and not summary.failures
+
+
+def test_photos_are_not_mixed_up(tmp_path: Path) -> None:
+    """Threads decode into images that they keep, batch after batch, while the GPU explains."""
+    pytest.importorskip("nvidia.nvimgcodec")
+    (tmp_path / "in").mkdir()
+    random = np.random.default_rng(0)
+    preprocess = load_model(ModelConfig("demo")).preprocess
+    decoder = GpuDecoder(preprocess, torch.device("cuda", 0))
+    files = []
+    for i in range(900):
+        coarse = Image.fromarray(random.integers(0, 256, (5, 4, 3), dtype=np.uint8))
+        size = (240 + 16 * (i % 3), 320)
+        path = tmp_path / "in" / f"{i:03d}.jpg"
+        coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+        files.append(path.read_bytes())
+    expected = [torch.from_numpy(decode_image(data, preprocess).pixels).int() for data in files]
+    left = [decode_or_leave(data, preprocess, DecodeConfig("gpu")) for data in files]
+    batches = [[i % 900 for i in range(start, start + 128)] for start in range(0, 3600, 100)]
+    with ThreadPoolExecutor(3) as pool:
+        found = pool.map(lambda batch: decoder([left[i] for i in batch]), batches)
+        for batch, photos in zip(batches, found, strict=True):
+            for i, photo in zip(batch, photos, strict=True):
+                assert photo is not None
+                assert (photo.cpu().int() - expected[i]).abs().float().mean() < 1, i
+    rows = {}
+    for name in ("auto", "gpu"):
+        config = RunConfig(
+            str(tmp_path / "in"),
+            tmp_path / name,
+            ModelConfig("demo"),
+            decode=DecodeConfig(name),
+            compute=ComputeConfig("cuda"),
+            progress=False,
+        )
+        assert not run(config).failures
+        rows[name] = pq.read_table(tmp_path / name / "shards").sort_by("id")
+    assert set(rows["gpu"].column("decoder").to_pylist()) == {"nvimagecodec"}
+    logits = [np.array(rows[name].column("scores").to_pylist()) for name in rows]
+    classes = [np.array(rows[name].column("targets").to_pylist()) for name in rows]
+    same = (classes[0] == classes[1])[:, 0]
+    assert same.mean() > 0.95 and np.median(np.abs(logits[0] - logits[1])[same]) < 0.02
 
 
 def test_photos_are_decoded(tmp_path: Path) -> None:

@@ -96,6 +96,22 @@ def test_a_decoder_writes_over_what_it_decoded_before() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_photos_are_left_to_the_cpu_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: the next ones are tried again, and run into nothing that was kept."""
+    decoder, launch = on_cpu(SQUARE), gpu_jpeg.launch_resample
+
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    files = [jpeg((60, 80)), jpeg((40, 30))]
+    photos = [p for f in files if isinstance(p := decode_or_leave(f, SQUARE, GPU), Encoded)]
+    monkeypatch.setattr(gpu_jpeg, "launch_resample", short)
+    assert decoder(photos) == [None, None]
+    monkeypatch.setattr(gpu_jpeg, "launch_resample", launch)
+    for data, found in zip(files, decoder(photos), strict=True):
+        assert np.array_equal(found, decode_image(data, SQUARE).pixels)
+
+
 def test_what_is_left_to_the_gpu() -> None:
     def is_left(data: bytes, preprocess: Preprocess = SQUARE) -> bool:
         found = decode_or_leave(data, preprocess, GPU)
