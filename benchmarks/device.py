@@ -120,7 +120,7 @@ class DeviceConfig:
     budget: float = 540.0
     waves: tuple[str, ...] = (
         "tests+kernels+resnet50+efficientnet_b4",
-        "packages+pipeline",
+        "pipeline",
         "others",
     )
     output: Path = RESULTS / "device"
@@ -153,14 +153,19 @@ def _driver() -> str:
 
 
 def run_device(config: DeviceConfig) -> None:
-    """Wave by wave; ``device.json`` says how every process ended."""
+    """Wave by wave; ``device.json`` says how every process ended, in this call and those before."""
     end = time.monotonic() + config.budget
     config.output.mkdir(parents=True, exist_ok=True)
+    path = config.output / "device.json"
+    earlier = json.loads(path.read_text())["groups"] if path.exists() else []
     outcomes: list[Outcome] = []
 
     def record(**more: object) -> None:
-        content = {"env": environment(), **more, "groups": [o.to_dict() for o in outcomes]}
-        (config.output / "device.json").write_text(json.dumps(content, indent=1) + "\n")
+        new = [outcome.to_dict() for outcome in outcomes]
+        names = {group["name"] for group in new}
+        kept = [group for group in earlier if group["name"] not in names]
+        content = {"env": environment(), **more, "groups": [*kept, *new]}
+        path.write_text(json.dumps(content, indent=1) + "\n")
 
     limits: dict[str, object] = {}
     if torch.cuda.is_available():

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import device, harness
 from benchmarks.harness import Contender, Result, measure, seconds_per_call
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("warm", [1e-6, 1e-4, 0.02, 0.3])
@@ -58,3 +65,22 @@ def test_a_driver_that_says_nothing_ends_nothing(
         device.subprocess, "run", lambda command, **options: run([program], **options)
     )
     assert device._driver().startswith("unknown: ")
+
+
+def test_what_kills_a_process_leaves_the_rounds_before(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    script = f"""if True:
+        import os, pathlib, functools
+        from benchmarks.harness import Contender, measure, write
+        calls = []
+        def call():
+            calls.append(1)
+            if len(calls) == 4:
+                os.kill(os.getpid(), 9)
+        rows = [Contender("steady", lambda: lambda: None, 1), Contender("fatal", lambda: call, 1)]
+        measure(rows, {{}}, 9, print, functools.partial(write, pathlib.Path({str(path)!r})))
+    """
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL
+    cases = json.loads(path.read_text())["cases"]
+    assert [(row["name"], len(row["seconds"])) for row in cases] == [("steady", 2), ("fatal", 2)]

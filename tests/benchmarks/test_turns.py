@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import device
+from benchmarks.__main__ import COMMANDS
 from benchmarks.device import GPU_TESTS, PLAN, DeviceConfig, run_device
 from benchmarks.turns import Group, run_wave
 
@@ -79,6 +81,15 @@ def test_nothing_outlives_the_budget(
     assert time.monotonic() - started < 10
     record = json.loads((tmp_path / "device.json").read_text())
     assert [g["how"] for g in record["groups"]] == ["late", "stopped", "not begun"]
+    # Another call keeps what it does not repeat.
+    monkeypatch.setattr(device, "PLAN", {"b": [group("first")]})
+    run_device(DeviceConfig(budget=30, waves=("b",), output=tmp_path))
+    groups = json.loads((tmp_path / "device.json").read_text())["groups"]
+    assert {g["name"]: g["how"] for g in groups} == {
+        "late": "late",
+        "never": "not begun",
+        "first": "ended",
+    }
 
 
 def test_the_plan() -> None:
@@ -86,6 +97,19 @@ def test_the_plan() -> None:
     assert len(set(names)) == len(names)
     with pytest.raises(ValueError, match=r"expected waves of .*, got \['nothing'\]"):
         DeviceConfig(waves=("kernels+nothing",))
+
+
+@pytest.mark.parametrize(
+    "group", [g for groups in PLAN.values() for g in groups if g.command[0] == "benchmarks"]
+)
+def test_every_command_of_the_plan_is_one(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    name, *arguments = (part.format(output=tmp_path) for part in group.command[1:])
+    config, _ = COMMANDS[name]
+    made = tyro.cli(config, args=arguments)
+    assert made.output == tmp_path / f"{group.name}.json"
 
 
 def test_the_plan_has_every_test_that_needs_a_gpu() -> None:
