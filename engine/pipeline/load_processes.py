@@ -32,6 +32,7 @@ from combicam.errors import RunError
 from combicam.export.preprocess import Preprocess
 
 _AHEAD = 3  # chunks that a process has, finished ones included
+_FILE = 2**22  # bytes; a camera's JPEGs have a few million
 _END_S = 5.0  # until a process that has died is seen to have
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _started_ahead: list[_Parent] = []  # one, or none
@@ -87,10 +88,9 @@ class LoadProcesses:
     def __init__(
         self, workers: int, window: int, preprocess: Preprocess, config: DecodeConfig
     ) -> None:
-        self._setup = (preprocess, config)
+        self._slot = _slot(preprocess, config)
+        self._setup = (preprocess, config, self._slot)
         self._chunk = max(1, window // (_AHEAD * workers))
-        height, width = preprocess.input_size
-        self._slot = height * width * preprocess.channels  # larger images are pickled
         self._memory_file = os.memfd_create("combicam-pixels")
         size = self._slot * self._chunk * _AHEAD * workers
         os.ftruncate(self._memory_file, size)
@@ -325,7 +325,7 @@ def serve(connection_file: int, memory_file: int) -> NoReturn:
     """Main of a process that was forked: load what comes, until the other end closes."""
     memory = mmap.mmap(memory_file, 0)
     connection = Connection(connection_file)
-    preprocess, config = connection.recv()
+    preprocess, config, slot = connection.recv()
     connection.send(os.getpid())
     tasks: SimpleQueue[_Task] = SimpleQueue()
 
@@ -338,13 +338,22 @@ def serve(connection_file: int, memory_file: int) -> NoReturn:
             os._exit(0)
 
     Thread(target=receive, daemon=True).start()
-    slot = preprocess.input_size[0] * preprocess.input_size[1] * preprocess.channels
     while True:
         task = tasks.get()
         answers = []
         for i, entry in enumerate(task.entries):
             answers.append(_loaded(entry, preprocess, config, memory, task.offset + i * slot, slot))
         connection.send(answers)
+
+
+def _slot(preprocess: Preprocess, config: DecodeConfig) -> int:
+    """Bytes of shared memory for an image; what is larger is pickled.
+
+    Of the model's size; or of a file that a GPU decodes. Memory that is not written is not taken.
+    """
+    height, width = preprocess.input_size
+    pixels = height * width * preprocess.channels
+    return max(pixels, _FILE) if config.decoder == "gpu" else pixels
 
 
 def _loaded(

@@ -253,6 +253,26 @@ def test_files_for_a_gpu(photos: Callable[..., list[Path]], tmp_path: Path) -> N
         processes.close()
 
 
+@pytest.mark.parametrize("shared", [2**22, 20_000])
+def test_large_files_for_a_gpu(
+    shared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through memory that is shared, where they fit; in as many bytes as they have either way."""
+    monkeypatch.setattr(load_processes, "_FILE", shared)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{i}.jpg" for i in range(9)]
+    for i, path in enumerate(paths):
+        Image.fromarray(noise).save(path, quality=20 if i % 2 else 90)
+    config = DecodeConfig("gpu")
+    for item, path in zip(
+        LoadProcesses(2, 12, SQUARE, config).in_order(entries(paths)), paths, strict=True
+    ):
+        assert item.encoded is not None
+        assert bytes(item.encoded.data) == path.read_bytes()
+        fits = path.stat().st_size <= shared
+        assert isinstance(item.encoded.data, np.ndarray if fits else bytes)
+
+
 def test_a_process_that_was_started_ahead_is_taken(
     photos: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
