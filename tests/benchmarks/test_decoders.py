@@ -85,6 +85,9 @@ def test_a_decoder_that_mixes_photos_up_is_a_failed_row(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(decoders, "GpuDecoder", partial(Mixing, make=make))
     monkeypatch.setattr(decoders, "_BATCH", 3)
+    monkeypatch.setattr(decoders, "_SIDE", 64)
+    small = decoders.Preprocess((32, 32))
+    monkeypatch.setattr(decoders, "Preprocess", lambda size: small)
     with ThreadPoolExecutor(1) as pool:
         compared = gpu_contenders("64x48:85", pool, 1, torch.device("cpu"))
         for row in measure(compared, {}, 1, lambda line: None):
