@@ -126,7 +126,7 @@ def _compile(folder: Path, name: str, symbols: set[str], include: Path) -> None:
 
 def placement(path: Path, libraries: Path) -> dict[str, Counter[str]]:
     """Provider -> how many nodes of each operator of a file it runs; and ``copies``, those that the
-    runtime adds, which carry values between a GPU and the CPU."""
+    runtime adds, which carry values between a GPU and the CPU; and the ``stream`` that it takes."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
     command = [sys.executable, __file__, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -145,12 +145,16 @@ def _main(path: str) -> None:
     # The plan of providers is older than the copies; the optimised file has them.
     options.optimized_model_filepath = f"{path}.optimised"
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    stream = {"user_compute_stream": "4660"}
+    providers = [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
     found: dict[str, Counter[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         counts = found.setdefault(part.ep_name, Counter())
         counts.update(node.op_type for node in part.get_nodes())
+    taken = session.get_provider_options()["CUDAExecutionProvider"]
+    has_stream = taken["has_user_compute_stream"] == "1"
+    found["stream"] = Counter({taken["user_compute_stream"]: int(has_stream)})
     nodes = onnx.load(options.optimized_model_filepath).graph.node
     found["copies"] = Counter(node.op_type for node in nodes if "Memcpy" in node.op_type)
     print(json.dumps(found), flush=True)

@@ -66,15 +66,26 @@ def test_memory_that_is_short_is_told_as_torch_does(message: str, file: Path) ->
         execute([torch.zeros(2, 3, 20, 24), torch.full((2, 1), -1)])
 
 
-def test_options_of_a_gpu(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 as IEEE has it; no search at every batch size; no doubling of memory."""
+@pytest.mark.parametrize("takes", [True, False])
+def test_options_of_a_gpu(takes: bool, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 as IEEE has it; no search at every batch size; no doubling of memory; torch's stream,
+    if it is taken."""
     given: list[Any] = []
+    ours = SimpleNamespace(cuda_stream=4660)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ours)
+    used: list[Any] = []
+    monkeypatch.setattr(
+        backends, "onnxruntime_execute", lambda session, device, stream: used.append(stream)
+    )
 
     def make(path: str, options: Any, providers: Any) -> Any:
         given.extend(providers)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return SimpleNamespace(
             get_providers=lambda: ["CUDAExecutionProvider"],
+            get_provider_options=lambda: {
+                "CUDAExecutionProvider": {"has_user_compute_stream": str(int(takes))}
+            },
             get_inputs=session.get_inputs,
             get_outputs=session.get_outputs,
         )
@@ -90,7 +101,41 @@ def test_options_of_a_gpu(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options == {
         "device_id": 1,
+        "user_compute_stream": "4660",
         "use_tf32": 0,
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
     }
+    assert used == [ours if takes else None]
+
+
+@pytest.mark.parametrize("has_stream", [True, False])
+def test_a_call_on_a_gpu_waits_for_its_inputs(
+    has_stream: bool, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the stream; where that is ONNX Runtime's own, on the host."""
+    done: list[str] = []
+    real = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    bound = SimpleNamespace(
+        bind_input=lambda *_: done.append("bound"),
+        bind_output=lambda *_: None,
+        synchronize_outputs=lambda: done.append("complete"),
+    )
+    session = SimpleNamespace(
+        get_inputs=lambda: real.get_inputs()[:1],
+        get_outputs=real.get_outputs,
+        io_binding=lambda: bound,
+        run_with_iobinding=lambda _: done.append("run"),
+    )
+    torchs = SimpleNamespace(synchronize=lambda: done.append("host"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: torchs)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: empty(size, dtype=dtype))
+    images = SimpleNamespace(to=lambda device: torch.zeros(2, 3, 20, 24), contiguous=lambda: None)
+    stream = SimpleNamespace(
+        wait_stream=lambda other: done.append("stream" if other is torchs else "another")
+    )
+    gpu = torch.device("cuda", 0)
+    execute = backends.onnxruntime_execute(session, gpu, stream if has_stream else None)  # type: ignore[arg-type]
+    assert [len(found) for found in execute([images])] == [2] * len(real.get_outputs())  # type: ignore[list-item]
+    assert done == ["bound", "stream" if has_stream else "host", "run", "complete"]

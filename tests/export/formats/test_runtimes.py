@@ -293,6 +293,7 @@ def test_the_cuda_provider_runs_all_but_shapes(files: dict[str, Path], libraries
     placed = fake_cuda.placement(files["onnxruntime-cuda"], libraries)
     assert set(placed.get("CPUExecutionProvider", ())) <= ON_THE_CPU
     assert not placed["copies"]
+    assert placed["stream"] == {"4660": 1}  # a caller's, as backends.onnxruntime_backend has one
     other = fake_cuda.placement(files["onnxruntime-cpu"], libraries)
     assert other["CPUExecutionProvider"]["MaxUnpool"] == 1
     assert other["copies"] == {"MemcpyToHost": 2, "MemcpyFromHost": 1}
