@@ -24,7 +24,8 @@ from combicam.errors import first_line
 RESULTS = Path("benchmarks/results")
 # Seconds of a contender on a GPU, which is at hand for minutes.
 _ENOUGH = 4.0
-_SAMPLE, _MOST_CALLS = 0.05, 1000  # seconds; of a call that takes less than 0.05 ms, fewer
+_SAMPLE = 0.05  # seconds
+_MOST_CALLS = 1000  # in a sample, which is shorter where a call takes less than 0.05 ms
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

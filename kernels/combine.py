@@ -123,15 +123,16 @@ def combine_reference(
         full = [upsample(m, size, align_corners) for m in _sum_by_resolution(weighted)]
     else:
         full = _at_image_size(weighted, size, per_layer, align_corners, eps)
-    gate = full[-1]
-    if fuse == "gated" and per_layer == "none":
-        gate = upsample(maps[-1], size, align_corners)
+    unweighted = full
     if layer_weights and per_layer != "none":
         full = [m * w for m, w in zip(full, layer_weights, strict=True)]
     total = torch.stack(full, 2) if fuse == "none" else _fuse(full, fuse)
     if fuse == "mean":
         total = total / len(maps)
     if fuse == "gated":
+        gate = unweighted[-1]
+        if per_layer == "none":  # there they are weighted, and added, on their grids
+            gate = upsample(maps[-1], size, align_corners)
         total = min_max(total, eps, hide=False)[0] * min_max(gate, eps, hide=False)[0]
     normalized, ranges = min_max(total, eps)
     heatmaps = normalized if normalize.endswith("map") else total

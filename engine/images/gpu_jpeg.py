@@ -119,8 +119,10 @@ class GpuDecoder:
             if not hasattr(self._of_thread, "stream"):
                 self._of_thread.stream = torch.cuda.Stream(self._device, priority=-1)
             with torch.cuda.stream(self._of_thread.stream):
-                yield self._of_thread.stream
-                self._of_thread.stream.synchronize()
+                try:
+                    yield self._of_thread.stream
+                finally:  # also before what an error leaves behind is freed
+                    self._of_thread.stream.synchronize()
 
     def _maker(self) -> Callable[[], Any]:
         kinds = self._codec.BackendKind

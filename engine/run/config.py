@@ -220,7 +220,9 @@ class RunConfig:
         if self.overlays < 0:
             raise ValueError(f"RunConfig: expected overlays >= 0, got {self.overlays}")
         devices = [*self.distribution.devices, self.compute.device or ""]
-        if (self.compute.streams or 1) > 1 and any(name.startswith("cuda") for name in devices):
+        if (self.compute.streams or 1) > 1 and any(
+            name == "all" or name.startswith("cuda") for name in devices
+        ):
             raise ValueError(
                 f"RunConfig: expected a CPU for streams={self.compute.streams}, got "
                 f"{' '.join(filter(None, devices))}: a GPU's batches follow each other; leave "

@@ -27,7 +27,8 @@ class QuantisedExplanation:
         scores: float32 [B,K].
         ranges: float32 [B,K,2].
         flat: bool [B,K].
-        finite: bool [B], all scores, ranges and heatmaps of the image are finite.
+        finite: bool [B], all scores, ranges, heatmaps and stored layer maps of the image are
+            finite.
         layer_maps: layer -> uint8 [B,K,h,w], 255 for the largest value of the map.
         layer_highs: float32 [B,L*K], these largest values, layer by layer.
         places: int64 [B,k], the most likely classes; like the rest, only if classes have locations.
@@ -104,7 +105,9 @@ def quantise(
         finite = finite & values.isfinite().flatten(1).all(1)
     if stored.shape != heatmaps.shape:  # not all of them were read
         finite = finite & are_finite(heatmaps)
-    layer_maps, highs = _layers([explanation.layer_maps[name] for name in maps.layers])
+    layer_maps, highs, layers_finite = _layers([explanation.layer_maps[n] for n in maps.layers])
+    for values in layers_finite:
+        finite = finite & values
     placed = None if placer is None else placer(explanation.logits, explanation.targets[:, 0])
     return QuantisedExplanation(
         heatmaps=rounded,
@@ -131,10 +134,13 @@ def _resized(heatmaps: Tensor, maps: MapFormat, size: Size | None) -> Tensor:
     return interpolate(heatmaps, size, mode="bilinear", align_corners=maps.align_corners)
 
 
-def _layers(maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Bytes of the (non-negative) layer maps, and the values that 255 stands for."""
+def _layers(
+    maps: Sequence[Tensor],
+) -> tuple[tuple[Tensor, ...], Tensor | None, tuple[Tensor, ...]]:
+    """Bytes of the (non-negative) layer maps, the values that 255 stands for, and per layer bool
+    [B], whether an image's maps are finite."""
     if not maps:
-        return (), None
+        return (), None, ()
     highs = [m.float().amax((2, 3)) for m in maps]  # [B,K]
-    scaled = [to_bytes(m, high)[0] for m, high in zip(maps, highs, strict=True)]
-    return tuple(scaled), torch.cat(highs, 1)
+    scaled, finite = zip(*map(to_bytes, maps, highs), strict=True)
+    return scaled, torch.cat(highs, 1), finite

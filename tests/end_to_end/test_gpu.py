@@ -122,16 +122,21 @@ def test_files_of_a_gpu(
     assert (found.heatmaps - expected.heatmaps).abs().max() < 1e-3
 
 
-def test_a_run(photos: Callable[..., list[Path]], tmp_path: Path) -> None:
-    photos(tmp_path / "in", 12)
-    config = RunConfig(
-        str(tmp_path / "in"),
-        tmp_path / "out",
+def run_config(folder: Path, name: str, compute: ComputeConfig, decoder: str = "auto") -> RunConfig:
+    """A run of FOLDER/in into FOLDER/NAME."""
+    return RunConfig(
+        str(folder / "in"),
+        folder / name,
         ModelConfig("demo"),
-        compute=ComputeConfig("cuda", cuda_graphs=True),
+        decode=DecodeConfig(decoder),
+        compute=compute,
         progress=False,
     )
-    summary = run(config)
+
+
+def test_a_run(photos: Callable[..., list[Path]], tmp_path: Path) -> None:
+    photos(tmp_path / "in", 12)
+    summary = run(run_config(tmp_path, "out", ComputeConfig("cuda", cuda_graphs=True)))
     assert summary.images == 12 and not summary.failures
 
 
@@ -160,21 +165,13 @@ def test_photos_are_not_mixed_up(tmp_path: Path) -> None:
                 assert (photo.cpu().int() - expected[i]).abs().float().mean() < 1, i
     rows = {}
     for name in ("auto", "gpu"):
-        config = RunConfig(
-            str(tmp_path / "in"),
-            tmp_path / name,
-            ModelConfig("demo"),
-            decode=DecodeConfig(name),
-            compute=ComputeConfig("cuda"),
-            progress=False,
-        )
-        assert not run(config).failures
+        assert not run(run_config(tmp_path, name, ComputeConfig("cuda"), name)).failures
         rows[name] = pq.read_table(tmp_path / name / "shards").sort_by("id")
     assert set(rows["gpu"].column("decoder").to_pylist()) == {"nvimagecodec"}
-    logits = [np.array(rows[name].column("scores").to_pylist()) for name in rows]
+    scores = [np.array(rows[name].column("scores").to_pylist()) for name in rows]
     classes = [np.array(rows[name].column("targets").to_pylist()) for name in rows]
     same = (classes[0] == classes[1])[:, 0]
-    assert same.mean() > 0.95 and np.median(np.abs(logits[0] - logits[1])[same]) < 0.02
+    assert same.mean() > 0.95 and np.median(np.abs(scores[0] - scores[1])[same]) < 0.02
 
 
 def test_photos_are_decoded(tmp_path: Path) -> None:
@@ -210,15 +207,7 @@ def test_photos_are_decoded(tmp_path: Path) -> None:
         difference = (found.cpu().int() - expected.int()).abs()
         assert difference.max() <= 3 and difference.float().mean() < 0.05
     assert taken >= 24  # all but the tiny ones
-    config = RunConfig(
-        str(tmp_path / "in"),
-        tmp_path / "out",
-        ModelConfig("demo"),
-        decode=DecodeConfig("gpu"),
-        compute=ComputeConfig("cuda"),
-        progress=False,
-    )
-    summary = run(config)
+    summary = run(run_config(tmp_path, "out", ComputeConfig("cuda"), "gpu"))
     assert summary.images == 40 and not summary.failures
     decoders = pq.read_table(tmp_path / "out" / "shards").column("decoder").to_pylist()
     assert decoders.count("nvimagecodec") == taken

@@ -193,6 +193,17 @@ def test_quantise_marks_each_image_that_is_not_finite() -> None:
     assert quantise(made, MapFormat(1, (2, 2))).finite.tolist() == [False, False, False, True]
 
 
+def test_quantise_marks_what_it_does_not_store() -> None:
+    """A layer's map that is not finite, and a pixel between those that are sampled."""
+    made = explanation(torch.ones(3, 1, 9, 9))
+    made.heatmaps[0, 0, 2, 2] = torch.nan
+    layer = torch.ones(3, 1, 3, 3)
+    layer[1, 0, 2, 2] = torch.inf
+    stored = MapFormat(1, (3, 3), (9, 9), True, ("a",), ((3, 3),))
+    found = quantise(replace(made, layer_maps={"a": layer}), stored)
+    assert found.finite.tolist() == [False, False, True] and found.heatmaps.min() == 255
+
+
 def test_quantise_refuses_other_targets() -> None:
     with pytest.raises(RunError, match=r"\[B,2,H,W\]"):
         quantise(explanation(torch.ones(1, 1, 2, 2)), MapFormat(2, (2, 2)))
